@@ -1,0 +1,31 @@
+"""Bytes kept beside a ledger by their SHA-256, when they are too large for an entry."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+from trust.canonical import sha256_hex
+from trust.ledger.tiles import write_atomically
+
+
+class Blobs:
+    """Files named by digest; written durably before any entry names them."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+
+    async def put(self, data: bytes) -> str:
+        digest = sha256_hex(data)
+        path = self._directory / digest
+        if not path.exists():
+            await asyncio.to_thread(write_atomically, path, data, flush=True)
+        return digest
+
+    def get(self, digest: str) -> bytes | None:
+        """The bytes, or None when they are missing or not what their name says."""
+        path = self._directory / digest
+        if len(digest) != 64 or not path.exists():
+            return None
+        data = path.read_bytes()
+        return data if sha256_hex(data) == digest else None

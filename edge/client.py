@@ -1,0 +1,100 @@
+"""HTTP clients, built once per process: a new client for each call costs milliseconds and is the classic mistake.
+
+The one door to aiohttp's client. Its path normalisation is off (it would send ``/admin`` for
+``/public/%2e%2e/admin``), redirects are never followed, and bodies are passed on as they come.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Final
+
+import aiohttp
+from yarl import URL
+
+CONNECT_TIMEOUT_S: Final = 2.0
+MAX_CONNECTIONS: Final = 512
+
+
+class Unreachable(Exception):
+    """No connection was made, so nothing was sent and nothing can have happened."""
+
+
+class Broken(Exception):
+    """The connection broke after something was sent; what happened is not known."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """Status and headers of an answer, whose body is read from :meth:`chunks` or :meth:`read`."""
+
+    response: aiohttp.ClientResponse
+
+    @property
+    def status(self) -> int:
+        return self.response.status
+
+    def header(self, name: str) -> str:
+        """The value of *name*, or an empty string."""
+        return self.response.headers.get(name, "")
+
+    async def read(self) -> bytes:
+        try:
+            return await self.response.read()
+        except (aiohttp.ClientError, TimeoutError, ConnectionError) as bad:
+            raise Broken(str(bad)) from None
+
+    async def chunks(self) -> AsyncIterator[bytes]:
+        """The body as it arrives, never buffered."""
+        try:
+            async for chunk in self.response.content.iter_any():
+                yield chunk
+        except (aiohttp.ClientError, TimeoutError, ConnectionError) as bad:
+            raise Broken(str(bad)) from None
+
+
+class Client:
+    """Keeps connections; safe to use from any task of one loop."""
+
+    def __init__(self, *, total_timeout_s: float | None = 300.0) -> None:
+        self._timeout = aiohttp.ClientTimeout(total=total_timeout_s, sock_connect=CONNECT_TIMEOUT_S)
+        self._session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=MAX_CONNECTIONS, keepalive_timeout=60.0),
+            auto_decompress=False,
+            cookie_jar=aiohttp.DummyCookieJar(),
+            skip_auto_headers=("User-Agent", "Accept-Encoding", "Accept", "Content-Type"),
+        )
+
+    @asynccontextmanager
+    async def send(
+        self,
+        method: str,
+        url: str,
+        headers: Mapping[str, str],
+        body: bytes | None = None,
+        *,
+        timeout_s: float | None = None,
+    ) -> AsyncIterator[Reply]:
+        """One request. Raises :class:`Unreachable` or :class:`Broken`."""
+        timeout = aiohttp.ClientTimeout(total=timeout_s, sock_connect=CONNECT_TIMEOUT_S) if timeout_s else self._timeout
+        try:
+            response = await self._session.request(
+                method, URL(url, encoded=True), headers=headers, data=body, allow_redirects=False, timeout=timeout
+            )
+        except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError, aiohttp.InvalidURL) as bad:
+            raise Unreachable(str(bad)) from None
+        except (aiohttp.ClientError, TimeoutError, ConnectionError) as bad:
+            raise Broken(str(bad) or type(bad).__name__) from None
+        try:
+            yield Reply(response)
+        finally:
+            if not response.content.at_eof():
+                response.close()
+            response.release()
+
+    async def close(self) -> None:
+        await self._session.close()
+        await asyncio.sleep(0)

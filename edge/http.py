@@ -1,0 +1,260 @@
+"""Serving HTTP so that every byte that arrives is judged: bounded, unambiguous, recorded when refused.
+
+The one door to aiohttp's server. A handler gets an :class:`Incoming` that has passed the rules of
+:mod:`trust.http`; what does not pass, and what aiohttp's own parser refuses, goes to ``on_refusal``, which
+records it before the caller hears of it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from aiohttp import http_parser, web
+from aiohttp.web_protocol import RequestHandler
+
+from trust import http as rules
+from trust.canonical import jcs
+from trust.reasons import TABLE, Reason, Unverifiable, visible
+from trust.verdict import Refusal
+
+READ_TIMEOUT_S: Final = 30.0
+"""A client that cannot send its body in this time is holding a place that others need."""
+
+DISCONNECT_CHECK_S: Final = 1.0
+"""How often an idle stream looks whether its reader is still there."""
+
+StreamResponse = web.StreamResponse
+Response = web.Response
+
+
+@dataclass(frozen=True, slots=True)
+class Incoming:
+    """One request, read completely. Header names are lowercase."""
+
+    method: str
+    path: str
+    query: str
+    headers: tuple[tuple[str, str], ...]
+    body: bytes
+    authority: str
+    target: str
+    raw: web.BaseRequest = field(repr=False)
+
+    def header(self, name: str) -> str | None:
+        """The value of a header that stands at most once (the rules have seen to that)."""
+        return next((value for key, value in self.headers if key == name), None)
+
+    @property
+    def bearer(self) -> str:
+        """The token of ``Authorization: Bearer …``, or an empty string."""
+        scheme, _, token = (self.header("authorization") or "").partition(" ")
+        return token.strip() if scheme.lower() == "bearer" else ""
+
+
+Handler = Callable[[Incoming], Awaitable[web.StreamResponse]]
+OnRefusal = Callable[[Refusal, str], Awaitable[web.StreamResponse]]
+"""(refusal, who called) → the answer, once the refusal is recorded."""
+
+
+@dataclass(frozen=True, slots=True)
+class Border:
+    """What one server accepts."""
+
+    hosts: Collection[str]
+    internal_headers: Collection[str] = ()
+    max_body: int = rules.MAX_BODY_BYTES
+
+
+def require_c_parser() -> None:
+    """aiohttp's pure Python parser is laxer; refuse to run on it."""
+    if http_parser.HttpRequestParser is http_parser.HttpRequestParserPy:
+        raise SystemExit("aiohttp runs on its Python parser; install it with its C extensions")
+
+
+async def read(request: web.BaseRequest, border: Border) -> Incoming:
+    """The complete request, or :class:`Unverifiable`."""
+    headers = tuple(
+        (name.decode("ascii", "replace").lower(), value.decode("latin-1")) for name, value in request.raw_headers
+    )
+    target = request.raw_path
+    path, query = rules.split_target(target)
+    rules.check_headers(headers, border.internal_headers)
+    authority = rules.check_host(request.headers.get("Host"), border.hosts)
+    rules.check_origin(request.headers.get("Origin"), border.hosts)
+    body = await _read_body(request, border.max_body)
+    return Incoming(request.method, path, query, headers, body, authority, target, request)
+
+
+async def _read_body(request: web.BaseRequest, limit: int) -> bytes:
+    if not request.body_exists:
+        return b""
+    declared = request.content_length
+    if declared is not None and declared > limit:
+        raise Unverifiable(Reason.BODY_TOO_LARGE, f"{declared} bytes; the limit is {limit}")
+    chunks: list[bytes] = []
+    size = 0
+    try:
+        async with asyncio.timeout(READ_TIMEOUT_S):
+            async for chunk in request.content.iter_any():
+                size += len(chunk)
+                if size > limit:
+                    raise Unverifiable(Reason.BODY_TOO_LARGE, f"more than {limit} bytes")
+                chunks.append(chunk)
+    except TimeoutError:
+        raise Unverifiable(Reason.MALFORMED_REQUEST, f"the body did not arrive within {READ_TIMEOUT_S:.0f} s") from None
+    except web.RequestPayloadError as bad:
+        raise Unverifiable(Reason.MALFORMED_REQUEST, f"the body is broken: {visible(str(bad))}") from None
+    return b"".join(chunks)
+
+
+class _Protocol(RequestHandler):
+    """aiohttp's connection, with its own parse errors recorded like every other refusal."""
+
+    __slots__ = ()
+
+    def _make_error_handler(self, err_info: Any) -> Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]:
+        server: Any = self._manager
+
+        async def refuse(request: web.BaseRequest) -> web.StreamResponse:
+            detail = visible(str(err_info.message or "").splitlines()[0] if err_info.message else "bad HTTP")
+            refusal = Refusal(1, Reason.MALFORMED_REQUEST, detail)
+            response: web.StreamResponse = await server.on_refusal(refusal, caller_of(request))
+            response.force_close()
+            return response
+
+        return refuse
+
+
+class Server(web.Server):
+    """An aiohttp low-level server with our border in front of *handler*."""
+
+    def __init__(self, handler: Handler, on_refusal: OnRefusal, border: Border) -> None:
+        self.on_refusal = on_refusal
+        self._border = border
+        self._inner = handler
+        super().__init__(self._serve, handler_cancellation=False)
+
+    def __call__(self) -> RequestHandler:
+        return _Protocol(self, loop=self._loop, auto_decompress=False, access_log=None, lingering_time=1.0)  # type: ignore[arg-type]
+
+    async def _serve(self, request: web.BaseRequest) -> web.StreamResponse:
+        try:
+            incoming = await read(request, self._border)
+        except Unverifiable as bad:
+            response = await self.on_refusal(Refusal.of(1, bad), caller_of(request))
+            response.force_close()
+            return response
+        return await self._inner(incoming)
+
+
+def caller_of(request: web.BaseRequest) -> str:
+    """Where a request came from, for the record of one that nobody could identify."""
+    return visible(f"{request.remote or 'unknown'} {request.method} {request.raw_path}", 160)
+
+
+def problem(refusal: Refusal, decision_id: str = "", extra: dict[str, Any] | None = None) -> web.Response:
+    """RFC 9457 problem details for *refusal*."""
+    row = TABLE[refusal.reason]
+    body: dict[str, Any] = {
+        "type": f"urn:licet:reason:{refusal.reason}",
+        "title": row.sentence,
+        "status": row.status,
+        "detail": refusal.detail,
+        "class": str(row.no_class),
+        "retryable": row.retryable,
+        "reason": str(refusal.reason),
+        "policy_ids": list(refusal.policies),
+        "step": refusal.step,
+        "decision_id": decision_id,
+        **(extra or {}),
+    }
+    response = web.Response(
+        status=row.status,
+        body=jcs(body),
+        headers={"Content-Type": "application/problem+json", "Cache-Control": "no-store"},
+    )
+    if refusal.retry_after_s is not None:
+        response.headers["Retry-After"] = str(refusal.retry_after_s)
+    elif row.status == 503:
+        response.headers["Retry-After"] = "1"
+    return response
+
+
+def json_response(value: Any, status: int = 200, headers: dict[str, str] | None = None) -> web.Response:
+    """*value* as canonical JSON."""
+    return web.Response(
+        status=status,
+        body=jcs(value),
+        headers={"Content-Type": "application/json", "Cache-Control": "no-store", **(headers or {})},
+    )
+
+
+async def relay(
+    incoming: Incoming,
+    chunks: AsyncIterator[bytes],
+    status: int,
+    headers: dict[str, str],
+    on_chunk: Callable[[bytes], None] | None = None,
+) -> tuple[web.StreamResponse, bool]:
+    """Pass *chunks* on as they come; the response, and whether the stream came to its own end.
+
+    When the caller goes away, or the source breaks, the stream is cut: headers are gone already, so closing
+    the connection is the only honest end.
+    """
+    response = web.StreamResponse(status=status, headers=headers)
+    await response.prepare(incoming.raw)
+    pending: asyncio.Task[bytes] | None = None
+    try:
+        while True:
+            if pending is None:
+                pending = asyncio.ensure_future(anext(chunks))
+            done, _ = await asyncio.wait([pending], timeout=DISCONNECT_CHECK_S)
+            if incoming.raw.transport is None or incoming.raw.transport.is_closing():
+                return response, False
+            if not done:
+                continue
+            chunk, pending = pending.result(), None
+            if on_chunk is not None:
+                on_chunk(chunk)
+            await response.write(chunk)
+    except StopAsyncIteration:
+        await response.write_eof()
+        return response, True
+    except ConnectionError:
+        return response, False
+    finally:
+        if pending is not None:
+            pending.cancel()
+            await asyncio.wait([pending])
+        closing = getattr(chunks, "aclose", None)
+        if closing is not None:
+            await closing()
+        if not response.prepared or not response._eof_sent:
+            cut(incoming)
+
+
+def cut(incoming: Incoming) -> None:
+    """Close the connection under a response that cannot be completed."""
+    if incoming.raw.transport is not None:
+        incoming.raw.transport.close()
+
+
+class Listener:
+    """One bound server; :meth:`close` cuts what is still open after *grace* seconds."""
+
+    def __init__(self, server: Server) -> None:
+        self._server = server
+        self._runner = web.ServerRunner(server, shutdown_timeout=0.5)
+
+    async def open(self, host: str, port: int) -> int:
+        """The port that was bound (for port 0: which)."""
+        await self._runner.setup()
+        site = web.TCPSite(self._runner, host, port, backlog=1024, reuse_address=True)
+        await site.start()
+        return int(self._runner.addresses[0][1])
+
+    async def close(self) -> None:
+        await self._runner.cleanup()

@@ -1,0 +1,180 @@
+"""A gateway, assembled: ledger, state, services, server, and the three things it does every second."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import sys
+import traceback
+from pathlib import Path
+
+from edge.blobs import Blobs
+from edge.client import Client
+from edge.clock import SystemClock, new_id
+from edge.durable import DurableLedger
+from edge.http import Border, Incoming, Listener, Response, Server, StreamResponse, caller_of, problem, require_c_parser
+from gateway.api import Api
+from gateway.approvals.desk import Desk
+from gateway.bundles import Bundles
+from gateway.config import GatewayConfig
+from gateway.dispatch import Dispatcher
+from gateway.feed import Feed
+from gateway.people import AUTHOR, OPERATOR, People
+from gateway.records import Records
+from gateway.registry import Registry
+from gateway.router.nodes import Nodes
+from gateway.state import Person
+from gateway.store import Store
+from trust.identity.keys import SecretKey
+from trust.ledger import entries
+from trust.ledger.disk import Disk
+from trust.ledger.tiles import write_atomically
+from trust.ledger.writer import LedgerUnavailable
+from trust.reasons import Reason, Unverifiable
+from trust.verdict import Refusal
+
+VERSION = "0.1.0"
+_log = logging.getLogger("licet.gateway")
+
+
+class Gateway:
+    """Use :meth:`start` and :meth:`stop`; ``port`` is known after the start."""
+
+    def __init__(self, config: GatewayConfig, disk: Disk | None = None) -> None:
+        self.config = config
+        self._disk = disk
+        self.port = 0
+
+    async def start(self) -> None:
+        require_c_parser()
+        config, clock = self.config, SystemClock()
+        home = config.home
+        home.mkdir(parents=True, exist_ok=True, mode=0o700)
+        key = SecretKey.load_or_create(home / "gateway.key")
+        self.ledger = DurableLedger(
+            home / "ledger",
+            origin=f"{config.trust_domain}/gateway/main",
+            key=SecretKey.load_or_create(home / "ledger.key"),
+            clock=clock,
+            segment_bytes=config.segment_bytes,
+            disk=self._disk,
+        )
+        self._store = Store(home / "state.sqlite")
+        self.records = Records(self.ledger, self._store)
+        await self.records.note(entries.Start(VERSION, self.ledger.size))
+        people = People(self.records)
+        await self._first_operator(people)
+        registry = Registry(self.records, key, config.trust_domain, clock)
+        self.bundles = Bundles(home / "bundles", self.records, registry, people, key, clock, config.bundle_ttl_s)
+        self._feed = Feed(self.records, registry, self.bundles, key, clock)
+        self.desk = Desk(self.records, registry, Blobs(home / "blobs"), clock)
+        nodes = Nodes(self._store, config.lease_ttl_s)
+        self._client = Client()
+        dispatcher = Dispatcher(
+            self.records,
+            registry,
+            self.bundles,
+            self.desk,
+            nodes,
+            self._client,
+            key,
+            clock,
+            _credentials(config),
+        )
+        self._api = Api(
+            records=self.records,
+            registry=registry,
+            people=people,
+            bundles=self.bundles,
+            feed=self._feed,
+            desk=self.desk,
+            nodes=nodes,
+            dispatcher=dispatcher,
+            key=key,
+            clock=clock,
+            trust_domain=config.trust_domain,
+            audience=f"wimse://{config.trust_domain}/gateway/main",
+        )
+        hosts: set[str] = set()
+        server = Server(self._serve, self._refuse_unread, Border(hosts, _INTERNAL_HEADERS, MAX_DISPATCH_BYTES))
+        self._listener = Listener(server)
+        self.port = await self._listener.open(config.host, config.port)
+        hosts.update(f"{name}:{self.port}" for name in (config.host, "localhost", *config.hostnames))
+        self._ticking = asyncio.create_task(self._tick())
+
+    async def _first_operator(self, people: People) -> None:
+        """On the first start somebody must be able to register the others."""
+        path = self.config.home / "operator.token"
+        if any(True for _ in self._store.all(Person)):
+            return
+        token = await people.register("operator", [OPERATOR, AUTHOR], "gateway")
+        write_private(path, token)
+
+    async def _tick(self) -> None:
+        while True:
+            await asyncio.sleep(1.0)
+            try:
+                await self.desk.expire_due()
+                await self.bundles.renew_when_due()
+            except LedgerUnavailable as fault:
+                _log.error("ledger unavailable: %s", fault)
+            except Exception:
+                _log.exception("a periodic task failed; it is tried again in a second")
+
+    async def _serve(self, incoming: Incoming) -> StreamResponse:
+        decision_id = new_id("dec")
+        try:
+            return await self._api.routes.find(incoming)()
+        except Unverifiable as bad:
+            no = Refusal.of(2 if bad.reason in (Reason.UNAUTHENTICATED, Reason.REPLAYED) else 8, bad)
+        except LedgerUnavailable as fault:
+            no = Refusal(6, Reason.LEDGER_UNAVAILABLE, str(fault))
+        except Exception as bug:
+            _log.error("%s %s failed:\n%s", incoming.method, incoming.path, traceback.format_exc())
+            no = Refusal(8, Reason.INTERNAL_ERROR, type(bug).__name__)
+        return await self._refuse(no, caller_of(incoming.raw), decision_id)
+
+    async def _refuse_unread(self, no: Refusal, caller: str) -> StreamResponse:
+        return await self._refuse(no, caller, new_id("dec"))
+
+    async def _refuse(self, no: Refusal, caller: str, decision_id: str) -> Response:
+        """Recorded before the caller hears of it; if that fails, the ledger's fault is the answer."""
+        try:
+            await self.records.note(
+                entries.Refusal(no.step, str(no.reason), no.detail[:2000], decision_id, caller=caller)
+            )
+        except LedgerUnavailable as fault:
+            no = Refusal(6, Reason.LEDGER_UNAVAILABLE, str(fault))
+        return problem(no, decision_id)
+
+    async def stop(self) -> None:
+        self._feed.closing = True
+        self._feed.wake()
+        self._ticking.cancel()
+        await self._listener.close()
+        await self._client.close()
+        await asyncio.to_thread(self.ledger.close)
+        self._store.close()
+
+
+MAX_DISPATCH_BYTES = 8 << 20
+"""A payload of the largest size that a sidecar accepts, with its statement."""
+_INTERNAL_HEADERS = frozenset({"licet-delegation"})
+
+
+def _credentials(config: GatewayConfig) -> dict[str, dict[str, str]]:
+    """Header values by server, read once; a missing file stops the start, not the first call."""
+    found: dict[str, dict[str, str]] = {}
+    for credential in config.credentials:
+        value = credential.value_file.read_text("utf-8").strip()
+        found.setdefault(credential.server, {})[credential.header] = value
+    return found
+
+
+def write_private(path: Path, text: str) -> None:
+    """A file that only this user can read."""
+    write_atomically(path, b"")
+    path.chmod(0o600)
+    path.write_text(text + "\n")
+    if path.stat().st_mode & 0o077:
+        sys.exit(f"{path}: could not be made private")

@@ -1,0 +1,1 @@
+"""The queue of actions that wait for a person."""

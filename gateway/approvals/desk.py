@@ -1,0 +1,204 @@
+"""Approvals: requested once, voted on by the right people, claimed exactly once, or expired.
+
+Every step is a ledger entry before it is state, and steps that look before they write do so under one lock,
+so of any number of racing claims one wins.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any, Final
+
+import msgspec
+
+from edge.blobs import Blobs
+from edge.clock import SystemClock, new_id
+from gateway.records import Records
+from gateway.registry import Registry
+from gateway.state import ApprovalRecord, Person
+from trust.action import Action
+from trust.ledger import entries
+from trust.ledger.entries import AnyEntry
+from trust.policy.terms import Terms
+from trust.reasons import Reason, Unverifiable, visible
+from trust.wire import Dispatch
+
+MAX_WAIT_S: Final = 25.0
+MAX_REASON: Final = 500
+
+
+class Desk:
+    """All approvals of one gateway."""
+
+    def __init__(self, records: Records, registry: Registry, blobs: Blobs, clock: SystemClock) -> None:
+        self._records = records
+        self._registry = registry
+        self._blobs = blobs
+        self._clock = clock
+        self._changed = asyncio.Event()
+        records.listen(self._on_change)
+
+    def _on_change(self, entry: AnyEntry) -> None:
+        if isinstance(entry, entries.Approval):
+            changed, self._changed = self._changed, asyncio.Event()
+            changed.set()
+
+    def get(self, approval: str) -> ApprovalRecord:
+        found = self._records.store.get(ApprovalRecord, approval)
+        if found is None:
+            raise Unverifiable(Reason.NOT_FOUND, f'no approval "{visible(approval)}"')
+        return found
+
+    def all(self) -> list[ApprovalRecord]:
+        return list(self._records.store.all(ApprovalRecord))
+
+    async def request(self, action: Action, dispatch: Dispatch, terms: Terms) -> ApprovalRecord:
+        """The request for *action*: the one that is there already, or a new one.
+
+        A denial holds for the rest of the run, so that asking again does not wear people down.
+        """
+        body = await self._blobs.put(action.payload.body)
+        async with self._records.deciding:
+            known = self._same(dispatch)
+            if known is not None:
+                return known
+            approval = new_id("apr")
+            asked: dict[str, Any] = {
+                **msgspec.to_builtins(dispatch),
+                "body_sha256": body,
+                "terms": terms.to_json(),
+                "arguments_sha256": action.arguments_digest,
+            }
+            await self._records.change(
+                entries.Approval(
+                    "requested",
+                    approval,
+                    by=dispatch.agent,
+                    request=asked,
+                    action_digest=dispatch.action_digest,
+                )
+            )
+            return self.get(approval)
+
+    def _same(self, dispatch: Dispatch) -> ApprovalRecord | None:
+        live = ("pending", "approved", "denied")
+        same = [
+            one
+            for one in self._records.store.all(ApprovalRecord)
+            if (one.agent, one.run, one.action_digest) == (dispatch.agent, dispatch.run, dispatch.action_digest)
+            and one.state in live
+            and (one.state == "denied" or one.expires_at_us > self._clock.wall_us())
+        ]
+        return same[-1] if same else None
+
+    def stored(self, record: ApprovalRecord) -> tuple[Dispatch, bytes]:
+        """The complete action as it was asked."""
+        extra = ("body_sha256", "terms", "arguments_sha256")
+        statement = {key: value for key, value in record.request.items() if key not in extra}
+        body = self._blobs.get(record.request["body_sha256"])
+        if body is None:
+            raise Unverifiable(Reason.APPROVAL_MISMATCH, "the stored bytes of this action are lost")
+        return msgspec.convert(statement, Dispatch), body
+
+    async def vote(self, approval: str, person: Person, decision: str, reason: str) -> ApprovalRecord:
+        """Count one person's vote, and what follows from it."""
+        if decision not in ("approve", "deny"):
+            raise Unverifiable(Reason.MALFORMED_REQUEST, 'a vote is "approve" or "deny"')
+        async with self._records.deciding:
+            record = self.get(approval)
+            self._require_may_vote(record, person)
+            await self._records.change(
+                entries.Approval(
+                    "vote",
+                    approval,
+                    by=person.name,
+                    decision=decision,
+                    reason=reason[:MAX_REASON],
+                    action_digest=record.action_digest,
+                )
+            )
+            verdict = self._tally(self.get(approval))
+            if verdict is not None:
+                await self._records.change(entries.Approval(verdict, approval, by=person.name))
+            return self.get(approval)
+
+    def _require_may_vote(self, record: ApprovalRecord, person: Person) -> None:
+        if record.state != "pending":
+            raise Unverifiable(_REASON_OF[record.state], f"this request is {record.state}")
+        if record.expires_at_us <= self._clock.wall_us():
+            raise Unverifiable(Reason.APPROVAL_EXPIRED, "nobody decided in time")
+        roles = record.terms["quorum"]
+        if not set(roles) & set(person.roles):
+            raise Unverifiable(Reason.NOT_YOURS, f"{person.name} has none of the roles {', '.join(sorted(roles))}")
+        if person.name == self._registry.agent(record.agent).agent.owner:
+            raise Unverifiable(Reason.NOT_YOURS, f"{person.name} owns {record.agent} and cannot approve for it")
+        if any(vote.by == person.name for vote in record.votes):
+            raise Unverifiable(Reason.NOT_YOURS, f"{person.name} has voted already")
+
+    def _tally(self, record: ApprovalRecord) -> str | None:
+        denials = sum(vote.decision == "deny" for vote in record.votes)
+        if denials >= int(record.terms["deny"]):
+            return "denied"
+        approvers = [vote.by for vote in record.votes if vote.decision == "approve"]
+        people = {person.name: person.roles for person in self._records.store.all(Person)}
+        quorum: dict[str, int] = record.terms["quorum"]
+        enough = bool(quorum) and all(
+            sum(role in people.get(name, ()) for name in approvers) >= count for role, count in quorum.items()
+        )
+        return "approved" if enough else None
+
+    def require_approved(self, approval: str, dispatch: Dispatch) -> ApprovalRecord:
+        """The approval that *dispatch* claims to have, if it covers exactly this action; it stays unspent."""
+        record = self.get(approval)
+        if (record.agent, record.action_digest, record.run) != (
+            dispatch.agent,
+            dispatch.action_digest,
+            dispatch.run,
+        ):
+            raise Unverifiable(Reason.APPROVAL_MISMATCH, "it was given for another action, agent or run")
+        if record.state != "approved":
+            raise Unverifiable(_REASON_OF[record.state], f"this request is {record.state}")
+        if record.expires_at_us <= self._clock.wall_us():
+            raise Unverifiable(Reason.APPROVAL_EXPIRED, "the approval was not used in time")
+        return record
+
+    async def consume(self, approval: str, dispatch: Dispatch) -> None:
+        """Spend the approval: of all who try, one returns."""
+        async with self._records.deciding:
+            self.require_approved(approval, dispatch)
+            await self._records.change(
+                entries.Approval("claimed", approval, by=dispatch.agent, claim=dispatch.action_id)
+            )
+
+    async def wait(self, approval: str, seconds: float) -> ApprovalRecord:
+        """The record as soon as it is no longer pending, or after *seconds* as it is."""
+        deadline = self._clock.mono() + min(seconds, MAX_WAIT_S)
+        while (record := self.get(approval)).state == "pending":
+            changed, left = self._changed, deadline - self._clock.mono()
+            if left <= 0:
+                break
+            try:
+                async with asyncio.timeout(left):
+                    await changed.wait()
+            except TimeoutError:
+                continue
+        return record
+
+    async def expire_due(self) -> None:
+        """Called every second: what nobody decided, or nobody used, in time is over."""
+        now = self._clock.wall_us()
+        due = [r for r in self.all() if r.state in ("pending", "approved") and r.expires_at_us <= now]
+        for record in due:
+            async with self._records.deciding:
+                if self.get(record.id).state in ("pending", "approved"):
+                    await self._records.change(entries.Approval("expired", record.id))
+
+
+_REASON_OF: Final = {
+    "pending": Reason.APPROVAL_PENDING,
+    "approved": Reason.APPROVAL_CONSUMED,
+    "denied": Reason.APPROVAL_DENIED,
+    "expired": Reason.APPROVAL_EXPIRED,
+    "consumed": Reason.APPROVAL_CONSUMED,
+    "cancelled": Reason.APPROVAL_DENIED,
+}

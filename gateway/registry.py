@@ -1,0 +1,228 @@
+"""Agents, nodes and servers: registered by people, enrolled with one-time tokens, changed by ledger entries."""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+import msgspec
+
+from edge.clock import SystemClock, new_id
+from gateway.people import new_token
+from gateway.records import Records
+from gateway.state import AgentRecord, Killed, NodeRecord, ServerRecord
+from trust.canonical import sha256_hex
+from trust.identity import wit
+from trust.identity.keys import PublicKey, SecretKey, b64url, unb64url
+from trust.identity.wit import Workload, WorkloadKind
+from trust.ledger import entries
+from trust.policy import inventory
+from trust.policy.inventory import Inventory, Server, require_server_name
+from trust.reasons import Reason, Unverifiable, visible
+
+_NAME: Final = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
+EVERYBODY: Final = "all"
+
+
+class NewAgent(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    name: str
+    owner: str
+    purpose: str = ""
+    environment: str = "development"
+    teams: tuple[str, ...] = ()
+
+
+class NewNode(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    name: str
+    kind: str = "on_prem"
+    zone: str = "default"
+    capabilities: dict[str, str | int | bool] = {}
+    weight: float = 1.0
+    slots: int = 16
+
+
+class Registry:
+    """Commands that look, record and let the fold apply."""
+
+    def __init__(self, records: Records, key: SecretKey, trust_domain: str, clock: SystemClock) -> None:
+        self._records = records
+        self._store = records.store
+        self._key = key
+        self._trust_domain = trust_domain
+        self._clock = clock
+
+    # Agents and nodes
+
+    async def register_agent(self, new: NewAgent, by: str) -> str:
+        """The one-time enrolment token; shown once."""
+        _require_name(new.name)
+        token = new_token()
+        async with self._records.deciding:
+            if self._store.get(AgentRecord, new.name) is not None:
+                raise _taken("agent", new.name)
+            await self._records.change(
+                entries.Agent(
+                    "registered",
+                    new.name,
+                    by,
+                    did=f"did:web:{self._trust_domain}:agents:{new.name}",
+                    owner=new.owner,
+                    purpose=new.purpose,
+                    environment=new.environment,
+                    teams=list(new.teams),
+                    token_sha256=sha256_hex(token.encode()),
+                )
+            )
+        return token
+
+    async def register_node(self, new: NewNode, by: str) -> str:
+        """The one-time enrolment token; shown once."""
+        _require_name(new.name)
+        token = new_token()
+        async with self._records.deciding:
+            if self._store.get(NodeRecord, new.name) is not None:
+                raise _taken("node", new.name)
+            await self._records.change(
+                entries.Node(
+                    "registered",
+                    new.name,
+                    by,
+                    node_kind=new.kind,
+                    zone=new.zone,
+                    capabilities=dict(new.capabilities),
+                    weight=new.weight,
+                    slots=new.slots,
+                    token_sha256=sha256_hex(token.encode()),
+                )
+            )
+        return token
+
+    async def enroll(self, token: str, key: PublicKey) -> Workload:
+        """Bind *key* to whomever *token* was made for. A token works once."""
+        digest = sha256_hex(token.encode())
+        async with self._records.deciding:
+            for agent in self._store.all(AgentRecord):
+                if agent.token_sha256 == digest:
+                    name = agent.agent.name
+                    await self._records.change(entries.Agent("enrolled", name, name, key=b64url(key.raw)))
+                    return self._workload("agent", name)
+            for node in self._store.all(NodeRecord):
+                if node.token_sha256 == digest:
+                    name = node.name
+                    await self._records.change(entries.Node("enrolled", name, name, key=b64url(key.raw)))
+                    return self._workload("node", name)
+        raise Unverifiable(Reason.UNAUTHENTICATED, "this enrolment token is not known or was used before")
+
+    def _workload(self, kind: WorkloadKind, name: str) -> Workload:
+        expires = int(self._clock.now()) + wit.MAX_LIFE_S
+        if kind == "agent":
+            record = self.agent(name)
+            did, key, revision = record.agent.did, record.agent.key, record.revision
+        else:
+            node = self.node(name)
+            did, key, revision = f"did:web:{self._trust_domain}:nodes:{name}", node.key, 1
+        return Workload(self._trust_domain, kind, name, did, PublicKey(unb64url(key)), revision, expires)
+
+    def issue_wit(self, kind: WorkloadKind, name: str) -> str:
+        """A fresh token for an enrolled workload."""
+        return wit.issue(self._workload(kind, name), now=int(self._clock.now()), token_id=new_id("wit"), key=self._key)
+
+    def require_current(self, workload: Workload) -> None:
+        """Refuse a workload whose key was replaced since its token was issued."""
+        current = self.agent(workload.name).agent.key if workload.kind == "agent" else self.node(workload.name).key
+        if current != b64url(workload.key.raw):
+            raise Unverifiable(Reason.REVOKED, f"{workload.kind} {workload.name} has another key now")
+
+    def agent(self, name: str) -> AgentRecord:
+        record = self._store.get(AgentRecord, name)
+        if record is None:
+            raise Unverifiable(Reason.UNAUTHENTICATED, f'no agent "{visible(name)}" is registered')
+        return record
+
+    def node(self, name: str) -> NodeRecord:
+        record = self._store.get(NodeRecord, name)
+        if record is None:
+            raise Unverifiable(Reason.UNAUTHENTICATED, f'no node "{visible(name)}" is registered')
+        return record
+
+    async def join_node(self, name: str, url: str, servers: list[Server]) -> int:
+        """A node starts: it gets a new epoch, and what it offers is compared with what was admitted."""
+        async with self._records.deciding:
+            epoch = self.node(name).epoch + 1
+            await self._records.change(entries.Node("joined", name, name, url=url, epoch=epoch))
+            for server in servers:
+                await self._offer(name, server)
+        return epoch
+
+    # Servers and their tools
+
+    async def _offer(self, node: str, offered: Server) -> None:
+        """First sight admits and pins. Later, what is new or changed waits in quarantine."""
+        require_server_name(offered.name)
+        known = self._store.get(ServerRecord, offered.name)
+        admitted, waiting = (offered, []) if known is None else _compare(known.server, offered)
+        both = {"offered": inventory.to_json(offered), "admitted": inventory.to_json(admitted)}
+        if known is None:
+            await self._records.change(entries.Server("admitted", offered.name, node, node=node, inventory=both))
+        elif waiting:
+            await self._records.change(
+                entries.Server("quarantined", offered.name, node, node=node, inventory=both, tools=waiting)
+            )
+        await self._records.change(entries.Server("offered", offered.name, node, node=node))
+
+    async def accept_server(self, name: str, by: str) -> list[str]:
+        """Admit what the server offers now; the tools that this changes."""
+        async with self._records.deciding:
+            known = self._store.get(ServerRecord, require_server_name(name))
+            if known is None:
+                raise Unverifiable(Reason.UNKNOWN_SERVER, f'server "{name}"')
+            waiting = [tool.name for tool in known.server.tools.values() if tool.quarantined]
+            offered = inventory.to_json(known.offered)
+            await self._records.change(
+                entries.Server("accepted", name, by, inventory={"offered": offered, "admitted": offered}, tools=waiting)
+            )
+        return waiting
+
+    def inventory(self) -> Inventory:
+        """What may be called."""
+        return Inventory({record.server.name: record.server for record in self._store.all(ServerRecord)})
+
+    # Kill
+
+    async def kill(self, target: str, by: str, reason: str) -> None:
+        if target != EVERYBODY:
+            self.agent(target)
+        async with self._records.deciding:
+            await self._records.change(entries.Kill("killed", target, by, reason))
+
+    async def unkill(self, target: str, by: str, reason: str) -> None:
+        async with self._records.deciding:
+            await self._records.change(entries.Kill("lifted", target, by, reason))
+
+    def killed(self, agent: str) -> Killed | None:
+        return self._store.get(Killed, EVERYBODY) or self._store.get(Killed, agent)
+
+
+def _compare(admitted: Server, offered: Server) -> tuple[Server, list[str]]:
+    """The inventory that holds from now on, and which tools wait in it for a person."""
+    tools = {}
+    waiting = []
+    for name, tool in offered.tools.items():
+        pinned = admitted.tools.get(name)
+        if pinned is not None and pinned.digest == tool.digest and pinned.manifest == tool.manifest:
+            tools[name] = pinned
+        else:
+            tools[name] = msgspec.structs.replace(pinned or tool, quarantined=True)
+            waiting.append(name)
+    return msgspec.structs.replace(admitted, tools=tools), sorted(waiting)
+
+
+def _require_name(name: str) -> None:
+    if _NAME.fullmatch(name) is None:
+        raise Unverifiable(Reason.MALFORMED_REQUEST, f'"{visible(name)}": a name has 1 to 63 of a-z, 0-9 and "-"')
+    if name == EVERYBODY:
+        raise Unverifiable(Reason.MALFORMED_REQUEST, f'"{EVERYBODY}" means everybody and cannot be a name')
+
+
+def _taken(what: str, name: str) -> Unverifiable:
+    return Unverifiable(Reason.MALFORMED_REQUEST, f'the {what} "{name}" is already registered')

@@ -1,0 +1,1 @@
+"""Which node runs an action: placement policy, eligibility, the choice, the trace."""

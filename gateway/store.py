@@ -1,0 +1,81 @@
+"""The projection: the gateway's state as documents in SQLite, folded from its ledger.
+
+The ledger is the record; this file is a convenience. Every change is a ledger entry first and is then applied
+here by the one function :func:`gateway.fold.apply`. Delete the file and the next start folds the same state
+again, bit for bit.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final, TypeVar
+
+import msgspec
+
+_SCHEMA: Final = """
+CREATE TABLE IF NOT EXISTS document (kind TEXT, key TEXT, body BLOB NOT NULL, PRIMARY KEY (kind, key)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS progress (one INTEGER PRIMARY KEY CHECK (one = 1), boot_origin TEXT, next INTEGER);
+"""
+Document = TypeVar("Document", bound=msgspec.Struct)
+
+
+class Store:
+    """Documents by kind and key. One process, one thread."""
+
+    def __init__(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._db = sqlite3.connect(path, isolation_level=None)
+        self._db.execute("PRAGMA journal_mode=WAL")
+        self._db.execute("PRAGMA synchronous=FULL")
+        self._db.executescript(_SCHEMA)
+        self.changes = 0
+
+    def get(self, kind: type[Document], key: str) -> Document | None:
+        row = self._db.execute("SELECT body FROM document WHERE kind = ? AND key = ?", (kind.__name__, key)).fetchone()
+        return None if row is None else msgspec.json.decode(row[0], type=kind)
+
+    def all(self, kind: type[Document]) -> Iterator[Document]:
+        """In order of their keys."""
+        rows = self._db.execute("SELECT body FROM document WHERE kind = ? ORDER BY key", (kind.__name__,))
+        for (body,) in rows.fetchall():
+            yield msgspec.json.decode(body, type=kind)
+
+    def put(self, key: str, document: msgspec.Struct) -> None:
+        self.changes += 1
+        self._db.execute(
+            "INSERT INTO document VALUES (?, ?, ?) ON CONFLICT DO UPDATE SET body = excluded.body",
+            (type(document).__name__, key, msgspec.json.encode(document)),
+        )
+
+    def delete(self, kind: type[msgspec.Struct], key: str) -> None:
+        self.changes += 1
+        self._db.execute("DELETE FROM document WHERE kind = ? AND key = ?", (kind.__name__, key))
+
+    def progress(self, origin: str) -> int:
+        """The index of the first ledger entry that is not applied yet; 0 for another ledger."""
+        row = self._db.execute("SELECT boot_origin, next FROM progress").fetchone()
+        if row is not None and row[0] == origin:
+            return int(row[1])
+        self._db.execute("DELETE FROM document")
+        return 0
+
+    def begin(self) -> None:
+        self._db.execute("BEGIN IMMEDIATE")
+
+    def commit(self, origin: str, following: int) -> None:
+        """Everything since :meth:`begin`, and how far the ledger is applied, in one step."""
+        self._db.execute(
+            "INSERT INTO progress VALUES (1, ?, ?) ON CONFLICT DO UPDATE SET boot_origin = excluded.boot_origin, "
+            "next = excluded.next",
+            (origin, following),
+        )
+        self._db.execute("COMMIT")
+
+    def dump(self) -> list[tuple[str, str, bytes]]:
+        """Everything, in order, to compare two projections."""
+        return self._db.execute("SELECT kind, key, body FROM document ORDER BY kind, key").fetchall()
+
+    def close(self) -> None:
+        self._db.close()

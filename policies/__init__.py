@@ -1,0 +1,1 @@
+"""The schema, the default policies and their cases. Data, no Python."""

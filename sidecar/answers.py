@@ -1,0 +1,63 @@
+"""How an attempt ended, as values that each protocol turns into its own words."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sidecar.stream import Stream
+from trust.verdict import Refusal
+
+
+@dataclass(frozen=True, slots=True)
+class Audit:
+    """Where the decision stands in the ledger."""
+
+    origin: str
+    index: int
+
+    def __str__(self) -> str:
+        return f"{self.origin}#{self.index}"
+
+
+@dataclass(frozen=True, slots=True)
+class Allowed:
+    """The upstream answered. Its body is either complete (``body``) or a ``stream``."""
+
+    decision_id: str
+    audit: Audit
+    node: str
+    status: int
+    headers: dict[str, str]
+    body: bytes
+    stream: Stream | None
+
+    async def read(self) -> bytes:
+        """The complete body, however it comes."""
+        if self.stream is None:
+            return self.body
+        return b"".join([chunk async for chunk in self.stream])
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """A person must decide. ``expires_at``: Unix seconds."""
+
+    decision_id: str
+    audit: Audit
+    approval: str
+    state: str
+    action_digest: str
+    expires_at: int
+    sentences: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """No. ``audit`` is None only when the ledger itself could not be written."""
+
+    decision_id: str
+    audit: Audit | None
+    refusal: Refusal
+
+
+Answer = Allowed | Held | Refused

@@ -1,0 +1,200 @@
+"""A sidecar, assembled: identity, what it knows from the gateway, memory, ledger, pipeline, server."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import hmac
+import logging
+import secrets
+import traceback
+
+from edge.blobs import Blobs
+from edge.client import Broken, Client, Unreachable
+from edge.clock import SystemClock, new_id
+from edge.durable import DurableLedger
+from edge.http import Border, Incoming, Listener, Server, StreamResponse, caller_of, json_response, require_c_parser
+from edge.routes import RouteHandler, Routes
+from sidecar.answers import Refused
+from sidecar.config import SidecarConfig
+from sidecar.identity import Identity
+from sidecar.ingress import actions
+from sidecar.ingress.actions import Actions
+from sidecar.ingress.mcp import Mcp
+from sidecar.memory import Memory
+from sidecar.pipeline import Caller, Pipeline
+from sidecar.recovery import recover
+from sidecar.world import World
+from trust.identity.keys import SecretKey
+from trust.ledger import entries
+from trust.ledger.disk import Disk
+from trust.ledger.tiles import write_atomically
+from trust.ledger.writer import LedgerUnavailable
+from trust.reasons import Reason, Unverifiable
+from trust.verdict import Refusal
+
+VERSION = "0.1.0"
+MAX_IN_FLIGHT = 1024
+"""More would only wait inside; refusing early keeps answers quick."""
+_log = logging.getLogger("licet.sidecar")
+
+
+class Sidecar:
+    """Use :meth:`start` and :meth:`stop`; ``port`` and ``token`` are known after the start."""
+
+    def __init__(self, config: SidecarConfig, disk: Disk | None = None) -> None:
+        self.config = config
+        self._disk = disk
+        self._in_flight = 0
+        self.port = 0
+        self.token = ""
+
+    async def start(self) -> None:
+        require_c_parser()
+        config, clock = self.config, SystemClock()
+        home = config.home
+        home.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._client = Client()
+        self.identity = await Identity.obtain(home, config.gateway_url, config.enrolment_token, self._client, clock)
+        self.ledger = DurableLedger(
+            home / "ledger",
+            origin=f"{self.identity.enrolment.trust_domain}/sidecar/{self.identity.name}",
+            key=SecretKey.load_or_create(home / "ledger.key"),
+            clock=clock,
+            segment_bytes=config.segment_bytes,
+            disk=self._disk,
+        )
+        memory = Memory(config.labels_keep_s)
+        found = self.ledger.size
+        unfinished = recover(self.ledger, memory, clock.now())
+        await self.ledger.append(entries.Start(VERSION, found))
+        for outcome in unfinished:
+            await self.ledger.append(outcome)
+        self.world = World(self.identity, home / "bundles", clock)
+        self.token = _token(self.config)
+        self.pipeline = Pipeline(self.identity, self.world, memory, self.ledger, Blobs(home / "blobs"), clock)
+        run = new_id("run")
+        self._actions = Actions(self.pipeline, run)
+        self._mcp = Mcp(self.pipeline, clock, run, config.hold_wait_s)
+        self._routes = self._make_routes()
+        await self._listen()
+        self._tasks = [
+            asyncio.create_task(self.world.follow_bundle()),
+            asyncio.create_task(self.world.follow_feed()),
+            asyncio.create_task(self._tick()),
+        ]
+
+    async def _listen(self) -> None:
+        hosts: set[str] = set()
+        self._listener = Listener(Server(self._serve, self._refuse_unread, Border(hosts)))
+        self.port = await self._listener.open(self.config.host, self.config.port)
+        names = (self.config.host, "localhost", *self.config.hostnames)
+        hosts.update(f"{name}:{self.port}" for name in names)
+
+    def _make_routes(self) -> Routes:
+        routes, bound = Routes(), self._bound
+        routes.add("GET", "/livez", self._livez)
+        routes.add("GET", "/readyz", self._readyz)
+        routes.add("POST", "/v1/actions", bound(self._actions.act))
+        routes.add("GET", "/v1/approvals/{approval}", bound(self._actions.approval))
+        routes.add("POST", "/v1/approvals/{approval}/claim", bound(self._actions.claim))
+        for method in ("POST", "GET", "DELETE"):
+            routes.add(method, "/mcp/{server}", bound(self._mcp.serve))
+        return routes
+
+    def _bound(self, handler: RouteHandler) -> RouteHandler:
+        """The caller must bring the local token; everything it does counts as the agent's."""
+
+        async def handle(incoming: Incoming, **parameters: str) -> StreamResponse:
+            if not hmac.compare_digest(_offered(incoming), self.token.encode()):
+                raise Unverifiable(Reason.UNAUTHENTICATED, "send Authorization: Bearer with the token of LICET_TOKEN")
+            return await handler(incoming, Caller("bound"), **parameters)
+
+        return handle
+
+    async def _livez(self, _incoming: Incoming) -> StreamResponse:
+        return json_response({"live": True})
+
+    async def _readyz(self, _incoming: Incoming) -> StreamResponse:
+        checks = self.checks()
+        return json_response({"ready": all(checks.values()), "checks": checks}, 200 if all(checks.values()) else 503)
+
+    def checks(self) -> dict[str, bool]:
+        """What readiness is made of."""
+        bundle = self.world.bundle
+        return {
+            "bundle": bundle is not None and bundle.content.not_after > SystemClock().now(),
+            "ledger": self.ledger.fault is None,
+            "facts": self.world.age_s() < 5.0,
+        }
+
+    async def _serve(self, incoming: Incoming) -> StreamResponse:
+        if self._in_flight >= MAX_IN_FLIGHT:
+            no = Refusal(1, Reason.OVERLOADED, f"{MAX_IN_FLIGHT} requests are in flight", retry_after_s=1)
+            return await self._refuse(no, caller_of(incoming.raw))
+        self._in_flight += 1
+        try:
+            return await self._routes.find(incoming)()
+        except Unverifiable as bad:
+            step = 2 if bad.reason is Reason.UNAUTHENTICATED else 1
+            no = Refusal.of(2 if step == 2 else 1, bad)
+        except Exception as bug:
+            _log.error("%s %s failed:\n%s", incoming.method, incoming.path, traceback.format_exc())
+            no = Refusal(1, Reason.INTERNAL_ERROR, type(bug).__name__)
+        finally:
+            self._in_flight -= 1
+        return await self._refuse(no, caller_of(incoming.raw))
+
+    async def _refuse_unread(self, no: Refusal, caller: str) -> StreamResponse:
+        return await self._refuse(no, caller)
+
+    async def _refuse(self, no: Refusal, caller: str) -> StreamResponse:
+        refused: Refused = await self.pipeline.refuse_with(no, new_id("dec"), caller=caller)
+        response = await actions.respond(refused)
+        if no.reason is Reason.UNAUTHENTICATED:
+            response.headers["WWW-Authenticate"] = 'Bearer realm="licet"'
+        return response
+
+    async def _tick(self) -> None:
+        """Renew the identity, and write down which bundles became active."""
+        while True:
+            try:
+                while self.world.loaded:
+                    await self.ledger.append(self.world.loaded.pop(0))
+                await self.identity.renew_when_due()
+            except (Unreachable, Broken, Unverifiable) as bad:
+                _log.warning("the identity was not renewed, trying again: %s", bad)
+            except LedgerUnavailable as fault:
+                _log.error("ledger unavailable: %s", fault)
+            await asyncio.sleep(1.0)
+
+    async def stop(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.wait(self._tasks)
+        await self._listener.close()
+        await self._client.close()
+        await asyncio.to_thread(self.ledger.close)
+
+
+def _token(config: SidecarConfig) -> str:
+    """The local token, made on the first start; whoever can read the file is the agent."""
+    path = config.home / "agent.token"
+    if not path.exists():
+        write_atomically(path, b"")
+        path.chmod(0o600)
+        path.write_text(secrets.token_urlsafe(32) + "\n")
+    return path.read_text("ascii").strip()
+
+
+def _offered(incoming: Incoming) -> bytes:
+    """The token as Bearer, or as the password of Basic, which is what a token inside a URL becomes."""
+    if incoming.bearer:
+        return incoming.bearer.encode()
+    scheme, _, value = (incoming.header("authorization") or "").partition(" ")
+    if scheme.lower() == "basic":
+        try:
+            return base64.b64decode(value.strip(), validate=True).partition(b":")[2]
+        except ValueError:
+            return b""
+    return b""

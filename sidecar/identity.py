@@ -1,0 +1,134 @@
+"""This process's own identity: its key, its WIT, and requests to the gateway signed with them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Self
+from urllib.parse import urlsplit
+
+import msgspec
+
+from edge.client import Client, Reply
+from edge.clock import SystemClock, new_nonce
+from trust.identity import httpsig, wit
+from trust.identity.keys import PublicKey, SecretKey, b64url
+from trust.ledger.tiles import write_atomically
+from trust.reasons import Reason, Unverifiable
+
+RENEW_BEFORE_S: Final = 600
+
+
+class Enrolment(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What the gateway said when the key was bound; kept in ``enrolment.json``."""
+
+    kind: str
+    name: str
+    did: str
+    wit: str
+    trust_domain: str
+    audience: str
+    gateway_key: dict[str, str]
+
+
+class NotEnrolled(Exception):
+    """There is no enrolment and no token to get one."""
+
+
+@dataclass(slots=True)
+class Identity:
+    """Signs requests to one gateway. ``enrolment`` changes when the WIT is renewed."""
+
+    key: SecretKey
+    enrolment: Enrolment
+    gateway_url: str
+    gateway: PublicKey
+    client: Client
+    clock: SystemClock
+    path: Path
+
+    @classmethod
+    async def obtain(cls, home: Path, gateway_url: str, token: str, client: Client, clock: SystemClock) -> Self:
+        """The enrolment kept in *home*, or a new one for the one-time *token*."""
+        key = SecretKey.load_or_create(home / "identity.key")
+        path = home / "enrolment.json"
+        if path.exists():
+            enrolment = msgspec.json.decode(path.read_bytes(), type=Enrolment)
+        elif token:
+            enrolment = await _enroll(gateway_url, token, key, client)
+            write_atomically(path, msgspec.json.encode(enrolment), flush=True)
+        else:
+            raise NotEnrolled(
+                f"{home} holds no enrolment: register with `licet agents register` (or `licet nodes register`) "
+                "and set enrolment_token"
+            )
+        gateway = PublicKey.from_jwk(enrolment.gateway_key)
+        return cls(key, enrolment, gateway_url.rstrip("/"), gateway, client, clock, path)
+
+    @property
+    def name(self) -> str:
+        return self.enrolment.name
+
+    def expires_at(self) -> int:
+        """When the WIT ends, Unix seconds; 0 when it is over already."""
+        try:
+            return wit.verify(
+                self.enrolment.wit,
+                now=self.clock.now(),
+                trust_domain=self.enrolment.trust_domain,
+                issuer=self.gateway,
+            ).expires_at
+        except Unverifiable:
+            return 0
+
+    async def renew_when_due(self) -> None:
+        """Get a fresh WIT while the old one still signs."""
+        if self.expires_at() - self.clock.now() > RENEW_BEFORE_S:
+            return
+        async with self.send("POST", "/v1/wit") as reply:
+            body = await reply.read()
+        if reply.status != 200:
+            raise Unverifiable(Reason.UNAUTHENTICATED, f"the WIT was not renewed: {body[:200]!r}")
+        self.enrolment = msgspec.structs.replace(self.enrolment, wit=json.loads(body)["wit"])
+        write_atomically(self.path, msgspec.json.encode(self.enrolment), flush=True)
+
+    @asynccontextmanager
+    async def send(
+        self,
+        method: str,
+        target: str,
+        body: bytes = b"",
+        headers: Mapping[str, str] | None = None,
+        *,
+        timeout_s: float | None = None,
+    ) -> AsyncIterator[Reply]:
+        """One signed request to the gateway."""
+        given = dict(headers or {})
+        request = httpsig.Request(method, urlsplit(self.gateway_url).netloc, target, httpsig.headers_of(given), body)
+        signature = httpsig.sign(
+            request,
+            wit=self.enrolment.wit,
+            key=self.key,
+            audience=self.enrolment.audience,
+            created=int(self.clock.now()),
+            nonce=new_nonce(),
+        )
+        async with self.client.send(
+            method, self.gateway_url + target, {**given, **signature}, body or None, timeout_s=timeout_s
+        ) as reply:
+            yield reply
+
+
+async def _enroll(gateway_url: str, token: str, key: SecretKey, client: Client) -> Enrolment:
+    proof = b64url(key.sign(f"licet-enroll {token}".encode()))
+    body = msgspec.json.encode({"token": token, "key": key.public.jwk, "proof": proof})
+    async with client.send(
+        "POST", gateway_url.rstrip("/") + "/v1/enroll", {"Content-Type": "application/json"}, body
+    ) as reply:
+        answer = await reply.read()
+    if reply.status != 200:
+        raise NotEnrolled(f"the gateway refused the enrolment: {answer.decode('utf-8', 'replace')[:500]}")
+    return msgspec.json.decode(answer, type=Enrolment)

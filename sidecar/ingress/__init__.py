@@ -1,0 +1,1 @@
+"""One module per protocol: bytes become an Action, an Answer becomes bytes. Nothing else is decided here."""

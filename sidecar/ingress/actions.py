@@ -1,0 +1,132 @@
+"""The native protocol: ``POST /v1/actions`` and ``/v1/approvals/{id}``."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import pydantic
+
+from edge.clock import new_id
+from edge.http import Incoming, Response, StreamResponse, json_response, problem
+from sidecar.answers import Allowed, Answer, Held, Refused
+from sidecar.ingress.common import audit_member, decision_headers, require_run
+from sidecar.pipeline import Caller, Pipeline
+from trust import mcp
+from trust.action import Action, Payload
+from trust.canonical import JsonObject, read_object
+from trust.policy.inventory import require_server_name, require_tool_name
+from trust.reasons import Reason, Unverifiable
+from trust.verdict import Refusal
+from trust.wire import Place
+
+RETRY_AFTER_S: Final = 5
+
+
+class _Place(pydantic.BaseModel):
+    model_config = pydantic.ConfigDict(extra="forbid", frozen=True, strict=True)
+    pin: str | None = None
+    slo_ms: int | None = None
+
+
+class _Asked(pydantic.BaseModel):
+    model_config = pydantic.ConfigDict(extra="forbid", frozen=True, strict=True)
+    tool: str
+    args: dict[str, Any] = {}
+    run: str | None = None
+    place: _Place = _Place()
+    idempotency_key: str | None = None
+
+
+class Actions:
+    """Native requests against one pipeline."""
+
+    def __init__(self, pipeline: Pipeline, default_run: str) -> None:
+        self._pipeline = pipeline
+        self._default_run = default_run
+
+    async def act(self, incoming: Incoming, caller: Caller) -> StreamResponse:
+        asked, arguments = _read(incoming)
+        server, _, tool = asked.tool.partition("/")
+        action_id = new_id("act")
+        body = mcp.call(action_id, require_tool_name(tool), arguments)
+        message = mcp.read_message(body)
+        headers = {mcp.VERSION_HEADER: mcp.MODERN}
+        known = self._pipeline.tool(require_server_name(server), tool)
+        payload = mcp.payload(message, body, headers, known)
+        run = require_run(asked.run or self._default_run)
+        action = self._action(action_id, server, tool, arguments, payload, run)
+        answer = await self._pipeline.act(action, caller, Place(asked.place.pin, asked.place.slo_ms))
+        return await respond(answer)
+
+    def _action(
+        self, action_id: str, server: str, tool: str, arguments: JsonObject, payload: Payload, run: str
+    ) -> Action:
+        return Action(action_id, new_id("dec"), "native", server, tool, arguments, payload, run)
+
+    async def approval(self, _incoming: Incoming, _caller: Caller, approval: str) -> StreamResponse:
+        """The state of one approval."""
+        state = await self._pipeline.approval_state(approval)
+        if isinstance(state, Refusal):
+            return await respond(await self._pipeline.refuse_with(state, new_id("dec"), approval=approval))
+        return json_response(state)
+
+    async def claim(self, _incoming: Incoming, caller: Caller, approval: str) -> StreamResponse:
+        return await respond(await self._pipeline.claim(approval, caller))
+
+
+def _read(incoming: Incoming) -> tuple[_Asked, JsonObject]:
+    media_type = (incoming.header("content-type") or "").split(";")[0].strip().lower()
+    if media_type != "application/json":
+        raise Unverifiable(Reason.UNSUPPORTED_MEDIA_TYPE, "expected Content-Type: application/json")
+    value = read_object(incoming.body)
+    try:
+        asked = _Asked.model_validate(value)
+    except pydantic.ValidationError as bad:
+        first = bad.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise Unverifiable(Reason.MALFORMED_REQUEST, f"{where}: {first['msg']}") from None
+    return asked, asked.args
+
+
+async def respond(answer: Answer) -> Response:
+    """*answer* in the native protocol."""
+    headers = decision_headers(answer)
+    match answer:
+        case Allowed():
+            return await _allowed(answer, headers)
+        case Held():
+            body = {
+                "decision": "hold",
+                "decision_id": answer.decision_id,
+                "approval": answer.approval,
+                "state": answer.state,
+                "action_digest": answer.action_digest,
+                "expires_at": answer.expires_at,
+                "because": list(answer.sentences),
+                "audit": audit_member(answer),
+            }
+            location = {"Location": f"/v1/approvals/{answer.approval}", "Retry-After": str(RETRY_AFTER_S)}
+            return json_response(body, 202, {**headers, **location})
+        case Refused():
+            extra = {"decision": "deny", "audit": audit_member(answer)}
+            response = problem(answer.refusal, answer.decision_id, extra)
+            response.headers.update(headers)
+            return response
+
+
+async def _allowed(answer: Allowed, headers: dict[str, str]) -> Response:
+    body = {
+        "decision": "allow",
+        "decision_id": answer.decision_id,
+        "node": answer.node,
+        "audit": audit_member(answer),
+        "trace": {"node_id": answer.node},
+    }
+    try:
+        response = mcp.final_response(answer.headers.get("Content-Type", ""), await answer.read())
+    except (Unverifiable, ConnectionError) as bad:
+        no = Refusal(10, Reason.UPSTREAM_FAILED, f"HTTP {answer.status}: {bad}")
+        return problem(no, answer.decision_id, {"audit": audit_member(answer)})
+    if "error" in response:
+        return json_response({**body, "result": {"isError": True, "error": response["error"]}}, 200, headers)
+    return json_response({**body, "result": response["result"]}, 200, headers)

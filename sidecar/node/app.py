@@ -1,0 +1,284 @@
+"""A node, assembled: its servers, its lease, its ledger, and the one thing that it answers: ``/v1/execute``."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import traceback
+from contextlib import AsyncExitStack
+from typing import Final
+
+import msgspec
+
+from edge.client import Broken, Client, Unreachable
+from edge.clock import SystemClock, new_id
+from edge.durable import DurableLedger
+from edge.http import (
+    Border,
+    Incoming,
+    Listener,
+    Response,
+    Server,
+    StreamResponse,
+    caller_of,
+    json_response,
+    problem,
+    relay,
+    require_c_parser,
+)
+from edge.routes import Routes
+from sidecar.config import NodeConfig
+from sidecar.identity import Identity
+from sidecar.node.admission import inventory_of
+from sidecar.node.http_upstream import HttpUpstream
+from sidecar.node.stdio_upstream import StdioUpstream
+from sidecar.node.upstream import Replied, Upstream, UpstreamFailed
+from trust import wire
+from trust.action import Payload
+from trust.canonical import sha256_hex
+from trust.identity import ticket
+from trust.identity.keys import SecretKey
+from trust.identity.replay import Nonces
+from trust.identity.ticket import Ticket
+from trust.ledger import entries
+from trust.ledger.writer import LedgerUnavailable
+from trust.reasons import Reason, Unverifiable
+from trust.verdict import Refusal
+from trust.wire import Execute
+
+VERSION: Final = "0.1.0"
+LEASE_MARGIN_S: Final = 2.0
+"""A node stops starting work this long before its lease ends, so that two never believe to hold it."""
+MAX_EXECUTE_BYTES: Final = 8 << 20
+_log = logging.getLogger("licet.node")
+
+
+class Node:
+    """Use :meth:`start` and :meth:`stop`; ``port`` is known after the start."""
+
+    def __init__(self, config: NodeConfig) -> None:
+        self.config = config
+        self.port = 0
+        self._epoch = 0
+        self._renewed = float("-inf")
+        self._tickets = Nonces()
+        self._upstreams: dict[str, Upstream] = {}
+
+    async def start(self) -> None:
+        require_c_parser()
+        config = self.config
+        self._clock = SystemClock()
+        config.home.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._client = Client(total_timeout_s=None)
+        self.identity = await Identity.obtain(
+            config.home, config.gateway_url, config.enrolment_token, self._client, self._clock
+        )
+        self.ledger = DurableLedger(
+            config.home / "ledger",
+            origin=f"{self.identity.enrolment.trust_domain}/node/{self.identity.name}",
+            key=SecretKey.load_or_create(config.home / "ledger.key"),
+            clock=self._clock,
+            segment_bytes=config.segment_bytes,
+        )
+        await self.ledger.append(entries.Start(VERSION, self.ledger.size))
+        hosts: set[str] = set()
+        border = Border(hosts, {wire.TICKET_HEADER}, MAX_EXECUTE_BYTES)
+        self._routes = Routes()
+        self._routes.add("GET", "/livez", self._livez)
+        self._routes.add("GET", "/readyz", self._readyz)
+        self._routes.add("POST", "/v1/execute", self._execute)
+        self._listener = Listener(Server(self._serve, self._refuse, border))
+        self.port = await self._listener.open(config.host, config.port)
+        hosts.update(f"{name}:{self.port}" for name in (config.host, "localhost", *config.hostnames))
+        await asyncio.gather(*(self._start_upstream(server.name) for server in config.servers))
+        await self._join()
+        self._beating = asyncio.create_task(self._beat())
+
+    # Servers and lease
+
+    async def _start_upstream(self, name: str) -> None:
+        server = next(s for s in self.config.servers if s.name == name)
+        upstream: Upstream = (
+            HttpUpstream(server.url, self._client)
+            if server.url
+            else StdioUpstream(server.command, server.env, server.cwd)
+        )
+        await upstream.start()
+        self._upstreams[name] = upstream
+
+    async def _join(self) -> None:
+        """Tell the gateway what is offered here now; it answers with a new epoch."""
+        config = self.config
+        offered = [inventory_of(s, await self._upstreams[s.name].list_tools()) for s in config.servers]
+        url = config.public_url or f"http://{config.host}:{self.port}"
+        body = msgspec.json.encode({"url": url, "servers": offered})
+        async with self.identity.send("POST", "/v1/nodes/join", body, _JSON) as reply:
+            answer = await reply.read()
+        if reply.status != 200:
+            raise UpstreamFailed(f"the gateway did not let this node join: {answer.decode('utf-8', 'replace')[:500]}")
+        self._epoch = int(json.loads(answer)["epoch"])
+        self._renewed = self._clock.mono()
+
+    async def _beat(self) -> None:
+        """Renew the lease, the identity, and servers that died."""
+        while True:
+            await asyncio.sleep(self.config.heartbeat_s)
+            try:
+                await self._revive()
+                await self._renew()
+                await self.identity.renew_when_due()
+            except (Unreachable, Broken, Unverifiable, UpstreamFailed) as bad:
+                _log.warning("the lease was not renewed, trying again: %s", bad)
+            except Exception:
+                _log.exception("a heartbeat failed; it is tried again")
+
+    async def _renew(self) -> None:
+        asked = self._clock.mono()
+        body = msgspec.json.encode({"epoch": self._epoch})
+        async with self.identity.send("POST", "/v1/nodes/heartbeat", body, _JSON, timeout_s=5.0) as reply:
+            await reply.read()
+        if reply.status == 200:
+            self._renewed = asked
+        elif reply.status == 403:
+            await self._join()
+
+    async def _revive(self) -> None:
+        """Start dead children again; what they offer then may have changed, so join again."""
+        dead = [n for n, u in self._upstreams.items() if isinstance(u, StdioUpstream) and not u.alive]
+        for name in dead:
+            await self._upstreams[name].close()
+            await self._start_upstream(name)
+        if dead:
+            await self._join()
+
+    def _lease_left_s(self) -> float:
+        return self.config.lease_ttl_s - LEASE_MARGIN_S - (self._clock.mono() - self._renewed)
+
+    # Requests
+
+    async def _livez(self, _incoming: Incoming) -> StreamResponse:
+        return json_response({"live": True})
+
+    async def _readyz(self, _incoming: Incoming) -> StreamResponse:
+        checks = {"ledger": self.ledger.fault is None, "lease": self._lease_left_s() > 0}
+        return json_response({"ready": all(checks.values()), "checks": checks}, 200 if all(checks.values()) else 503)
+
+    async def _serve(self, incoming: Incoming) -> StreamResponse:
+        try:
+            return await self._routes.find(incoming)()
+        except Unverifiable as bad:
+            no = Refusal.of(9, bad)
+        except LedgerUnavailable as fault:
+            no = Refusal(9, Reason.LEDGER_UNAVAILABLE, str(fault))
+        except Exception as bug:
+            _log.error("%s %s failed:\n%s", incoming.method, incoming.path, traceback.format_exc())
+            no = Refusal(9, Reason.INTERNAL_ERROR, type(bug).__name__)
+        return await self._refuse(no, caller_of(incoming.raw))
+
+    async def _refuse(self, no: Refusal, caller: str) -> Response:
+        decision_id = new_id("dec")
+        try:
+            await self.ledger.append(
+                entries.Refusal(no.step, str(no.reason), no.detail[:2000], decision_id, caller=caller)
+            )
+        except LedgerUnavailable as fault:
+            no = Refusal(9, Reason.LEDGER_UNAVAILABLE, str(fault))
+        return problem(no, decision_id)
+
+    async def _execute(self, incoming: Incoming) -> StreamResponse:
+        """Step 9: open the ticket, check that the bytes are its, spend it, record, pass them on."""
+        execute, body = wire.decode(incoming.body, Execute)
+        payload = wire.payload_of(execute, body)
+        entitled = self._open(incoming.header(wire.TICKET_HEADER) or "", execute, payload)
+        upstream = self._upstreams.get(entitled.server)
+        if upstream is None:
+            raise Unverifiable(Reason.TICKET_INVALID, f"{entitled.server} is not offered here")
+        self.ledger.append_later(_dispatch(entitled, self.identity.name))
+        started = self._clock.mono_ns()
+        async with AsyncExitStack() as stack:
+            try:
+                replied = await stack.enter_async_context(upstream.exchange(payload, execute.credentials))
+                return await self._answer(incoming, entitled, replied, started)
+            except UpstreamFailed as bad:
+                self._outcome(entitled, "failed", started, detail=str(bad))
+                raise Unverifiable(Reason.UPSTREAM_FAILED, str(bad)) from None
+
+    def _open(self, token: str, execute: Execute, payload: Payload) -> Ticket:
+        now = self._clock.now()
+        entitled = ticket.open_ticket(
+            token,
+            gateway=self.identity.gateway,
+            node=self.identity.name,
+            epoch=self._epoch,
+            payload=payload.digest,
+            now=now,
+        )
+        if execute.server != entitled.server or wire.message_of(payload).tool != entitled.tool:
+            raise Unverifiable(Reason.TICKET_INVALID, "made for another server or tool")
+        if self._lease_left_s() <= 0:
+            raise Unverifiable(Reason.TICKET_INVALID, "this node's lease ran out; it starts nothing new")
+        try:
+            self._tickets.spend(entitled.id, entitled.deadline, now)
+        except Unverifiable:
+            raise Unverifiable(Reason.TICKET_INVALID, "this ticket was used before") from None
+        return entitled
+
+    async def _answer(self, incoming: Incoming, entitled: Ticket, replied: Replied, started: int) -> StreamResponse:
+        headers = {**replied.headers, wire.UPSTREAM_STATUS_HEADER: str(replied.status)}
+        if replied.chunks is None:
+            self._outcome(entitled, "done", started, replied)
+            return Response(headers=headers, body=replied.body)
+        response, complete = await relay(incoming, replied.chunks, 200, headers)
+        self._outcome(entitled, "done" if complete else "unknown", started, replied)
+        return response
+
+    def _outcome(
+        self, entitled: Ticket, status: str, started: int, replied: Replied | None = None, detail: str = ""
+    ) -> None:
+        entry = entries.Outcome(
+            action_id=entitled.action_id,
+            decision_id=entitled.id,
+            run=entitled.run,
+            status="done" if status == "done" else "failed" if status == "failed" else "unknown",
+            step=9,
+            detail=detail[:2000],
+            node=self.identity.name,
+            upstream_status=replied.status if replied else 0,
+            duration_us=(self._clock.mono_ns() - started) // 1000,
+            response_sha256=sha256_hex(replied.body) if replied and replied.chunks is None else "",
+            response_bytes=len(replied.body) if replied else 0,
+        )
+        try:
+            self.ledger.append_later(entry)
+        except LedgerUnavailable as fault:
+            _log.error("an outcome could not be recorded: %s", fault)
+
+    async def stop(self) -> None:
+        self._beating.cancel()
+        await self._listener.close()
+        await asyncio.gather(*(upstream.close() for upstream in self._upstreams.values()))
+        await self._client.close()
+        await asyncio.to_thread(self.ledger.close)
+
+
+_JSON: Final = {"Content-Type": "application/json"}
+
+
+def _dispatch(entitled: Ticket, node: str) -> entries.Dispatch:
+    return entries.Dispatch(
+        action_id=entitled.action_id,
+        decision_id=entitled.id,
+        run=entitled.run,
+        agent=entitled.agent,
+        principal=entitled.principal,
+        server=entitled.server,
+        tool=entitled.tool,
+        node=node,
+        payload_sha256=entitled.payload,
+        action_digest=entitled.action_digest,
+        intent="",
+        ticket=entitled.id,
+        step=9,
+        approval=entitled.approval,
+    )

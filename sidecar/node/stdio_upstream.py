@@ -1,0 +1,266 @@
+"""An MCP server as a child process: one process, spoken to on stdio, shared by all calls.
+
+The node holds the handshake and answers ``initialize``, ``server/discover`` and ``ping`` from it, so both eras
+work whatever the server speaks. Each request gets an id of the node's own, and the envelope of the stateless
+era is taken out of ``_meta``; every other part of its params travels as the very bytes that were judged.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import secrets
+import signal
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+
+from sidecar.node.upstream import Replied, UpstreamFailed, result_of
+from trust import mcp
+from trust.action import Payload
+from trust.canonical import JsonObject, jcs
+
+HANDSHAKE_TIMEOUT_S: Final = 30.0
+MAX_LINE_BYTES: Final = 64 << 20
+KILL_AFTER_S: Final = 1.0
+_OFFERED_VERSION: Final = "2025-11-25"
+_STATELESS_ENVELOPE: Final = (mcp.VERSION_META, mcp.CLIENT_INFO_META, mcp.CLIENT_CAPABILITIES_META)
+_JSON: Final = {"Content-Type": "application/json"}
+_PASSED_ON: Final = ("PATH", "HOME", "LANG", "LC_ALL", "TZ", "TMPDIR")
+
+
+class _Raw(msgspec.Struct):
+    """A request with its params untouched."""
+
+    method: str
+    id: int | str | None = None
+    params: msgspec.Raw = msgspec.Raw(b"{}")
+
+
+class _Out(msgspec.Struct):
+    method: str
+    params: msgspec.Raw
+    jsonrpc: str = "2.0"
+    id: int | msgspec.UnsetType = msgspec.UNSET
+
+
+class StdioUpstream:
+    """*command* is started without a shell and without this process's secrets in its environment."""
+
+    def __init__(self, command: tuple[str, ...], env: dict[str, str], cwd: Path | None) -> None:
+        self._command = command
+        self._env = {name: os.environ[name] for name in _PASSED_ON if name in os.environ} | env
+        self._cwd = cwd
+        self._process: asyncio.subprocess.Process | None = None
+        self._reader: asyncio.Task[None] | None = None
+        self._waiting: dict[int, asyncio.Future[JsonObject]] = {}
+        self._progress: dict[str | int, asyncio.Queue[bytes]] = {}
+        self._next = 0
+        self._hello: JsonObject = {}
+
+    async def start(self) -> None:
+        try:
+            self._process = await asyncio.create_subprocess_exec(
+                *self._command,
+                stdin=asyncio.subprocess.PIPE,
+                stdout=asyncio.subprocess.PIPE,
+                cwd=self._cwd,
+                env=self._env,
+                limit=MAX_LINE_BYTES,
+                start_new_session=True,
+            )
+        except OSError as bad:
+            raise UpstreamFailed(f"{self._command[0]}: {bad}") from None
+        self._reader = asyncio.create_task(self._read())
+        params: JsonObject = {
+            "protocolVersion": _OFFERED_VERSION,
+            "capabilities": {},
+            "clientInfo": {"name": "licet", "version": "1"},
+        }
+        try:
+            async with asyncio.timeout(HANDSHAKE_TIMEOUT_S):
+                self._hello = result_of(await self._ask("initialize", jcs(params)))
+        except TimeoutError:
+            raise UpstreamFailed(f"{self._command[0]} did not answer initialize") from None
+        self._write(_Out("notifications/initialized", msgspec.Raw(b"{}")))
+
+    @property
+    def alive(self) -> bool:
+        return self._process is not None and self._process.returncode is None
+
+    async def list_tools(self) -> list[dict[str, Any]]:
+        tools: list[dict[str, Any]] = []
+        cursor: str | None = None
+        while True:
+            result = result_of(await self._ask("tools/list", jcs({} if cursor is None else {"cursor": cursor})))
+            tools += result.get("tools", [])
+            cursor = result.get("nextCursor")
+            if not cursor:
+                return tools
+
+    @asynccontextmanager
+    async def exchange(self, payload: Payload, _credentials: dict[str, str]) -> AsyncIterator[Replied]:
+        if payload.method == "DELETE":
+            yield Replied(200, {}, b"")
+        elif payload.method != "POST":
+            yield Replied(405, {}, b"")  # no stream of its own, as the transport allows
+        else:
+            yield await self._post(payload)
+
+    async def _post(self, payload: Payload) -> Replied:
+        message = mcp.read_message(payload.body)
+        raw = msgspec.json.decode(payload.body, type=_Raw) if message.kind != "response" else _Raw("")
+        if message.kind != "request":
+            # Of notifications only cancellation would matter, and it names an id that is not ours.
+            return Replied(202, {}, b"")
+        own = self._own_answer(message, payload)
+        if own is not None:
+            return own
+        params, token = _for_session(bytes(raw.params))
+        if token is not None:
+            return self._streamed(message, raw.method, params, token)
+        response = await self._ask(raw.method, params)
+        return Replied(200, _JSON, _answer(message, response))
+
+    def _own_answer(self, message: mcp.Message, payload: Payload) -> Replied | None:
+        """What the handshake already told."""
+        if message.method == "initialize":
+            headers = {**_JSON, "mcp-session-id": secrets.token_hex(16)}
+            return Replied(200, headers, mcp.result(message.rpc_id, self._hello))
+        if message.method == "server/discover":
+            hello: JsonObject = {
+                key: self._hello[key] for key in ("capabilities", "instructions") if key in self._hello
+            }
+            meta: JsonObject = {"io.modelcontextprotocol/serverInfo": self._hello.get("serverInfo", {})}
+            result: JsonObject = {
+                **hello,
+                "supportedVersions": [mcp.MODERN],
+                "_meta": meta,
+                "resultType": "complete",
+                "ttlMs": 0,
+                "cacheScope": "private",
+            }
+            return Replied(200, _JSON, mcp.result(message.rpc_id, result))
+        if message.method == "ping":
+            return Replied(200, _JSON, mcp.result(message.rpc_id, {}))
+        return None
+
+    def _streamed(self, message: mcp.Message, method: str, params: bytes, token: str | int) -> Replied:
+        """A call that asked for progress: notifications as they come, then the response."""
+        if token in self._progress:
+            body = mcp.error(message.rpc_id, -32600, "this progress token is in use by another call")
+            return Replied(400, _JSON, body)
+        self._progress[token] = asyncio.Queue()
+        return Replied(200, {"Content-Type": "text/event-stream"}, b"", self._events(message, method, params, token))
+
+    async def _events(self, message: mcp.Message, method: str, params: bytes, token: str | int) -> AsyncIterator[bytes]:
+        queue = self._progress[token]
+        asking = asyncio.create_task(self._ask(method, params))
+        asking.add_done_callback(lambda _: queue.put_nowait(b""))
+        try:
+            while notification := await queue.get():
+                yield mcp.event(notification)
+            yield mcp.event(_answer(message, await asking))
+        finally:
+            del self._progress[token]
+            asking.cancel()
+
+    async def _ask(self, method: str, params: bytes) -> JsonObject:
+        if not self.alive:
+            raise UpstreamFailed(f"{self._command[0]} is not running")
+        self._next += 1
+        rpc_id = self._next
+        future: asyncio.Future[JsonObject] = asyncio.get_running_loop().create_future()
+        self._waiting[rpc_id] = future
+        try:
+            self._write(_Out(method, msgspec.Raw(params), id=rpc_id))
+            return await future
+        finally:
+            self._waiting.pop(rpc_id, None)
+
+    def _write(self, message: _Out) -> None:
+        stdin = self._process.stdin if self._process else None
+        if stdin is None or stdin.is_closing():
+            raise UpstreamFailed(f"{self._command[0]} is not running")
+        stdin.write(msgspec.json.encode(message) + b"\n")
+
+    async def _read(self) -> None:
+        """Hand every line of the child to whoever waits for it, until it ends."""
+        stdout = self._process.stdout if self._process else None
+        try:
+            while stdout is not None and (line := await stdout.readline()):
+                self._hear(line)
+        except ValueError:
+            self._kill(signal.SIGKILL)  # a line beyond the limit: nothing after it can be trusted
+        finally:
+            for future in self._waiting.values():
+                if not future.done():
+                    future.set_exception(UpstreamFailed(f"{self._command[0]} ended"))
+
+    def _hear(self, line: bytes) -> None:
+        try:
+            message = msgspec.json.decode(line)
+        except msgspec.DecodeError:
+            return  # servers print; what is not JSON is not for us
+        if not isinstance(message, dict):
+            return
+        if "method" not in message:
+            future = self._waiting.get(message.get("id", 0))
+            if future is not None and not future.done():
+                future.set_result(message)
+        elif message["method"] == "notifications/progress":
+            token = (message.get("params") or {}).get("progressToken")
+            if token in self._progress:
+                self._progress[token].put_nowait(line.strip())
+        elif "id" in message:
+            refusal = mcp.error(message["id"], -32601, "the node offers nothing to servers")
+            if self._process is not None and self._process.stdin is not None:
+                self._process.stdin.write(refusal + b"\n")
+
+    def _kill(self, how: signal.Signals) -> None:
+        if self._process is not None and self._process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._process.pid, how)
+
+    async def close(self) -> None:
+        """End the child and everything that it started."""
+        if self._process is None:
+            return
+        self._kill(signal.SIGTERM)
+        try:
+            async with asyncio.timeout(KILL_AFTER_S):
+                await self._process.wait()
+        except TimeoutError:
+            self._kill(signal.SIGKILL)
+            await self._process.wait()
+        if self._reader is not None:
+            await self._reader
+
+
+def _for_session(params: bytes) -> tuple[bytes, str | int | None]:
+    """*params* without the stateless envelope, and the progress token if there is one."""
+    if b'"_meta"' not in params:
+        return params, None
+    parts = msgspec.json.decode(params, type=dict[str, msgspec.Raw])
+    if "_meta" not in parts:
+        return params, None
+    meta = msgspec.json.decode(parts["_meta"], type=dict[str, Any])
+    kept = {key: value for key, value in meta.items() if key not in _STATELESS_ENVELOPE}
+    parts["_meta"] = msgspec.Raw(msgspec.json.encode(kept))
+    token = kept.get("progressToken")
+    return msgspec.json.encode(parts), token if isinstance(token, str | int) else None
+
+
+def _answer(message: mcp.Message, response: JsonObject) -> bytes:
+    """The child's response under the caller's id, in the shape of the caller's era."""
+    result = response.get("result")
+    if message.modern and isinstance(result, dict):
+        defaults: JsonObject = {"resultType": "complete"}
+        if message.method.endswith("/list") or message.method == "resources/read":
+            defaults |= {"ttlMs": 0, "cacheScope": "private"}
+        response = {**response, "result": {**defaults, **result}}
+    return jcs({**response, "id": message.rpc_id})

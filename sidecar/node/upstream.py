@@ -1,0 +1,48 @@
+"""What a node asks of a tool server, however it is reached."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from trust.action import Payload
+
+
+class UpstreamFailed(Exception):
+    """The server could not be asked, or its answer makes no sense."""
+
+
+@dataclass(frozen=True, slots=True)
+class Replied:
+    """``chunks`` is there for a stream, else ``body`` is complete."""
+
+    status: int
+    headers: dict[str, str]
+    body: bytes
+    chunks: AsyncIterator[bytes] | None = None
+
+
+class Upstream(Protocol):
+    """One MCP server."""
+
+    async def start(self) -> None:
+        """Reach the server, or :class:`UpstreamFailed`."""
+
+    async def list_tools(self) -> list[dict[str, Any]]:
+        """All tools as the server lists them, every page."""
+
+    def exchange(self, payload: Payload, credentials: dict[str, str]) -> AbstractAsyncContextManager[Replied]:
+        """Send exactly *payload*."""
+
+    async def close(self) -> None: ...
+
+
+def result_of(response: object) -> dict[str, Any]:
+    """The result of a JSON-RPC response, or :class:`UpstreamFailed`."""
+    if isinstance(response, dict) and isinstance(response.get("result"), dict):
+        result: dict[str, Any] = response["result"]
+        return result
+    error = response.get("error") if isinstance(response, dict) else response
+    raise UpstreamFailed(f"the server answered {str(error)[:300]}")

@@ -1,0 +1,402 @@
+"""The ten steps that every action of the agent passes, in order, from top to bottom.
+
+1 receive (the ingress of each protocol) · 2 identify · 3 recall · 4 evaluate · 5 decide · 6 record · 7 hold ·
+8 route · 9 execute (the node) · 10 answer. Between recall and the counting of a permitted call nothing is
+awaited, so no other call can slip in between what was read and what was decided.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import traceback
+from dataclasses import dataclass, replace
+from typing import Any, Final, Literal
+
+import msgspec
+
+from edge.blobs import Blobs
+from edge.client import Broken, Unreachable
+from edge.clock import SystemClock, new_id
+from edge.durable import DurableLedger
+from sidecar.answers import Allowed, Answer, Audit, Held, Refused
+from sidecar.forward import Forwarded, forward, refusal_of
+from sidecar.identity import Identity
+from sidecar.memory import Memory
+from sidecar.stream import End, Stream
+from sidecar.world import World
+from trust import feed, report, wire
+from trust.action import Action
+from trust.canonical import jcs, sha256_hex
+from trust.facts import Facts
+from trust.ledger import entries
+from trust.ledger.writer import EntryTooLarge, LedgerUnavailable
+from trust.policy import judge, schema
+from trust.policy.bundle import Compiled
+from trust.policy.cedar import Uid
+from trust.policy.engine import Finding
+from trust.policy.inventory import Tool, pin_of
+from trust.reasons import Reason, Unverifiable
+from trust.standing.score import Standing
+from trust.verdict import Hold, Permit, Refusal, decide
+from trust.wire import Dispatch, Place
+
+ANYWHERE: Final = Place()
+Status = Literal["done", "refused", "failed", "unknown"]
+_log = logging.getLogger("licet.sidecar")
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who asks, and how that is known."""
+
+    authn: str
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """An action with everything that its decision was made of."""
+
+    action: Action
+    caller: Caller
+    bundle: Compiled
+    tool: Tool
+    facts: Facts
+    action_digest: str
+    finding: Finding
+    approval: str | None
+    place: Place
+
+
+class Pipeline:
+    """One per sidecar."""
+
+    def __init__(
+        self,
+        identity: Identity,
+        world: World,
+        memory: Memory,
+        ledger: DurableLedger,
+        blobs: Blobs,
+        clock: SystemClock,
+    ) -> None:
+        self._identity = identity
+        self._world = world
+        self._memory = memory
+        self._ledger = ledger
+        self._blobs = blobs
+        self._clock = clock
+
+    async def act(
+        self, action: Action, caller: Caller, place: Place = ANYWHERE, *, approval: str | None = None
+    ) -> Answer:
+        """Steps 2 to 10 for *action*; with *approval*, its claim."""
+        try:
+            judged = self._judge(action, caller, place, approval)
+        except Unverifiable as bad:
+            return await self._refuse(action, Refusal.of(_step_of(bad.reason), bad), caller, None)
+        verdict = decide(action, judged.finding, approval)  # 5
+        if isinstance(verdict, Refusal):
+            return await self._refuse(action, verdict, caller, judged)
+        if isinstance(verdict, Hold):
+            return await self._hold(judged, verdict)
+        labels = judged.tool.manifest.labels
+        self._memory.permitted(action.run, action.name, labels, self._clock.now())
+        return await self._permitted(judged, verdict)
+
+    def _judge(self, action: Action, caller: Caller, place: Place, approval: str | None) -> Judged:
+        """Steps 2, 3 and 4: plain code that reads what is in memory."""
+        told = self._identify()
+        bundle = self._current_bundle()
+        tool = bundle.inventory.tool(action.server, action.tool)
+        self._require_fresh(tool)
+        facts = self._recall(action, told, tool)
+        finding = judge.evaluate(bundle, tool, action.arguments, facts, action.server, approved=approval is not None)
+        digest = action.digest(told.agent.name, told.agent.owner, facts.authority, tool.digest)
+        return Judged(action, caller, bundle, tool, facts, digest, finding, approval, place)
+
+    def tool(self, server: str, tool: str) -> Tool | None:
+        """What is pinned under this name, for whoever must know before an action can be made of a message."""
+        bundle = self._world.bundle
+        known = bundle.inventory.servers.get(server) if bundle else None
+        return known.tools.get(tool) if known else None
+
+    def may_see(self, server: str, listed: object) -> bool:
+        """Whether a tool that a server lists may be shown: pinned as it is, and some call of it not refused."""
+        bundle, told = self._world.bundle, self._world.facts
+        if bundle is None or told is None or not isinstance(listed, dict):
+            return False
+        tool = self.tool(server, str(listed.get("name")))
+        if tool is None or tool.quarantined or tool.digest != pin_of(listed):
+            return False
+        world = bundle.engine.world(told.agent.entities())
+        name = schema.action_name(server, tool.name)
+        return bundle.engine.visible(told.agent.uid, name, Uid("Server", server), world)
+
+    # 2 identify
+
+    def _identify(self) -> feed.Facts:
+        """The agent that this sidecar is bound to, unless somebody stopped it."""
+        told = self._world.facts
+        if told is None:
+            raise Unverifiable(Reason.STALE_FACTS, "the gateway has not been heard yet")
+        if told.killed is not None:
+            raise Unverifiable(Reason.KILLED, told.killed)
+        return told
+
+    # 3 recall
+
+    def _current_bundle(self) -> Compiled:
+        bundle = self._world.bundle
+        if bundle is None:
+            raise Unverifiable(Reason.NO_BUNDLE, "no bundle has been received and verified")
+        if self._clock.now() >= bundle.content.not_after:
+            raise Unverifiable(Reason.STALE_BUNDLE, f"version {bundle.content.version} ended at its not_after")
+        return bundle
+
+    def _require_fresh(self, tool: Tool) -> None:
+        age = self._world.age_s()
+        limit = feed.ALL_STALE_S if tool.manifest.effect == "read" else feed.SIDE_EFFECTS_STALE_S
+        if age > limit:
+            raise Unverifiable(
+                Reason.STALE_FACTS, f"the gateway was last heard {age:.1f} s ago; the limit is {limit:.0f} s"
+            )
+
+    def _recall(self, action: Action, told: feed.Facts, tool: Tool) -> Facts:
+        now = self._clock.now()
+        return Facts(
+            agent=told.agent,
+            standing=Standing(told.score),
+            run=self._memory.run(action.run, now),
+            rate=self._memory.rate(action.name, now),
+            authority=(),
+            now_s=int(now),
+            risk=tool.manifest.risk,
+        )
+
+    # 6 record
+
+    async def _refuse(self, action: Action, no: Refusal, caller: Caller, judged: Judged | None) -> Refused:
+        """Durable before the agent hears it."""
+        self._memory.denied(action.run, self._clock.now())
+        known: dict[str, Any] = {"approval": judged.approval if judged else None, "caller": caller.authn}
+        known["deed"] = await self._deed(action, caller, judged)
+        if judged is not None:
+            known["judgement"] = report.judgement(judged.bundle.digest, "deny", judged.facts, judged.finding)
+        return await self.refuse_with(no, action.decision_id, **known)
+
+    async def refuse_with(self, no: Refusal, decision_id: str, **known: Any) -> Refused:
+        """Record *no* with what is *known*, then say it."""
+        try:
+            stamp = await self._ledger.append(report.refusal(no, decision_id, **known))
+        except LedgerUnavailable as fault:
+            return Refused(decision_id, None, replace(no, reason=Reason.LEDGER_UNAVAILABLE, detail=str(fault)))
+        return Refused(decision_id, Audit(self._ledger.origin, stamp.seq), no)
+
+    async def _deed(self, action: Action, caller: Caller, judged: Judged | None) -> entries.Deed:
+        if not report.is_inline(action):
+            await self._blobs.put(jcs(action.arguments))
+        agent = self._world.facts.agent if self._world.facts else None
+        return report.deed(
+            action,
+            agent=agent.name if agent else self._identity.name,
+            principal=agent.owner if agent else "",
+            authn=caller.authn,
+            authority=judged.facts.authority if judged else (),
+            action_digest=judged.action_digest if judged else "",
+        )
+
+    def _judgement(self, judged: Judged, decision: entries.Decision) -> entries.Judgement:
+        return report.judgement(judged.bundle.digest, decision, judged.facts, judged.finding)
+
+    async def _permitted(self, judged: Judged, permit: Permit) -> Answer:
+        """The intent is durable before anything leaves."""
+        action = judged.action
+        try:
+            stamp = await self._ledger.append(
+                entries.Intent(
+                    await self._deed(action, judged.caller, judged),
+                    self._judgement(judged, "allow"),
+                    approval=judged.approval,
+                    labels=list(judged.tool.manifest.labels),
+                )
+            )
+        except LedgerUnavailable as fault:
+            return Refused(action.decision_id, None, Refusal(6, Reason.LEDGER_UNAVAILABLE, str(fault)))
+        except EntryTooLarge as bad:
+            return await self._refuse(action, Refusal(6, Reason.BODY_TOO_LARGE, str(bad)), judged.caller, None)
+        return await self._route(judged, permit, Audit(self._ledger.origin, stamp.seq))
+
+    # 7 hold
+
+    async def _hold(self, judged: Judged, hold: Hold) -> Answer:
+        """The hold is recorded, then the request stands in the gateway's queue: a new one, or the same as before."""
+        action = judged.action
+        terms = hold.terms.to_json()
+        try:
+            stamp = await self._ledger.append(
+                entries.Hold(await self._deed(action, judged.caller, judged), self._judgement(judged, "hold"), terms)
+            )
+        except LedgerUnavailable as fault:
+            return Refused(action.decision_id, None, Refusal(6, Reason.LEDGER_UNAVAILABLE, str(fault)))
+        audit = Audit(self._ledger.origin, stamp.seq)
+        state = await self._ask_for_approval(judged, audit)
+        if isinstance(state, Refusal):
+            return await self._refuse(action, state, judged.caller, None)
+        match state["state"]:
+            case "approved":
+                return await self.act(action, judged.caller, judged.place, approval=state["id"])
+            case "denied":
+                no = Refusal(7, Reason.APPROVAL_DENIED, state["reason"], hold.policies)
+                return await self._refuse(action, no, judged.caller, None)
+        return Held(
+            action.decision_id,
+            audit,
+            state["id"],
+            state["state"],
+            judged.action_digest,
+            state["expires_at"],
+            hold.sentences,
+        )
+
+    async def _ask_for_approval(self, judged: Judged, audit: Audit) -> dict[str, Any] | Refusal:
+        body = wire.encode(self._dispatch(judged, audit), judged.action.payload.body)
+        headers = {"Content-Type": wire.DISPATCH_TYPE}
+        return await self._ask_gateway("POST", "/v1/approvals", body, headers)
+
+    async def approval_state(self, approval: str, wait_s: float = 0.0) -> dict[str, Any] | Refusal:
+        """What the gateway says of one approval of this agent, after at most *wait_s* if it is pending."""
+        return await self._ask_gateway("GET", f"/v1/approvals/{approval}/state?wait={wait_s:.1f}")
+
+    async def _ask_gateway(
+        self, method: str, target: str, body: bytes = b"", headers: dict[str, str] | None = None
+    ) -> dict[str, Any] | Refusal:
+        try:
+            async with self._identity.send(method, target, body, headers) as reply:
+                answer = await reply.read()
+        except (Unreachable, Broken) as bad:
+            return Refusal(7, Reason.GATEWAY_UNREACHABLE, str(bad))
+        if reply.status >= 300:
+            return refusal_of(reply.status, answer)
+        told: dict[str, Any] = json.loads(answer)
+        return told
+
+    async def claim(self, approval: str, caller: Caller) -> Answer:
+        """Run the stored action of *approval*: identify, recall, evaluate, decide again, then consume and route."""
+        decision_id = new_id("dec")
+        try:
+            async with self._identity.send("GET", f"/v1/approvals/{approval}/action") as reply:
+                answer = await reply.read()
+            if reply.status != 200:
+                return await self.refuse_with(refusal_of(reply.status, answer), decision_id, approval=approval)
+            stored, body = wire.decode(answer, Dispatch)
+            fresh = msgspec.structs.replace(stored, action_id=new_id("act"), decision_id=decision_id)
+            action = wire.action_of(fresh, body)
+        except (Unreachable, Broken) as bad:
+            no = Refusal(7, Reason.GATEWAY_UNREACHABLE, str(bad))
+            return await self.refuse_with(no, decision_id, approval=approval)
+        except Unverifiable as bad:
+            return await self.refuse_with(Refusal.of(7, bad), decision_id, approval=approval)
+        return await self.act(action, caller, stored.place, approval=approval)
+
+    # 8 route, 9 execute, 10 answer
+
+    def _dispatch(self, judged: Judged, audit: Audit) -> Dispatch:
+        action, facts = judged.action, judged.facts
+        return Dispatch(
+            action_id=action.id,
+            decision_id=action.decision_id,
+            run=action.run,
+            agent=facts.agent.name,
+            principal=facts.agent.owner,
+            protocol=action.protocol,
+            server=action.server,
+            tool=action.tool,
+            method=action.payload.method,
+            headers=list(action.payload.headers),
+            action_digest=judged.action_digest,
+            facts=judge.recorded_facts(facts),
+            intent=str(audit),
+            bundle=judged.bundle.digest,
+            authority=facts.authority,
+            approval=judged.approval,
+            place=judged.place,
+            trace_id=action.trace_id,
+            span_id=action.span_id,
+        )
+
+    async def _route(self, judged: Judged, permit: Permit, audit: Audit) -> Answer:
+        action = judged.action
+        started = self._clock.mono_ns()
+        try:
+            came = await forward(self._identity, action, permit, self._dispatch(judged, audit))
+        except Unverifiable as bad:
+            self._outcome(action, "unknown", started, bad.reason, bad.detail)
+            return Refused(action.decision_id, audit, Refusal.of(8, bad))
+        except Exception as bug:
+            _log.error("forwarding failed:\n%s", traceback.format_exc())
+            no = Refusal(8, Reason.INTERNAL_ERROR, type(bug).__name__)
+            self._outcome(action, "unknown", started, no.reason, no.detail)
+            return Refused(action.decision_id, audit, no)
+        if isinstance(came, Refusal):
+            self._memory.denied(action.run, self._clock.now())
+            lost = came.reason in (Reason.OUTCOME_UNKNOWN, Reason.UPSTREAM_FAILED)
+            self._outcome(action, "unknown" if lost else "refused", started, came.reason, came.detail)
+            return Refused(action.decision_id, audit, came)
+        stream = self._stream(action, came, started) if came.chunks is not None else None
+        if stream is None:
+            self._done(action, came, started, sha256_hex(came.body), len(came.body))
+        return Allowed(action.decision_id, audit, came.node, came.status, came.headers, came.body, stream)
+
+    def _stream(self, action: Action, came: Forwarded, started: int) -> Stream | None:
+        """The answer as a stream whose end, whichever it is, is the outcome."""
+
+        def on_end(end: End) -> None:
+            if end.how == "complete":
+                self._done(action, came, started, end.digest, end.size)
+            else:
+                self._outcome(action, "unknown", started, Reason.OUTCOME_UNKNOWN, f"the stream was {end.how}")
+
+        return None if came.chunks is None else Stream(came.chunks, came.stack, on_end)
+
+    def _done(self, action: Action, came: Forwarded, started: int, digest: str, size: int) -> None:
+        status: Status = "done" if came.status < 400 else "failed"
+        self._outcome(action, status, started, came=came, digest=digest, size=size)
+
+    def _outcome(
+        self,
+        action: Action,
+        status: Status,
+        started: int,
+        reason: Reason | None = None,
+        detail: str = "",
+        *,
+        came: Forwarded | None = None,
+        digest: str = "",
+        size: int = 0,
+    ) -> None:
+        """Follows the effect, so nobody waits for it; if it cannot be written the ledger is poisoned anyway."""
+        entry = entries.Outcome(
+            action_id=action.id,
+            decision_id=action.decision_id,
+            run=action.run,
+            status=status,
+            reason=str(reason or ""),
+            detail=detail,
+            node=came.node if came else "",
+            upstream_status=came.status if came else 0,
+            duration_us=(self._clock.mono_ns() - started) // 1000,
+            response_sha256=digest,
+            response_bytes=size,
+        )
+        try:
+            self._ledger.append_later(entry)
+        except LedgerUnavailable as fault:
+            _log.error("an outcome could not be recorded: %s", fault)
+
+
+def _step_of(reason: Reason) -> Any:
+    """At which step a fact was found missing or an action unknown."""
+    if reason in (Reason.KILLED, Reason.REVOKED):
+        return 2
+    return 4 if reason is Reason.ARGUMENTS_INVALID else 3

@@ -1,0 +1,35 @@
+"""After a restart: what the ledger says of the time before, and an outcome for every intent that has none."""
+
+from __future__ import annotations
+
+from edge.durable import DurableLedger
+from sidecar.memory import DAY, Memory
+from trust.ledger import entries
+
+
+def recover(ledger: DurableLedger, memory: Memory, now: float) -> list[entries.Outcome]:
+    """Fold the ledger into *memory*; the outcomes (``unknown``) that have to be written now."""
+    unfinished: dict[str, entries.Deed] = {}
+    for _, line in ledger.lines():
+        at = line.stamp.wall_us / 1_000_000
+        match line.entry:
+            case entries.Intent() as intent:
+                unfinished[intent.deed.action_id] = intent.deed
+                if now - at < DAY:
+                    name = f"{intent.deed.server}/{intent.deed.tool}"
+                    memory.permitted(intent.deed.run, name, intent.labels, at)
+            case entries.Refusal(deed=entries.Deed() as deed) if now - at < DAY:
+                memory.denied(deed.run, at)
+            case entries.Outcome() as outcome:
+                unfinished.pop(outcome.action_id, None)
+    return [
+        entries.Outcome(
+            action_id=deed.action_id,
+            decision_id=deed.decision_id,
+            run=deed.run,
+            status="unknown",
+            reason="outcome_unknown",
+            detail="the sidecar ended before the answer came",
+        )
+        for deed in unfinished.values()
+    ]

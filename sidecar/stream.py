@@ -1,0 +1,59 @@
+"""A streamed answer on its way to the agent: passed on as it comes, measured, and ended exactly once."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from typing import Literal
+
+from edge.client import Broken
+
+Ending = Literal["complete", "broken", "abandoned"]
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """``digest`` (SHA-256, hexadecimal) and ``size`` are of what was passed on."""
+
+    how: Ending
+    digest: str
+    size: int
+
+
+class Stream:
+    """Iterate, then :meth:`aclose`; *on_end* hears how it ended even if nobody ever iterated."""
+
+    def __init__(self, chunks: AsyncIterator[bytes], stack: AsyncExitStack, on_end: Callable[[End], None]) -> None:
+        self._chunks = chunks
+        self._stack = stack
+        self._on_end = on_end
+        self._digest = hashlib.sha256()
+        self._size = 0
+        self._ended = False
+
+    def __aiter__(self) -> Stream:
+        return self
+
+    async def __anext__(self) -> bytes:
+        try:
+            chunk = await anext(self._chunks)
+        except StopAsyncIteration:
+            await self._end("complete")
+            raise
+        except Broken as bad:
+            await self._end("broken")
+            raise ConnectionError(str(bad)) from None
+        self._digest.update(chunk)
+        self._size += len(chunk)
+        return chunk
+
+    async def aclose(self) -> None:
+        await self._end("abandoned")
+
+    async def _end(self, how: Ending) -> None:
+        if not self._ended:
+            self._ended = True
+            self._on_end(End(how, self._digest.hexdigest(), self._size))
+            await self._stack.aclose()

@@ -1,0 +1,195 @@
+"""A whole mesh for a test: gateway, node with the real workbench, sidecar, on free ports of loopback."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+
+from gateway.app import Gateway
+from gateway.config import GatewayConfig
+from licet.workbench.__main__ import MANIFEST
+from sidecar.app import Sidecar
+from sidecar.config import NodeConfig, SidecarConfig, ToolServer
+from sidecar.node.app import Node
+from trust.ledger.disk import Disk
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+SEGMENT = 1 << 20
+"""Small segments: filling 64 MiB for each of hundreds of ledgers would only test the disk."""
+
+
+def policy_files(directory: Path = REPOSITORY / "policies") -> dict[str, str]:
+    suffixes = (".cedar", ".cedarschema", ".json", ".yaml")
+    return {str(p.relative_to(directory)): p.read_text() for p in directory.rglob("*") if p.suffix in suffixes}
+
+
+def workbench(root: Path, name: str = "workbench") -> ToolServer:
+    return ToolServer(
+        name=name,
+        command=(sys.executable, "-m", "licet.workbench", "--root", str(root)),
+        cwd=REPOSITORY,
+        manifest=MANIFEST,
+    )
+
+
+@dataclass
+class Answer:
+    """One HTTP answer, read completely."""
+
+    status: int
+    headers: dict[str, str]
+    body: bytes
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+
+@dataclass
+class Mesh:
+    """``async with Mesh(tmp_path) as mesh``; every part can be stopped and started alone."""
+
+    home: Path
+    servers: Sequence[ToolServer] = ()
+    policies: dict[str, str] | None = None
+    hold_wait_s: float = 2.0
+    bundle_ttl_s: int = 86_400
+    sidecar_disk: Disk | None = None
+    gateway_disk: Disk | None = None
+    credentials: tuple[Any, ...] = ()
+    tokens: dict[str, str] = field(default_factory=dict)
+
+    async def __aenter__(self) -> Mesh:
+        self.sandbox = self.home / "sandbox"
+        self.sandbox.mkdir(parents=True, exist_ok=True)
+        self.http = aiohttp.ClientSession(auto_decompress=False)
+        await self.start_gateway()
+        operator = (self.home / "gateway" / "operator.token").read_text().strip()
+        self.tokens["operator"] = operator
+        for number in (1, 2):
+            name = f"approver-{number}"
+            roles = ["operations", "finance"]
+            answer = await self.admin("POST", "/v1/people", {"name": name, "roles": roles})
+            self.tokens[name] = answer.json["token"]
+        answer = await self.activate(self.policies or policy_files())
+        assert answer.status == 200, answer.body
+        agent = {"name": "demo", "owner": "ada", "purpose": "tests", "teams": ["demo"]}
+        self.agent_token = (await self.admin("POST", "/v1/agents", agent)).json["enrolment_token"]
+        node = {"name": "node-1", "kind": "on_prem", "zone": "default"}
+        self.node_token = (await self.admin("POST", "/v1/nodes", node)).json["enrolment_token"]
+        await self.start_node()
+        await self.start_sidecar()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        for part in ("sidecar", "node", "gateway"):
+            if getattr(self, part, None) is not None:
+                await self.stop(part)
+        await self.http.close()
+
+    async def start_gateway(self) -> None:
+        port = self.gateway_port if hasattr(self, "gateway_port") else 0
+        config = GatewayConfig(
+            home=self.home / "gateway",
+            port=port,
+            segment_bytes=SEGMENT,
+            bundle_ttl_s=self.bundle_ttl_s,
+            credentials=self.credentials,
+        )
+        self.gateway = Gateway(config, self.gateway_disk)
+        await self.gateway.start()
+        self.gateway_port = self.gateway.port
+        self.gateway_url = f"http://127.0.0.1:{self.gateway.port}"
+
+    async def start_node(self) -> None:
+        self.node = Node(
+            NodeConfig(
+                home=self.home / "node",
+                port=0,
+                gateway_url=self.gateway_url,
+                enrolment_token=self.node_token,
+                heartbeat_s=0.2,
+                segment_bytes=SEGMENT,
+                servers=tuple(self.servers) or (workbench(self.sandbox),),
+            )
+        )
+        await self.node.start()
+
+    async def start_sidecar(self) -> None:
+        self.sidecar = Sidecar(
+            SidecarConfig(
+                home=self.home / "sidecar",
+                port=0,
+                gateway_url=self.gateway_url,
+                enrolment_token=self.agent_token,
+                hold_wait_s=self.hold_wait_s,
+                segment_bytes=SEGMENT,
+            ),
+            self.sidecar_disk,
+        )
+        await self.sidecar.start()
+        self.url = f"http://127.0.0.1:{self.sidecar.port}"
+        await self.ready()
+
+    async def stop(self, part: str) -> None:
+        await getattr(self, part).stop()
+        setattr(self, part, None)
+
+    async def ready(self) -> None:
+        """Until the sidecar has the gateway's bundle of now and its facts."""
+        async with asyncio.timeout(10):
+            while not (all(self.sidecar.checks().values()) and self._same_bundle()):
+                await asyncio.sleep(0.01)
+
+    def _same_bundle(self) -> bool:
+        active = self.gateway.bundles.sealed if self.gateway else None
+        return active is None or (self.sidecar.world.bundle and self.sidecar.world.bundle.digest == active.digest)
+
+    # Talking to it
+
+    async def request(
+        self,
+        method: str,
+        url: str,
+        *,
+        token: str = "",
+        json: Any = None,
+        data: bytes | None = None,
+        headers: dict[str, str] | None = None,
+    ) -> Answer:
+        sent = {"Authorization": f"Bearer {token}"} if token else {}
+        async with self.http.request(method, url, json=json, data=data, headers={**sent, **(headers or {})}) as r:
+            return Answer(r.status, dict(r.headers), await r.read())
+
+    async def admin(self, method: str, path: str, body: Any = None, who: str = "operator") -> Answer:
+        return await self.request(method, self.gateway_url + path, token=self.tokens[who], json=body)
+
+    async def activate(self, files: dict[str, str]) -> Answer:
+        from licet.policies import to_request
+
+        return await self.admin("POST", "/v1/bundles", to_request(files))
+
+    async def call(self, tool: str, args: dict[str, Any], **more: Any) -> Answer:
+        """A native action as the bound agent."""
+        return await self.request(
+            "POST", f"{self.url}/v1/actions", token=self.sidecar.token, json={"tool": tool, "args": args, **more}
+        )
+
+    async def claim(self, approval: str) -> Answer:
+        return await self.request("POST", f"{self.url}/v1/approvals/{approval}/claim", token=self.sidecar.token)
+
+    async def vote(self, approval: str, decision: str = "approve", who: str = "approver-1", reason: str = "") -> Answer:
+        return await self.admin(
+            "POST", f"/v1/approvals/{approval}/votes", {"decision": decision, "reason": reason}, who
+        )
+
+    def entries(self, part: str = "sidecar") -> list[Any]:
+        """Every entry of one part's ledger so far."""
+        return [line.entry for _, line in getattr(self, part).ledger.lines()]

@@ -1,0 +1,1 @@
+"""What gateway and sidecar must believe alike: bytes, identity, policy, standing, ledger."""

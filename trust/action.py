@@ -1,0 +1,73 @@
+"""An action: one thing that an agent asks to do, with the exact bytes that will do it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
+
+from trust.canonical import JsonObject, digest_of, jcs, sha256_hex
+
+Protocol = Literal["native", "mcp"]
+
+
+@dataclass(frozen=True, slots=True)
+class Payload:
+    """What the tool's server will receive: an HTTP method, the protocol's own headers, and the body.
+
+    Header names are lowercase and sorted; nothing else of the agent's request travels.
+    """
+
+    method: str
+    headers: tuple[tuple[str, str], ...]
+    body: bytes
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 over method, headers and body, each behind its length."""
+        parts = [self.method.encode(), jcs([list(pair) for pair in self.headers]), self.body]
+        return sha256_hex(b"".join(len(part).to_bytes(8, "big") + part for part in parts))
+
+
+@dataclass(frozen=True)
+class Action:
+    """``tool`` is the tool's name, or ``mcp:<method>`` for what MCP offers beside tools."""
+
+    id: str
+    decision_id: str
+    protocol: Protocol
+    server: str
+    tool: str
+    arguments: JsonObject
+    payload: Payload
+    run: str
+    trace_id: str = ""
+    span_id: str = ""
+
+    @cached_property
+    def payload_digest(self) -> str:
+        return self.payload.digest
+
+    @cached_property
+    def arguments_digest(self) -> str:
+        return digest_of(self.arguments)
+
+    @cached_property
+    def name(self) -> str:
+        """The id of the Cedar action."""
+        return f"{self.server}/{self.tool}"
+
+    def digest(self, agent: str, principal: str, authority: tuple[str, ...], tool_digest: str) -> str:
+        """What an approval is bound to: SHA-256 of the JCS form of everything that matters. Prose is left out."""
+        return digest_of(
+            {
+                "agent": agent,
+                "principal": principal,
+                "authority": list(authority),
+                "action": self.name,
+                "server": self.server,
+                "resource": f'Server::"{self.server}"',
+                "arguments": self.arguments,
+                "tool_schema": tool_digest,
+            }
+        )

@@ -1,0 +1,118 @@
+"""Facts: everything beside the action itself that a decision may read, gathered before it is made."""
+
+from __future__ import annotations
+
+import datetime
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from trust.canonical import JsonObject
+from trust.policy.cedar import Uid
+from trust.standing.score import Standing
+
+
+class Agent(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """An agent as the gateway registered it. ``key`` is the raw public key, base64url; empty before enrolment."""
+
+    name: str
+    did: str
+    owner: str
+    purpose: str
+    environment: str
+    teams: tuple[str, ...] = ()
+    attested: bool = False
+    key: str = ""
+
+    def entities(self) -> list[dict[str, Any]]:
+        """The agent and what it refers to, as Cedar JSON."""
+        owner = {"type": "Human", "id": self.owner}
+        return [
+            {
+                "uid": {"type": "Agent", "id": self.name},
+                "attrs": {
+                    "owner": {"__entity": owner},
+                    "purpose": self.purpose,
+                    "environment": self.environment,
+                    "attested": self.attested,
+                },
+                "parents": [{"type": "Team", "id": team} for team in self.teams],
+            },
+        ]
+
+    @property
+    def uid(self) -> Uid:
+        return Uid("Agent", self.name)
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """What a run has done so far. ``labels`` include those that stay with the agent."""
+
+    id: str
+    calls: int
+    denied: int
+    labels: tuple[str, ...]
+    spent_cents: int
+    seconds: int
+
+
+@dataclass(frozen=True, slots=True)
+class Rate:
+    """Calls in the last minute, hour and day, of the agent and of the agent to this tool, in flight included."""
+
+    minute: int
+    hour: int
+    day: int
+    tool_minute: int
+    tool_hour: int
+    tool_day: int
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """``authority`` are the thumbprints of a delegation chain, root first; empty when nothing was delegated."""
+
+    agent: Agent
+    standing: Standing
+    run: Run
+    rate: Rate
+    authority: tuple[str, ...]
+    now_s: int
+    risk: int
+
+    def context(self) -> JsonObject:
+        """The Cedar context but for ``args`` and ``approved``; what a ledger entry keeps as its facts."""
+        now = datetime.datetime.fromtimestamp(self.now_s, datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        run, rate = self.run, self.rate
+        return {
+            "trust": {
+                "score": self.standing.score,
+                "tier": self.standing.tier,
+                "ring": self.standing.ring,
+            },
+            "run": {
+                "id": run.id,
+                "calls": run.calls,
+                "denied": run.denied,
+                "labels": list(run.labels),
+                "spent_cents": run.spent_cents,
+                "seconds": run.seconds,
+            },
+            "rate": {
+                "minute": rate.minute,
+                "hour": rate.hour,
+                "day": rate.day,
+                "tool_minute": rate.tool_minute,
+                "tool_hour": rate.tool_hour,
+                "tool_day": rate.tool_day,
+            },
+            "authority": {
+                "principal": {"__entity": {"type": "Human", "id": self.agent.owner}},
+                "depth": len(self.authority),
+                "scopes": [],
+            },
+            "now": {"__extn": {"fn": "datetime", "arg": now}},
+            "risk": self.risk,
+        }

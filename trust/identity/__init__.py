@@ -1,0 +1,1 @@
+"""Who acts: keys and DIDs, workload tokens, request signatures, tickets."""

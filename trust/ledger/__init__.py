@@ -1,0 +1,1 @@
+"""The tamper-evident ledger: entries, durable frames, Merkle tiles, signed checkpoints, offline verification."""

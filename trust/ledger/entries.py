@@ -1,0 +1,299 @@
+"""Ledger entries: what is written down, kind by kind, and the two functions between entry and bytes.
+
+One entry is the exact bytes of one JSON object with two members: ``stamp`` (where and when it was written)
+and ``entry`` (what happened; its member ``kind`` names one of the classes below). All fields are inside the
+hash. Unknown fields are refused on reading, so that nothing can ride along unseen.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final, Literal
+
+import msgspec
+
+from trust.reasons import Reason, Unverifiable
+
+MAX_ENTRY_BYTES: Final = 60_000
+"""Below the 65,535 that a C2SP entry bundle can carry, with room for the stamp."""
+
+# msgspec cannot read the recursive alias in trust.canonical; that these hold JSON it checks itself.
+JsonObject = dict[str, Any]
+
+Decision = Literal["allow", "deny", "hold"]
+
+
+class _Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="kind", omit_defaults=True):
+    """Base of all kinds; fields that hold their default are left out of the bytes."""
+
+
+class Stamp(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """``wall_us``: Unix time in microseconds; ``mono_ns``: the process's monotonic clock."""
+
+    origin: str
+    seq: int
+    boot: str
+    wall_us: int
+    mono_ns: int
+
+
+class Deed(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """What somebody asked to do. ``arguments`` is left out when too large; its digest never is."""
+
+    action_id: str
+    decision_id: str
+    run: str
+    agent: str
+    principal: str
+    authn: str
+    protocol: str
+    server: str
+    tool: str
+    arguments_sha256: str
+    payload_sha256: str
+    action_digest: str
+    arguments: JsonObject | None = None
+    authority: list[str] = []
+    trace_id: str = ""
+    span_id: str = ""
+
+
+class Judgement(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """How it was decided: enough to decide it again with the bundle that ``bundle`` names (SHA-256).
+
+    ``facts`` is the complete Cedar context except ``args``, which :class:`Deed` holds.
+    """
+
+    bundle: str
+    decision: Decision
+    facts: JsonObject
+    policies: list[str] = []
+    errors: list[str] = []
+    shadow: list[str] = []
+
+
+class Start(_Entry, frozen=True, tag="start"):
+    """A process opened its ledger: version, and how many entries it found."""
+
+    version: str
+    found: int
+
+
+class Intent(_Entry, frozen=True, tag="intent"):
+    """The action is permitted and about to leave; ``labels`` are what it will bring into its run."""
+
+    deed: Deed
+    judgement: Judgement
+    step: int = 6
+    approval: str | None = None
+    labels: list[str] = []
+
+
+class Refusal(_Entry, frozen=True, tag="refusal"):
+    """Something was refused at ``step``. Deed and judgement are there as far as they were known."""
+
+    step: int
+    reason: str
+    detail: str
+    decision_id: str
+    deed: Deed | None = None
+    judgement: Judgement | None = None
+    caller: str = ""
+    approval: str | None = None
+
+
+class Hold(_Entry, frozen=True, tag="hold"):
+    """The action waits for a person; ``terms`` says for whom."""
+
+    deed: Deed
+    judgement: Judgement
+    terms: JsonObject
+    step: int = 7
+
+
+class Dispatch(_Entry, frozen=True, tag="dispatch"):
+    """The gateway sends, or a node executes, one permitted action."""
+
+    action_id: str
+    decision_id: str
+    run: str
+    agent: str
+    principal: str
+    server: str
+    tool: str
+    node: str
+    payload_sha256: str
+    action_digest: str
+    intent: str
+    ticket: str
+    step: int = 8
+    approval: str | None = None
+    trace: JsonObject | None = None
+
+
+class Outcome(_Entry, frozen=True, tag="outcome"):
+    """How a permitted action ended. ``unknown``: it left, and nobody can say."""
+
+    action_id: str
+    decision_id: str
+    run: str
+    status: Literal["done", "tool_error", "refused", "failed", "unknown"]
+    step: int = 10
+    reason: str = ""
+    detail: str = ""
+    node: str = ""
+    upstream_status: int = 0
+    duration_us: int = 0
+    response_sha256: str = ""
+    response_bytes: int = 0
+
+
+class Approval(_Entry, frozen=True, tag="approval"):
+    """One step of one approval: ``requested``, ``viewed``, ``vote``, ``approved``, ``denied``, ``claimed``,
+    ``expired``, ``cancelled``. ``request`` is the complete stored request and stands in ``requested`` only."""
+
+    event: str
+    approval: str
+    by: str = ""
+    decision: str = ""
+    reason: str = ""
+    request: JsonObject | None = None
+    action_digest: str = ""
+    claim: str = ""
+
+
+class Bundle(_Entry, frozen=True, tag="bundle"):
+    """A policy bundle was activated, rolled back to or refused."""
+
+    event: Literal["activated", "rolled_back", "refused", "loaded"]
+    version: int
+    digest: str
+    by: str = ""
+    reason: str = ""
+    not_after: int = 0
+
+
+class Agent(_Entry, frozen=True, tag="agent"):
+    """An agent was registered, enrolled (its key bound) or changed."""
+
+    event: Literal["registered", "enrolled"]
+    agent: str
+    by: str
+    name: str = ""
+    did: str = ""
+    owner: str = ""
+    purpose: str = ""
+    environment: str = ""
+    teams: list[str] = []
+    key: str = ""
+    token_sha256: str = ""
+
+
+class Node(_Entry, frozen=True, tag="node"):
+    """A node was registered, enrolled, changed state or got a new lease epoch."""
+
+    event: Literal["registered", "enrolled", "joined", "state"]
+    node: str
+    by: str
+    url: str = ""
+    node_kind: str = ""
+    zone: str = ""
+    capabilities: JsonObject = {}
+    weight: float = 1.0
+    slots: int = 0
+    epoch: int = 0
+    state: str = ""
+    key: str = ""
+    token_sha256: str = ""
+
+
+class Server(_Entry, frozen=True, tag="server"):
+    """A tool server was admitted, or one of its tools was quarantined or accepted."""
+
+    event: Literal["admitted", "offered", "quarantined", "accepted"]
+    server: str
+    by: str
+    node: str = ""
+    inventory: JsonObject | None = None
+    tools: list[str] = []
+
+
+class Person(_Entry, frozen=True, tag="person"):
+    """A person (or the program that set the mesh up) was given a token and roles."""
+
+    event: Literal["registered", "removed"]
+    person: str
+    by: str
+    roles: list[str] = []
+    token_sha256: str = ""
+
+
+class Kill(_Entry, frozen=True, tag="kill"):
+    """Everything of ``target`` stops (``lifted``: may go on)."""
+
+    event: Literal["killed", "lifted"]
+    target: str
+    by: str
+    reason: str
+
+
+class Admin(_Entry, frozen=True, tag="admin"):
+    """Somebody used an administrative command that changes nothing above."""
+
+    event: str
+    by: str
+    detail: str = ""
+
+
+class Gap(_Entry, frozen=True, tag="gap"):
+    """Something could not be recorded or was cut off, and this says so."""
+
+    what: str
+    detail: str
+
+
+AnyEntry = (
+    Start
+    | Intent
+    | Refusal
+    | Hold
+    | Dispatch
+    | Outcome
+    | Approval
+    | Bundle
+    | Agent
+    | Node
+    | Server
+    | Person
+    | Kill
+    | Admin
+    | Gap
+)
+
+
+class Line(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One entry as it stands in the log."""
+
+    stamp: Stamp
+    entry: AnyEntry
+
+
+_encoder = msgspec.json.Encoder()
+_decoder = msgspec.json.Decoder(Line)
+
+
+def encode(entry: AnyEntry) -> bytes:
+    """The ``entry`` member; :func:`stamped` completes it."""
+    return _encoder.encode(entry)
+
+
+def stamped(stamp: Stamp, entry: bytes) -> bytes:
+    """The exact bytes of one log entry."""
+    return b'{"stamp":%b,"entry":%b}' % (_encoder.encode(stamp), entry)
+
+
+def decode(data: bytes) -> Line:
+    """Inverse of :func:`stamped` ∘ :func:`encode`, or :class:`Unverifiable`."""
+    try:
+        return _decoder.decode(data)
+    except msgspec.DecodeError as bad:
+        raise Unverifiable(Reason.MALFORMED_REQUEST, f"not a ledger entry: {bad}") from None

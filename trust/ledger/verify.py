@@ -1,0 +1,162 @@
+"""Offline verification: does what lies in a ledger's directory hold together, and what exactly is proved?
+
+Needs nothing but the files and the public key. Everything is computed again: each frame's checksum, each
+leaf, each tile, the root, the checkpoint's signature, each entry's schema and place. Whether each decision
+follows from its recorded facts is asked of *judge*, which the caller builds from the bundles that it has.
+"""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from trust.identity.keys import PublicKey
+from trust.ledger import checkpoint, entries
+from trust.ledger.checkpoint import Checkpoint
+from trust.ledger.disk import Disk
+from trust.ledger.entries import Line
+from trust.ledger.merkle import EMPTY_ROOT, TILE_WIDTH, Edge, leaf_hash
+from trust.ledger.segments import SEGMENT_BYTES, Segments
+from trust.ledger.tiles import read_entries, read_hashes
+from trust.reasons import Unverifiable
+
+Judge = Callable[[Line], str | None]
+"""None when the decision follows (or nothing was decided); else what is wrong."""
+
+
+def _believe(_line: Line) -> str | None:
+    """For verifying bytes and proofs only."""
+    return None
+
+
+@dataclass(slots=True)
+class Report:
+    """What was verified, in numbers; :meth:`words` says it."""
+
+    root: Path
+    origin: str = ""
+    sealed: int = 0
+    sealed_at: str = ""
+    entries: int = 0
+    decided_again: int = 0
+    not_decidable: int = 0
+    faults: list[str] = field(default_factory=list)
+
+    @property
+    def holds(self) -> bool:
+        """Emptiness is no proof: a directory without a verified checkpoint does not hold."""
+        return not self.faults and bool(self.sealed_at)
+
+    def words(self) -> list[str]:
+        if not self.sealed_at:
+            return [*self.faults, f"{self.root}: no checkpoint could be verified, so nothing is proved"]
+        after = self.entries - self.sealed
+        return [
+            *self.faults,
+            f"{self.origin}: {'verified' if self.holds else 'NOT verified'} to checkpoint {self.sealed} at "
+            f"{self.sealed_at}; {after} {'entry' if after == 1 else 'entries'} after it not yet sealed",
+            f"{self.decided_again} decisions were decided again from their recorded facts"
+            + (f"; {self.not_decidable} could not be (their bundle is not here)" if self.not_decidable else ""),
+        ]
+
+
+class Undecidable(Exception):
+    """The judge has not what it needs (the bundle) to decide an entry again."""
+
+
+def verify(root: Path, *, key: PublicKey | None = None, origin: str | None = None, judge: Judge = _believe) -> Report:
+    """Check the ledger at *root*.
+
+    Without *key*, the ``vkey`` file beside the log is believed, which proves only that the log agrees with
+    itself: whoever can write the log can write that file too.
+    """
+    report = Report(root)
+    try:
+        named_origin, named_key = checkpoint.parse_vkey((root / "vkey").read_text())
+        sealed = checkpoint.open_checkpoint(
+            (root / "checkpoint").read_bytes(), origin or named_origin, key or named_key
+        )
+    except FileNotFoundError as missing:
+        report.faults.append(f"{missing.filename} is missing")
+        return report
+    except Unverifiable as bad:
+        report.faults.append(bad.detail)
+        return report
+    report.origin, report.sealed = sealed.origin, sealed.size
+    edge = _check_tiles(root, sealed, report)
+    _check_frames(root, sealed, edge, report, judge)
+    when = datetime.datetime.fromtimestamp(sealed.time_ms / 1000, datetime.UTC)
+    report.sealed_at = when.strftime("%H:%M:%SZ on %Y-%m-%d")
+    return report
+
+
+def _check_tiles(root: Path, sealed: Checkpoint, report: Report) -> list[bytes]:
+    """Recompute the tree from the entry bundles; the leaf hashes that the checkpoint covers."""
+    edge, leaves = Edge(), []
+    try:
+        for index, data in enumerate(read_entries(root, sealed.size)):
+            leaf = leaf_hash(data)
+            leaves.append(leaf)
+            for level, number, hashes in edge.append(leaf):
+                if read_hashes(root, level, number, TILE_WIDTH) != hashes:
+                    report.faults.append(f"tile {level}/{number} is not the hashes of the entries below it")
+            _check_entry(data, index, sealed.origin, report)
+        for level, hashes in enumerate(edge.levels):
+            number = sealed.size // TILE_WIDTH ** (level + 1)
+            if hashes and read_hashes(root, level, number, len(hashes)) != hashes:
+                report.faults.append(f"tile {level}/{number} is not the hashes of the entries below it")
+    except Unverifiable as bad:
+        report.faults.append(bad.detail)
+        return leaves
+    if (edge.root() if sealed.size else EMPTY_ROOT) != sealed.root:
+        report.faults.append(f"the first {sealed.size} entries do not have the root that was signed")
+    return leaves
+
+
+def _check_frames(root: Path, sealed: Checkpoint, leaves: list[bytes], report: Report, judge: Judge) -> None:
+    """The durable frames must be the same entries, and go on without a gap."""
+    expected = 0
+    for index, data in Segments(root / "wal", Disk(), SEGMENT_BYTES).frames(0):
+        if index != expected:
+            report.faults.append(f"frames {expected} to {index - 1} are missing or damaged")
+            expected = index
+        expected += 1
+        if index < len(leaves):
+            if leaf_hash(data) != leaves[index]:
+                report.faults.append(f"frame {index} is not the entry that was sealed")
+                continue
+        else:
+            _check_entry(data, index, sealed.origin, report)
+        _decide_again(data, index, report, judge)
+    report.entries = expected
+    if expected < sealed.size:
+        report.faults.append(f"frames end at {expected}, but {sealed.size} entries were sealed")
+
+
+def _check_entry(data: bytes, index: int, origin: str, report: Report) -> None:
+    try:
+        stamp = entries.decode(data).stamp
+    except Unverifiable as bad:
+        report.faults.append(f"entry {index}: {bad.detail}")
+        return
+    if stamp.seq != index or stamp.origin != origin:
+        report.faults.append(f"entry {index} says that it is {stamp.origin}#{stamp.seq}")
+
+
+def _decide_again(data: bytes, index: int, report: Report, judge: Judge) -> None:
+    try:
+        line = entries.decode(data)
+    except Unverifiable:
+        return  # already reported by _check_entry
+    if getattr(line.entry, "judgement", None) is None:
+        return
+    try:
+        fault = judge(line)
+    except Undecidable:
+        report.not_decidable += 1
+        return
+    report.decided_again += 1
+    if fault is not None:
+        report.faults.append(f"entry {index}: {fault}")

@@ -1,0 +1,304 @@
+"""MCP messages, read strictly: which action one is, and what its routing headers must say.
+
+Both eras are read here: 2026-07-28 (stateless; the headers repeat method and name) and 2025-11-25 and before
+(sessions). Authorisation is always by the body. Headers that go on to the server are made from the body;
+those that came are only compared with it.
+"""
+
+from __future__ import annotations
+
+import base64
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final, Literal
+
+from trust.action import Payload
+from trust.canonical import JsonObject, JsonValue, jcs, read_json
+from trust.policy.inventory import Manifest, Tool, pin, require_tool_name
+from trust.reasons import Reason, Unverifiable, visible
+
+MODERN: Final = "2026-07-28"
+VERSION_META: Final = "io.modelcontextprotocol/protocolVersion"
+CLIENT_INFO_META: Final = "io.modelcontextprotocol/clientInfo"
+CLIENT_CAPABILITIES_META: Final = "io.modelcontextprotocol/clientCapabilities"
+
+VERSION_HEADER: Final = "mcp-protocol-version"
+SESSION_HEADER: Final = "mcp-session-id"
+METHOD_HEADER: Final = "mcp-method"
+NAME_HEADER: Final = "mcp-name"
+EVENT_HEADER: Final = "last-event-id"
+_PARAM_PREFIX: Final = "mcp-param-"
+_NAMED_BY: Final = {"tools/call": "name", "prompts/get": "name", "resources/read": "uri"}
+
+RpcId = str | int | None
+
+_PROTOCOL = Manifest(category="protocol", effect="read", privileged=False, risk=0, labels=())
+_DATA = Manifest(category="data", effect="read", privileged=False, risk=1, labels=("untrusted",))
+_OPEN: JsonObject = {"type": "object", "additionalProperties": True}
+_URI: JsonObject = {
+    "type": "object",
+    "properties": {"uri": {"type": "string"}},
+    "required": ["uri"],
+    "additionalProperties": True,
+}
+_NAME: JsonObject = {
+    "type": "object",
+    "properties": {"name": {"type": "string"}},
+    "required": ["name"],
+    "additionalProperties": True,
+}
+
+
+def _offer(method: str, manifest: Manifest, schema: JsonObject) -> Tool:
+    name = f"mcp:{method}"
+    return Tool(name, pin(name, "", schema), schema, manifest)
+
+
+PROTOCOL_TOOLS: Final[Mapping[str, Tool]] = {
+    tool.name: tool
+    for tool in (
+        *(
+            _offer(method, _PROTOCOL, _OPEN)
+            for method in (
+                "initialize",
+                "server/discover",
+                "ping",
+                "tools/list",
+                "prompts/list",
+                "resources/list",
+                "resources/templates/list",
+                "completion/complete",
+                "logging/setLevel",
+                "notifications",
+                "response",
+                "listen",
+                "close",
+            )
+        ),
+        _offer("resources/read", _DATA, _URI),
+        _offer("resources/subscribe", _DATA, _URI),
+        _offer("resources/unsubscribe", _PROTOCOL, _URI),
+        _offer("prompts/get", _DATA, _NAME),
+    )
+}
+"""What every MCP server offers beside its tools, as tools whose name no server can give itself."""
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One JSON-RPC message (or a GET or DELETE of the transport) as an action."""
+
+    kind: Literal["request", "notification", "response", "listen", "close"]
+    rpc_id: RpcId
+    method: str
+    tool: str
+    arguments: JsonObject
+    modern: bool
+
+
+def read_message(body: bytes) -> Message:
+    """The one message in *body*. Batches were removed from MCP in 2025-06-18 and are refused whole."""
+    value = read_json(body)
+    if isinstance(value, list):
+        raise _refuse("batches are not part of MCP since 2025-06-18; send one message at a time")
+    if not isinstance(value, dict) or value.get("jsonrpc") != "2.0":
+        raise _refuse('expected one JSON-RPC object with "jsonrpc": "2.0"')
+    method, rpc_id = value.get("method"), value.get("id")
+    if isinstance(rpc_id, bool) or not isinstance(rpc_id, str | int | None):
+        raise _refuse("the id of a JSON-RPC message is a string or an integer")
+    if method is None and ("result" in value or "error" in value):
+        return Message("response", rpc_id, "", "mcp:response", {}, False)
+    if not isinstance(method, str):
+        raise _refuse('expected a JSON-RPC message with a "method"')
+    if "result" in value or "error" in value:
+        raise _refuse("a JSON-RPC message is a request or a response, not both")
+    params = value.get("params", {})
+    if not isinstance(params, dict):
+        raise _refuse('"params" must be an object')
+    modern = _modern(params)
+    if "id" not in value:
+        if not method.startswith("notifications/"):
+            raise _refuse(f'"{visible(method)}" without an id: only notifications have none')
+        return Message("notification", None, method, "mcp:notifications", {}, modern)
+    if rpc_id is None:
+        raise _refuse("the id of a JSON-RPC request may not be null")
+    tool, arguments = _tool_and_arguments(method, params)
+    return Message("request", rpc_id, method, tool, arguments, modern)
+
+
+def _refuse(detail: str) -> Unverifiable:
+    return Unverifiable(Reason.MALFORMED_REQUEST, detail)
+
+
+def _modern(params: JsonObject) -> bool:
+    meta = params.get("_meta")
+    return isinstance(meta, dict) and VERSION_META in meta
+
+
+def _tool_and_arguments(method: str, params: JsonObject) -> tuple[str, JsonObject]:
+    if method == "tools/call":
+        name, arguments = params.get("name"), params.get("arguments")
+        if not isinstance(name, str):
+            raise _refuse('tools/call needs a "name"')
+        if not isinstance(arguments, dict | None):
+            raise _refuse('"arguments" must be an object')
+        return require_tool_name(name), arguments or {}
+    if method == "subscriptions/listen":
+        return "mcp:listen", {}
+    tool = f"mcp:{method}"
+    if tool not in PROTOCOL_TOOLS:
+        raise Unverifiable(Reason.UNKNOWN_TOOL, f'the MCP method "{visible(method)}" is not known')
+    if PROTOCOL_TOOLS[tool].manifest.category == "protocol":
+        return tool, {}
+    return tool, {key: value for key, value in params.items() if key != "_meta"}
+
+
+def require_headers_agree(message: Message, headers: Mapping[str, str]) -> None:
+    """Headers that repeat the body must say the same; checked before policy."""
+    if message.kind != "request":
+        return
+    version = headers.get(VERSION_HEADER)
+    if message.modern and version is None:
+        raise _mismatch(f"{VERSION_HEADER} is missing")
+    if version == MODERN and not message.modern:
+        raise _mismatch(f"{VERSION_HEADER} says {MODERN}, but the body has no {VERSION_META}")
+    method = headers.get(METHOD_HEADER)
+    if (message.modern or method is not None) and method != message.method:
+        raise _mismatch(f"{METHOD_HEADER} says {visible(method or 'nothing')}, the body {visible(message.method)}")
+    named_by = _NAMED_BY.get(message.method)
+    if named_by is not None:
+        name = headers.get(NAME_HEADER)
+        expected = _name_of(message, named_by)
+        if (message.modern or name is not None) and (name is None or _decode(name) != expected):
+            raise _mismatch(f"{NAME_HEADER} says {visible(name or 'nothing')}, the body {visible(expected)}")
+
+
+def _name_of(message: Message, key: str) -> str:
+    if message.method == "tools/call":
+        return message.tool
+    value = message.arguments.get(key)
+    return value if isinstance(value, str) else ""
+
+
+def _mismatch(detail: str) -> Unverifiable:
+    return Unverifiable(Reason.HEADER_MISMATCH, detail)
+
+
+_SENTINEL: Final = re.compile(r"=\?base64\?(.*)\?=")
+
+
+def _decode(value: str) -> str | None:
+    match = _SENTINEL.fullmatch(value)
+    if match is None:
+        return value
+    try:
+        decoded = base64.b64decode(match[1], validate=True)
+        return decoded.decode("utf-8") if base64.b64encode(decoded).decode() == match[1] else None
+    except ValueError:
+        return None
+
+
+def _encode(value: str) -> str:
+    if re.fullmatch(r"[\x20-\x7e]*", value) and value == value.strip() and not _SENTINEL.fullmatch(value):
+        return value
+    return f"=?base64?{base64.b64encode(value.encode()).decode('ascii')}?="
+
+
+def payload(message: Message, body: bytes, headers: Mapping[str, str], tool: Tool | None) -> Payload:
+    """What goes to the server: the body as it came, and headers made from it.
+
+    Of the headers that came only the session, the version of a session and the last event id go on. Parameter
+    headers (``x-mcp-header`` in the tool's schema) are made here, and one that came must be among them.
+    """
+    made: dict[str, str] = {}
+    for name in (SESSION_HEADER, VERSION_HEADER, EVENT_HEADER):
+        if name in headers:
+            made[name] = headers[name]
+    if message.modern and message.kind == "request":
+        made[METHOD_HEADER] = message.method
+        if message.method in _NAMED_BY:
+            made[NAME_HEADER] = _encode(_name_of(message, _NAMED_BY[message.method]))
+        made.update(_parameter_headers(message, tool))
+    for name, value in headers.items():
+        if name.startswith(_PARAM_PREFIX) and made.get(name) != value:
+            raise _mismatch(f"{name} does not repeat an argument of the body")
+    method = {"listen": "GET", "close": "DELETE"}.get(message.kind, "POST")
+    return Payload(method, tuple(sorted(made.items())), body)
+
+
+def _parameter_headers(message: Message, tool: Tool | None) -> dict[str, str]:
+    if tool is None or message.method != "tools/call":
+        return {}
+    found: dict[str, str] = {}
+    stack: list[tuple[JsonValue, JsonValue]] = [(tool.input_schema, message.arguments)]
+    while stack:
+        schema, value = stack.pop()
+        if not isinstance(schema, dict):
+            continue
+        header = schema.get("x-mcp-header")
+        if isinstance(header, str) and isinstance(value, bool | int | str):
+            text = str(value).lower() if isinstance(value, bool) else str(value)
+            found[_PARAM_PREFIX + header.lower()] = _encode(text)
+        properties = schema.get("properties")
+        if isinstance(properties, dict) and isinstance(value, dict):
+            stack += [(inner, value[key]) for key, inner in properties.items() if key in value]
+    return found
+
+
+def call(rpc_id: RpcId, tool: str, arguments: JsonObject) -> bytes:
+    """A stateless ``tools/call``; how native actions reach MCP servers."""
+    return request(rpc_id, "tools/call", {"name": tool, "arguments": arguments})
+
+
+def request(rpc_id: RpcId, method: str, params: JsonObject) -> bytes:
+    """A stateless request of our own."""
+    meta: JsonObject = {
+        VERSION_META: MODERN,
+        CLIENT_INFO_META: {"name": "licet", "version": "1"},
+        CLIENT_CAPABILITIES_META: {},
+    }
+    return jcs({"jsonrpc": "2.0", "id": rpc_id, "method": method, "params": {**params, "_meta": meta}})
+
+
+def result(rpc_id: RpcId, value: JsonObject) -> bytes:
+    return jcs({"jsonrpc": "2.0", "id": rpc_id, "result": value})
+
+
+def error(rpc_id: RpcId, code: int, message: str, data: JsonObject | None = None) -> bytes:
+    body: JsonObject = {"code": code, "message": message}
+    if data is not None:
+        body["data"] = data
+    return jcs({"jsonrpc": "2.0", "id": rpc_id, "error": body})
+
+
+def final_response(content_type: str, body: bytes) -> JsonObject:
+    """The one JSON-RPC response in *body*, be it plain JSON or the last event of a stream."""
+    if content_type.startswith("text/event-stream"):
+        events = [read_json(data) for data in _event_data(body)]
+        found = [e for e in events if isinstance(e, dict) and ("result" in e or "error" in e)]
+        if not found:
+            raise Unverifiable(Reason.UPSTREAM_FAILED, "the stream ended without a response")
+        return found[-1]
+    value = read_json(body)
+    if not isinstance(value, dict) or ("result" not in value and "error" not in value):
+        raise Unverifiable(Reason.UPSTREAM_FAILED, "expected a JSON-RPC response")
+    return value
+
+
+def _event_data(body: bytes) -> list[bytes]:
+    """The data of each server-sent event (WHATWG HTML, 9.2.6) that has any."""
+    events: list[bytes] = []
+    lines: list[bytes] = []
+    for line in re.split(rb"\r\n|\n|\r", body + b"\n\n"):
+        if line.startswith(b"data:"):
+            lines.append(line[5:].removeprefix(b" "))
+        elif not line and lines:
+            events.append(b"\n".join(lines))
+            lines = []
+    return [event for event in events if event]
+
+
+def event(message: bytes) -> bytes:
+    """*message* (JSON on one line) as a server-sent event."""
+    return b"event: message\ndata: " + message + b"\n\n"

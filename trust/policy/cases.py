@@ -1,0 +1,164 @@
+"""Cases: what policy must answer, written beside the policies, run before a bundle may become active.
+
+A case file is YAML. ``agents`` names agents with their attributes; ``now`` freezes time; each case says who,
+does what, with which facts, and what is expected. A list under ``each`` makes one case per combination.
+"""
+
+from __future__ import annotations
+
+import datetime
+import itertools
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import msgspec
+import yaml
+
+from trust.facts import Agent, Facts, Rate, Run
+from trust.policy import judge
+from trust.policy.bundle import BundleRejected, Compiled
+from trust.policy.lint import Problem
+from trust.reasons import Unverifiable
+from trust.standing.score import NEWCOMER, Standing
+
+Expectation = Literal["permit", "hold", "refuse"]
+
+
+class AgentCase(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    owner: str = "somebody"
+    purpose: str = ""
+    environment: str = "development"
+    teams: tuple[str, ...] = ()
+    attested: bool = False
+
+
+class _Written(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    name: str
+    expect: Expectation
+    agent: str = ""
+    action: str = ""
+    args: dict[str, Any] = {}
+    trust: int = NEWCOMER
+    labels: tuple[str, ...] = ()
+    calls: int = 0
+    denied: int = 0
+    rate: int = 0
+    approved: bool = False
+    policies: tuple[str, ...] | None = None
+    each: dict[str, list[Any]] = {}
+
+
+class _File(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    cases: list[_Written]
+    agents: dict[str, AgentCase] = msgspec.field(default_factory=lambda: {"agent": AgentCase()})
+    now: datetime.datetime = datetime.datetime(2026, 1, 1, 12, tzinfo=datetime.UTC)
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One combination, ready to run."""
+
+    file: str
+    name: str
+    agent: Agent
+    written: _Written
+    now_s: int
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """``found`` is what policy answered; ``policies`` which decided."""
+
+    case: Case
+    found: Expectation
+    policies: tuple[str, ...]
+    detail: str
+
+    @property
+    def holds(self) -> bool:
+        wanted = self.case.written.policies
+        return self.found == self.case.written.expect and (wanted is None or set(wanted) == set(self.policies))
+
+    def __str__(self) -> str:
+        by = ", ".join(self.policies) or "no policy"
+        state = "ok  " if self.holds else "FAIL"
+        return (
+            f"{state} {self.case.file}: {self.case.name}: expected {self.case.written.expect}, "
+            f"found {self.found} by {by}" + (f" ({self.detail})" if self.detail else "")
+        )
+
+
+def read_cases(files: Mapping[str, str]) -> list[Case]:
+    """All cases of *files* (name → YAML), or :class:`BundleRejected`."""
+    return [case for file, text in sorted(files.items()) for case in _read_file(file, text)]
+
+
+def _read_file(file: str, text: str) -> Iterator[Case]:
+    try:
+        written = msgspec.convert(yaml.safe_load(text), _File, strict=False)
+        for one in written.cases:
+            yield from _expand(file, written, one)
+    except (yaml.YAMLError, msgspec.ValidationError) as bad:
+        mark = getattr(bad, "problem_mark", None)
+        line = mark.line + 1 if mark else 1
+        raise BundleRejected([Problem("error", file, line, 1, str(bad).splitlines()[0])]) from None
+
+
+def _expand(file: str, whole: _File, one: _Written) -> Iterator[Case]:
+    keys = list(one.each)
+    for values in itertools.product(*one.each.values()):
+        chosen = dict(zip(keys, values, strict=True))
+        plain = msgspec.convert({**msgspec.to_builtins(one), **chosen, "each": {}}, _Written, strict=False)
+        who = plain.agent or next(iter(whole.agents))
+        if who not in whole.agents:
+            raise msgspec.ValidationError(f'case "{one.name}": no agent "{who}" under agents')
+        given = whole.agents[who]
+        agent = Agent(
+            who,
+            f"did:example:{who}",
+            given.owner,
+            given.purpose,
+            given.environment,
+            given.teams,
+            given.attested,
+        )
+        suffix = " [" + ", ".join(f"{k}={v}" for k, v in chosen.items()) + "]" if chosen else ""
+        yield Case(file, one.name + suffix, agent, plain, int(whole.now.timestamp()))
+
+
+def run(bundle: Compiled, cases: Iterable[Case]) -> list[Result]:
+    """Every case against *bundle*."""
+    return [_run(bundle, case) for case in cases]
+
+
+def _run(bundle: Compiled, case: Case) -> Result:
+    written = case.written
+    server, _, tool_name = written.action.partition("/")
+    rate = Rate(*[written.rate] * 6)
+    run_facts = Run("run_case", written.calls, written.denied, written.labels, 0, 0)
+    try:
+        tool = bundle.content.typed_inventory.tool(server, tool_name)
+        facts = Facts(case.agent, Standing(written.trust), run_facts, rate, (), case.now_s, tool.manifest.risk)
+        finding = judge.evaluate(bundle, tool, written.args, facts, server, approved=written.approved)
+    except Unverifiable as bad:
+        return Result(case, "refuse", (), f"{bad.reason}: {bad.detail}")
+    return Result(case, finding.outcome, finding.policies, "; ".join(finding.errors))
+
+
+def require(bundle: Compiled) -> list[Result]:
+    """All cases of *bundle* hold, or :class:`BundleRejected` names those that do not."""
+    results = run(bundle, read_cases(bundle.content.sources.cases))
+    failed = [r for r in results if not r.holds]
+    if failed:
+        raise BundleRejected([Problem("error", r.case.file, 1, 1, str(r)) for r in failed])
+    return results
+
+
+def unguarded(bundle: Compiled, cases: list[Case]) -> list[str]:
+    """The policies that no case would miss: dropped one at a time, and every case still holds."""
+    return [
+        key
+        for key in (*bundle.read.nodes.static_policies, *bundle.read.nodes.templates)
+        if all(r.holds for r in run(bundle.without(key), cases))
+    ]

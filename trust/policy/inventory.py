@@ -1,0 +1,124 @@
+"""The inventory: which servers offer which tools, and what an administrator says of each.
+
+A tool's name, description and schema come from the server and are pinned by digest; what the tool *does*
+(category, effect, risk, labels) comes from the manifest that an administrator gives, because a server's word
+about itself is no evidence. What the manifest does not mention is taken for the most dangerous thing there is.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any, Final, Literal
+
+import msgspec
+
+from trust.canonical import JsonObject, digest_of
+from trust.reasons import Reason, Unverifiable, visible
+
+Category = Literal["fs", "net", "ui", "process", "data", "model", "agent", "protocol"]
+Effect = Literal["read", "write", "destructive"]
+
+RISK_CRITICAL: Final = 3
+_SERVER_NAME: Final = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
+_TOOL_NAME: Final = re.compile(r"[A-Za-z0-9_.\-/]{1,128}")
+
+
+def require_server_name(name: str) -> str:
+    """*name* if it is one; look-alikes, invisible and non-ASCII characters never are."""
+    if _SERVER_NAME.fullmatch(name) is None:
+        raise Unverifiable(
+            Reason.UNKNOWN_SERVER,
+            f'"{visible(name)}" is not a server name: expected 1 to 63 of a-z, 0-9 and "-"',
+        )
+    return name
+
+
+def require_tool_name(name: str) -> str:
+    """*name* if it is one that MCP allows."""
+    if _TOOL_NAME.fullmatch(name) is None:
+        raise Unverifiable(
+            Reason.UNKNOWN_TOOL,
+            f'"{visible(name)}" is not a tool name: expected 1 to 128 of A-Z, a-z, 0-9, "_", ".", "-", "/"',
+        )
+    return name
+
+
+class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What an administrator says that a tool does. The defaults are the strictest."""
+
+    category: Category = "process"
+    effect: Effect = "destructive"
+    privileged: bool = True
+    risk: int = RISK_CRITICAL
+    labels: tuple[str, ...] = ("untrusted",)
+    idempotent: bool = False
+    groups: tuple[str, ...] = ()
+
+
+class Tool(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One pinned tool. ``digest``: SHA-256 of the JCS form of name, description and schema."""
+
+    name: str
+    digest: str
+    input_schema: dict[str, Any]
+    manifest: Manifest
+    description: str = ""
+    quarantined: bool = False
+
+
+class Server(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One server. ``labels`` say what its data is; ``zone`` where it may live."""
+
+    name: str
+    tools: dict[str, Tool]
+    labels: list[str] = []
+    zone: str = "default"
+
+
+class Inventory(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """All servers, by name."""
+
+    servers: dict[str, Server]
+
+    def tool(self, server: str, tool: str) -> Tool:
+        """The tool, or :class:`Unverifiable` that says what is unknown or quarantined."""
+        known = self.servers.get(server)
+        if known is None:
+            raise Unverifiable(Reason.UNKNOWN_SERVER, f'server "{visible(server)}"; known: {_names(self.servers)}')
+        found = known.tools.get(tool)
+        if found is None:
+            raise Unverifiable(Reason.UNKNOWN_TOOL, f'tool "{visible(tool)}" of server "{server}"')
+        if found.quarantined:
+            raise Unverifiable(Reason.TOOL_QUARANTINED, f"{server}/{tool}: see `licet servers list`")
+        return found
+
+
+def _names(known: Mapping[str, object]) -> str:
+    return ", ".join(sorted(known)) or "none"
+
+
+def pin(name: str, description: str, input_schema: JsonObject) -> str:
+    """The digest that pins a tool."""
+    return digest_of({"name": name, "description": description, "inputSchema": input_schema})
+
+
+def pin_of(listed: Mapping[str, Any]) -> str:
+    """The digest of a tool as an MCP server lists it."""
+    schema = listed.get("inputSchema")
+    return pin(
+        str(listed.get("name")), str(listed.get("description") or ""), schema if isinstance(schema, dict) else {}
+    )
+
+
+def to_json(inventory: Inventory | Server) -> JsonObject:
+    made: JsonObject = msgspec.to_builtins(inventory)
+    return made
+
+
+def server_from_json(value: object) -> Server:
+    """Inverse of :func:`to_json` for one server, or :class:`Unverifiable`."""
+    try:
+        return msgspec.convert(value, Server)
+    except msgspec.ValidationError as bad:
+        raise Unverifiable(Reason.MALFORMED_REQUEST, f"inventory: {bad}") from None

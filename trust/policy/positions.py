@@ -1,0 +1,62 @@
+"""Where in a ``.cedar`` text something stands: statements with their lines, and tokens inside them.
+
+cedarpy gives no source positions, so the text is cut into statements (strings and comments respected), each
+of which the engine can then be asked about alone.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Final
+
+_TOKEN: Final = re.compile(r'"(?:[^"\\\n]|\\.)*"|//[^\n]*|;|[^";/]+|.', re.DOTALL)
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """1-based line and column."""
+
+    line: int
+    column: int
+
+
+@dataclass(frozen=True, slots=True)
+class Statement:
+    """One policy as it is written, from its first annotation to its semicolon."""
+
+    text: str
+    offset: int
+    source: str
+
+    def place(self, needle: str = "") -> Place:
+        """Where *needle* first stands as a word of its own, or where the statement begins."""
+        at = self.offset
+        if needle:
+            found = re.search(rf"(?<![\w]){re.escape(needle)}(?![\w])", self.text)
+            at += found.start() if found else 0
+        line = self.source.count("\n", 0, at) + 1
+        return Place(line, at - (self.source.rfind("\n", 0, at) + 1) + 1)
+
+
+def statements(source: str) -> Iterator[Statement]:
+    """The policies of *source*, in order; what follows the last semicolon too, if it is not only comments."""
+    start, has_code = 0, False
+    for match in _TOKEN.finditer(source):
+        piece = match[0]
+        if piece == ";":
+            yield _statement(source, start, match.end())
+            start, has_code = match.end(), False
+        elif piece.strip() and not piece.startswith("//"):
+            has_code = True
+    if has_code:
+        yield _statement(source, start, len(source))
+
+
+def _statement(source: str, start: int, end: int) -> Statement:
+    """Without the comments and blank lines before it."""
+    text = source[start:end]
+    leading = re.match(r"(?:\s+|//[^\n]*(?:\n|$))*", text)
+    skip = leading.end() if leading else 0
+    return Statement(text[skip:], start + skip, source)

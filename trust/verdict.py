@@ -1,0 +1,71 @@
+"""Step 5, decide: from an action and a finding to Permit, Hold or Refusal. Plain and pure.
+
+This is the only place that makes a :class:`Permit`, and nothing is forwarded without one; the architecture
+test holds both.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, assert_never
+
+from trust.action import Action
+from trust.policy.engine import Finding
+from trust.policy.terms import Terms
+from trust.reasons import Reason, Unverifiable
+
+Step = Literal[1, 2, 3, 4, 5, 6, 7, 8, 9, 10]
+
+
+@dataclass(frozen=True, slots=True)
+class Permit:
+    """The action with this ``decision_id`` may leave, as exactly the bytes with digest ``payload_digest``."""
+
+    decision_id: str
+    payload_digest: str
+    policies: tuple[str, ...]
+    shadow: tuple[str, ...]
+    approval: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Hold:
+    """A person must decide, on these terms."""
+
+    terms: Terms
+    policies: tuple[str, ...]
+    sentences: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """No, at ``step``, for ``reason``."""
+
+    step: Step
+    reason: Reason
+    detail: str
+    policies: tuple[str, ...] = ()
+    errors: tuple[str, ...] = ()
+    retry_after_s: int | None = None
+
+    @classmethod
+    def of(cls, step: Step, bad: Unverifiable) -> Refusal:
+        return cls(step, bad.reason, bad.detail)
+
+
+Verdict = Permit | Hold | Refusal
+
+
+def decide(action: Action, finding: Finding, approval: str | None) -> Verdict:
+    """The verdict on *action*; *approval* is the id of the one that *finding* took into account, if any."""
+    match finding.outcome:
+        case "permit":
+            return Permit(action.decision_id, action.payload_digest, finding.policies, finding.shadow, approval)
+        case "hold" if finding.terms is not None:
+            return Hold(finding.terms, finding.policies, finding.sentences)
+        case "hold" | "refuse":
+            reason = finding.reason or Reason.POLICY_ERROR
+            detail = "; ".join(finding.sentences) or "; ".join(finding.errors)
+            return Refusal(5, reason, detail, finding.policies, finding.errors)
+        case _:
+            assert_never(finding.outcome)

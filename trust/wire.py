@@ -1,0 +1,128 @@
+"""What travels between sidecar, gateway and node: a statement in JSON, then the payload's bytes untouched.
+
+Body of a dispatch or an execution: length of the statement (u32, big-endian), the statement, the payload body.
+The whole body is covered by the content digest of the signed request, or by the ticket's payload digest.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final, TypeVar
+
+import msgspec
+
+from trust.action import Action, Payload
+from trust.canonical import read_object
+from trust.mcp import Message, read_message
+from trust.reasons import Reason, Unverifiable
+
+DISPATCH_TYPE: Final = "application/licet-dispatch"
+EXECUTE_TYPE: Final = "application/licet-execute"
+TICKET_HEADER: Final = "licet-ticket"
+NODE_HEADER: Final = "licet-node"
+TRACE_HEADER: Final = "licet-trace"
+UPSTREAM_STATUS_HEADER: Final = "licet-upstream-status"
+DECISION_HEADER: Final = "Licet-Decision"
+DECISION_ID_HEADER: Final = "Licet-Decision-Id"
+AUDIT_HEADER: Final = "Licet-Audit"
+
+MAX_STATEMENT_BYTES: Final = 1 << 20
+_LENGTH_BYTES: Final = 4
+
+
+class Place(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What a caller may narrow: a node by name, and how soon it wants an answer (milliseconds)."""
+
+    pin: str | None = None
+    slo_ms: int | None = None
+
+
+class Dispatch(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A permitted action on its way to the gateway. ``facts`` are those of the decision;
+    ``intent`` is ``<origin>#<index>`` of its entry."""
+
+    action_id: str
+    decision_id: str
+    run: str
+    agent: str
+    principal: str
+    protocol: str
+    server: str
+    tool: str
+    method: str
+    headers: list[tuple[str, str]]
+    action_digest: str
+    facts: dict[str, Any]
+    intent: str
+    bundle: str
+    authority: tuple[str, ...] = ()
+    approval: str | None = None
+    terms: dict[str, Any] | None = None
+    place: Place = Place()
+    trace_id: str = ""
+    span_id: str = ""
+
+
+class Execute(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A ticketed action on its way to a node. ``credentials`` are headers for the upstream, injected by the gateway."""
+
+    server: str
+    method: str
+    headers: list[tuple[str, str]]
+    credentials: dict[str, str] = {}
+
+
+Statement = TypeVar("Statement", Dispatch, Execute)
+
+
+def encode(statement: Dispatch | Execute, body: bytes) -> bytes:
+    head = msgspec.json.encode(statement)
+    return len(head).to_bytes(_LENGTH_BYTES, "big") + head + body
+
+
+def decode(data: bytes, kind: type[Statement]) -> tuple[Statement, bytes]:
+    """Inverse of :func:`encode`, or :class:`Unverifiable`."""
+    length = int.from_bytes(data[:_LENGTH_BYTES], "big")
+    head = data[_LENGTH_BYTES : _LENGTH_BYTES + length]
+    if len(data) < _LENGTH_BYTES or len(head) < length or length > MAX_STATEMENT_BYTES:
+        raise Unverifiable(Reason.MALFORMED_REQUEST, "the statement is cut short")
+    read_object(head)  # refuses duplicate keys, which msgspec would not notice
+    try:
+        return msgspec.json.decode(head, type=kind), data[_LENGTH_BYTES + length :]
+    except msgspec.DecodeError as bad:
+        raise Unverifiable(Reason.MALFORMED_REQUEST, f"statement: {bad}") from None
+
+
+def payload_of(statement: Dispatch | Execute, body: bytes) -> Payload:
+    return Payload(statement.method, tuple(statement.headers), body)
+
+
+def message_of(payload: Payload) -> Message:
+    """Which MCP message *payload* is: the body decides, and for GET and DELETE the method."""
+    match payload.method:
+        case "POST":
+            return read_message(payload.body)
+        case "GET":
+            return Message("listen", None, "", "mcp:listen", {}, False)
+        case "DELETE":
+            return Message("close", None, "", "mcp:close", {}, False)
+    raise Unverifiable(Reason.METHOD_NOT_ALLOWED, f"MCP uses POST, GET and DELETE, not {payload.method}")
+
+
+def action_of(dispatch: Dispatch, body: bytes) -> Action:
+    """The action as the bytes say it, or :class:`Unverifiable` (``permit_invalid``) if the statement says another."""
+    payload = payload_of(dispatch, body)
+    message = message_of(payload)
+    if message.tool != dispatch.tool:
+        raise Unverifiable(Reason.PERMIT_INVALID, f"the statement names {dispatch.tool}, the bytes are {message.tool}")
+    return Action(
+        id=dispatch.action_id,
+        decision_id=dispatch.decision_id,
+        protocol="native" if dispatch.protocol == "native" else "mcp",
+        server=dispatch.server,
+        tool=message.tool,
+        arguments=message.arguments,
+        payload=payload,
+        run=dispatch.run,
+        trace_id=dispatch.trace_id,
+        span_id=dispatch.span_id,
+    )
