@@ -128,6 +128,7 @@ class Api:
 
     def _add_routes(self) -> None:
         add, signed, person = self.routes.add, self._signed, self._person
+        add("GET", "/", self._home)
         add("GET", "/livez", self._livez)
         add("GET", "/readyz", self._readyz)
         add("POST", "/v1/enroll", self._enroll)
@@ -197,6 +198,10 @@ class Api:
         return handle
 
     # Health
+
+    async def _home(self, _incoming: Incoming) -> Response:
+        text = "Licet gateway. Approve with `licet approvals`, ask with `licet audit`.\n"
+        return Response(text=text, headers={"Cache-Control": "no-store"})
 
     async def _livez(self, _incoming: Incoming) -> Response:
         return json_response({"live": True})

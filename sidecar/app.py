@@ -29,7 +29,6 @@ from trust.identity.keys import SecretKey
 from trust.ledger import entries
 from trust.ledger.disk import Disk
 from trust.ledger.tiles import write_atomically
-from trust.ledger.writer import LedgerUnavailable
 from trust.reasons import Reason, Unverifiable
 from trust.verdict import Refusal
 
@@ -70,7 +69,8 @@ class Sidecar:
         await self.ledger.append(entries.Start(VERSION, found))
         for outcome in unfinished:
             await self.ledger.append(outcome)
-        self.world = World(self.identity, home / "bundles", clock)
+        self.world = World(self.identity, home / "bundles", self.ledger, clock)
+        await self.world.load_last_good()
         self.token = _token(self.config)
         self.pipeline = Pipeline(self.identity, self.world, memory, self.ledger, Blobs(home / "blobs"), clock)
         run = new_id("run")
@@ -117,7 +117,9 @@ class Sidecar:
 
     async def _readyz(self, _incoming: Incoming) -> StreamResponse:
         checks = self.checks()
-        return json_response({"ready": all(checks.values()), "checks": checks}, 200 if all(checks.values()) else 503)
+        ready = all(checks.values())
+        digest = self.world.bundle.digest if self.world.bundle else ""
+        return json_response({"ready": ready, "checks": checks, "bundle": digest}, 200 if ready else 503)
 
     def checks(self) -> dict[str, bool]:
         """What readiness is made of."""
@@ -156,16 +158,12 @@ class Sidecar:
         return response
 
     async def _tick(self) -> None:
-        """Renew the identity, and write down which bundles became active."""
+        """Renew the identity in time."""
         while True:
             try:
-                while self.world.loaded:
-                    await self.ledger.append(self.world.loaded.pop(0))
                 await self.identity.renew_when_due()
             except (Unreachable, Broken, Unverifiable) as bad:
                 _log.warning("the identity was not renewed, trying again: %s", bad)
-            except LedgerUnavailable as fault:
-                _log.error("ledger unavailable: %s", fault)
             await asyncio.sleep(1.0)
 
     async def stop(self) -> None:

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Final
 
 from edge.client import Broken, Unreachable
 from edge.clock import SystemClock
+from edge.durable import DurableLedger
 from sidecar.identity import Identity
 from trust import feed
 from trust.feed import Facts
 from trust.ledger import entries
 from trust.ledger.tiles import write_atomically
+from trust.ledger.writer import LedgerUnavailable
 from trust.policy import bundle
 from trust.policy.bundle import BundleRejected, Compiled
 from trust.reasons import Unverifiable
@@ -26,41 +29,42 @@ _log = logging.getLogger("licet.sidecar")
 class World:
     """Two tasks keep it current; decisions only read. What cannot be verified changes nothing."""
 
-    def __init__(self, identity: Identity, directory: Path, clock: SystemClock) -> None:
+    def __init__(self, identity: Identity, directory: Path, ledger: DurableLedger, clock: SystemClock) -> None:
         self._identity = identity
         self._directory = directory
+        self._ledger = ledger
         self._clock = clock
         self._received = float("-inf")
         self.facts: Facts | None = None
         self.bundle: Compiled | None = None
-        self.loaded: list[entries.Bundle] = []
-        """Bundles that became active and are not in the ledger yet."""
-        self._load_last_good()
 
     def age_s(self) -> float:
         """Seconds since the feed last said something that could be verified."""
         return self._clock.mono() - self._received
 
-    def _load_last_good(self) -> None:
+    async def load_last_good(self) -> None:
+        """The bundle of before the restart, so that a decision needs no gateway that is away for a moment."""
         path = self._directory / "active.bundle"
         if path.exists():
             try:
-                self._take(path.read_bytes())
+                await self._take(path.read_bytes())
             except (Unverifiable, BundleRejected) as bad:
                 _log.error("the kept bundle is not usable: %s", bad)
 
-    def _take(self, data: bytes) -> None:
-        """Make the bundle in *data* active if it verifies, compiles and is newer than what there is."""
+    async def _take(self, data: bytes) -> None:
+        """Make the bundle in *data* active if it verifies, compiles and is newer; recorded before it decides."""
         sealed = bundle.open_bundle(data, self._identity.gateway)
-        if self.bundle is not None and sealed.content.version <= self.bundle.content.version:
+        content = sealed.content
+        if self.bundle is not None and content.version <= self.bundle.content.version:
             return
-        compiled = bundle.compile_bundle(sealed.content, sealed.digest)
-        write_atomically(self._directory / f"{sealed.digest}.bundle", data, flush=True)
-        write_atomically(self._directory / "active.bundle", data, flush=True)
+        compiled = await asyncio.to_thread(bundle.compile_bundle, content, sealed.digest)
+        await asyncio.to_thread(self._keep, sealed.digest, data)
+        await self._ledger.append(entries.Bundle("loaded", content.version, sealed.digest, not_after=content.not_after))
         self.bundle = compiled
-        self.loaded.append(
-            entries.Bundle("loaded", sealed.content.version, sealed.digest, not_after=sealed.content.not_after)
-        )
+
+    def _keep(self, digest: str, data: bytes) -> None:
+        write_atomically(self._directory / f"{digest}.bundle", data, flush=True)
+        write_atomically(self._directory / "active.bundle", data, flush=True)
 
     async def follow_bundle(self) -> None:
         """Long-poll for the next bundle, for ever."""
@@ -75,12 +79,12 @@ class World:
                 ) as reply:
                     data = await reply.read()
                 if reply.status == 200:
-                    await asyncio.to_thread(self._take, data)
+                    await self._take(data)
                 elif reply.status != 304:
                     await asyncio.sleep(RETRY_S)
             except (Unreachable, Broken):
                 await asyncio.sleep(RETRY_S)
-            except (Unverifiable, BundleRejected) as bad:
+            except (Unverifiable, BundleRejected, LedgerUnavailable) as bad:
                 _log.error("a bundle was not accepted, the last good one stays: %s", bad)
                 await asyncio.sleep(RETRY_S)
 
@@ -95,9 +99,9 @@ class World:
                 pass
             await asyncio.sleep(RETRY_S)
 
-    async def _read_feed(self, chunks: object) -> None:
+    async def _read_feed(self, chunks: AsyncIterator[bytes]) -> None:
         rest = b""
-        async for chunk in chunks:  # type: ignore[attr-defined]
+        async for chunk in chunks:
             *lines, rest = (rest + chunk).split(b"\n")
             for line in lines:
                 self._hear(line)

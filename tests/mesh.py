@@ -14,7 +14,7 @@ import aiohttp
 
 from gateway.app import Gateway
 from gateway.config import GatewayConfig
-from licet.workbench.__main__ import MANIFEST
+from licet.workbench import MANIFEST
 from sidecar.app import Sidecar
 from sidecar.config import NodeConfig, SidecarConfig, ToolServer
 from sidecar.node.app import Node

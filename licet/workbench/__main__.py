@@ -8,12 +8,11 @@ import json
 import tempfile
 from pathlib import Path
 
+from licet.workbench import MANIFEST
 from licet.workbench.server import build
 from sidecar.config import ToolServer
 from sidecar.node.admission import inventory_of
 from trust.policy.inventory import Inventory, to_json
-
-MANIFEST = Path(__file__).with_name("manifest.toml")
 
 
 def main() -> None:

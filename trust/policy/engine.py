@@ -103,6 +103,10 @@ class Engine:
         cut, _ = self._cuts(request, world)
         return cedar.may_ever_allow(cut.policies, world.entities, principal, action, resource)
 
+    def in_scope(self, request: Request, world: World) -> frozenset[str]:
+        """The ids of the enforced policies whose scope matches."""
+        return self._cuts(request, world)[0].ids
+
     def _cuts(self, request: Request, world: World) -> tuple[Slice, Slice | None]:
         """The slice of enforced policies, and the one with shadow policies if there are any."""
         key = (request.principal, request.action, request.resource)

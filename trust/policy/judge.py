@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 
-from trust.canonical import JsonObject
+from trust.canonical import JsonObject, JsonValue, digest_of
 from trust.facts import Agent, Facts
 from trust.ledger.entries import Deed, Judgement, Line
 from trust.ledger.verify import Undecidable
@@ -47,30 +47,33 @@ def evaluate_context(
     return bundle.engine.evaluate(request, bundle.engine.world(agent.entities()), approved=approved)
 
 
-def finding_of(bundle: Compiled, deed: Deed, judgement: Judgement, *, approved: bool) -> Finding:
-    """The finding that *judgement*'s facts give today, or :class:`Undecidable`."""
+def recorded(bundle: Compiled, deed: Deed, judgement: Judgement) -> tuple[Agent, JsonObject, JsonValue]:
+    """Agent, context and projected arguments of a recorded decision, or :class:`Undecidable`."""
     if deed.arguments is None:
-        raise Undecidable("the arguments were too large to keep in the entry")
+        raise Undecidable("the arguments are not here")
     try:
         tool = bundle.inventory.tool(deed.server, deed.tool)
         agent = msgspec.convert(judgement.facts["agent"], Agent)
-        context = judgement.facts["context"]
-        return evaluate_context(bundle, deed.server, tool, deed.arguments, agent, context, approved)
+        return agent, judgement.facts["context"], project(bundle.shape(tool), deed.arguments)
     except (KeyError, msgspec.ValidationError) as bad:
         raise Undecidable(f"the recorded facts are incomplete: {bad}") from None
     except Unverifiable as bad:
         raise Undecidable(bad.detail) from None
 
 
-def disagreement(bundle: Compiled, line: Line) -> str | None:
-    """What is wrong with the decision in *line*, if it does not follow from what was recorded beside it."""
+def disagreement(bundle: Compiled, line: Line, deed: Deed) -> str | None:
+    """What is wrong with the decision in *line*, if it does not follow from what was recorded beside it.
+
+    *deed* is the entry's, with its arguments.
+    """
     entry: Any = line.entry
-    deed, judgement = entry.deed, entry.judgement
-    if deed is None or judgement is None:
-        raise Undecidable("nothing was decided")
-    finding = finding_of(
-        bundle, deed, judgement, approved=entry.approval is not None if hasattr(entry, "approval") else False
-    )
+    judgement: Judgement = entry.judgement
+    if digest_of(deed.arguments or {}) != deed.arguments_sha256:
+        return f"the arguments of {deed.server}/{deed.tool} are not those whose digest was recorded"
+    agent, context, args = recorded(bundle, deed, judgement)
+    request = Request(agent.uid, f"{deed.server}/{deed.tool}", Uid("Server", deed.server), {**context, "args": args})
+    approved = getattr(entry, "approval", None) is not None
+    finding = bundle.engine.evaluate(request, bundle.engine.world(agent.entities()), approved=approved)
     expected = _OUTCOME_OF[judgement.decision]
     if finding.outcome == expected and list(finding.policies) == judgement.policies:
         return None

@@ -1,0 +1,13 @@
+"""``licet``: the command line."""
+
+from __future__ import annotations
+
+from licet.cli import app
+
+
+def main() -> None:
+    app()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,155 @@
+"""``licet audit``: tail, show, verify."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import typer
+
+from licet import ledgers
+from licet.cli.output import FAILED, Json, console, fail, reporting, say, show
+from licet.judging import Judge
+from licet.settings import load
+from trust.ledger import checkpoint
+from trust.ledger.entries import Line
+from trust.ledger.verify import verify as verify_ledger
+from trust.reasons import visible
+
+app = typer.Typer(name="audit", help="The ledger: what happened, and the proof of it.", no_args_is_help=True)
+
+
+@app.command("tail")
+@reporting
+def tail(
+    count: int = typer.Option(20, "-n", help="How many entries."),
+    part: str = typer.Option("sidecar", help="Whose ledger: gateway, sidecar or node (a directory of LICET_HOME)."),
+    follow: bool = typer.Option(False, "-f", help="Go on as entries come."),
+    as_json: bool = Json,
+) -> None:
+    """The last entries of one ledger, one line each."""
+    root = _root(part)
+    found = list(ledgers.lines(root))[-count:]
+    for index, line in found:
+        _print(index, line, as_json)
+    following = found[-1][0] + 1 if found else 0
+    while follow:
+        time.sleep(0.3)
+        for index, line in ledgers.lines(root, following):
+            _print(index, line, as_json)
+            following = index + 1
+
+
+def _root(part: str) -> Path:
+    home = load().home
+    root = home / part / "ledger"
+    if not root.is_dir():
+        known = ", ".join(path.parent.name for path in ledgers.roots(home)) or "none"
+        raise FileNotFoundError(f"{root}: there is no such ledger; here are: {known}")
+    return root
+
+
+def _print(index: int, line: Line, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps({"index": index, **msgspec.to_builtins(line)}))
+    else:
+        say(summary(index, line))
+
+
+def summary(index: int, line: Line) -> str:
+    """One entry as one line for people."""
+    entry: Any = line.entry
+    when = datetime.datetime.fromtimestamp(line.stamp.wall_us / 1e6, datetime.UTC).strftime("%H:%M:%S.%f")[:-3]
+    kind = type(entry).__name__.lower()
+    deed = getattr(entry, "deed", None)
+    what: list[str] = []
+    if deed is not None:
+        what.append(f"{deed.agent} {deed.server}/{deed.tool} {_short(deed.arguments)}")
+    for name in ("server", "tool", "node", "status", "event", "approval", "agent", "person", "by", "reason", "detail"):
+        value = getattr(entry, name, None)
+        if value and isinstance(value, str) and not (deed is not None and name in ("server", "tool", "agent")):
+            what.append(f"{name}={visible(value, 80)}")
+    judgement = getattr(entry, "judgement", None)
+    if judgement is not None and judgement.policies:
+        what.append(f"by {', '.join(judgement.policies)}")
+    return f"{index:>7} {when} {kind:<9} {'  '.join(what)}"
+
+
+def _short(arguments: object) -> str:
+    return "" if arguments is None else visible(json.dumps(arguments), 80)
+
+
+@app.command("show")
+@reporting
+def show_entries(
+    what: str = typer.Argument(help="A decision id, or ORIGIN#INDEX as the Licet-Audit header gives it."),
+    as_json: bool = Json,
+) -> None:
+    """Everything that all ledgers here say of one decision, or one entry by its place."""
+    home = load().home
+    if "#" in what:
+        origin, _, index = what.rpartition("#")
+        found = [
+            (root, at, line)
+            for root in ledgers.roots(home)
+            if checkpoint.parse_vkey((root / "vkey").read_text())[0] == origin
+            for at, line in ledgers.lines(root, int(index))
+            if at == int(index)
+        ]
+    else:
+        found = ledgers.find_decision(home, what)
+    if not found:
+        raise fail(f"no ledger below {home} has {what}", FAILED)
+    shown = [{"origin": line.stamp.origin, "index": index, **msgspec.to_builtins(line)} for _, index, line in found]
+
+    def people() -> None:
+        for entry in shown:
+            say(f"{entry['origin']}#{entry['index']}", "bold")
+            console.print_json(json.dumps(entry["entry"]))
+
+    show(shown, as_json, people)
+
+
+@app.command("verify")
+@reporting
+def verify(
+    path: Path | None = typer.Argument(None, help="A ledger directory; without it, all ledgers of LICET_HOME."),
+    key: str | None = typer.Option(None, "--key", help="The log's verifier key (vkey), from somewhere you trust."),
+    as_json: bool = Json,
+) -> None:
+    """Check frames, tiles, root, signature and schema, and make every decision again; says what it verified."""
+    found = [path] if path is not None else ledgers.roots(load().home)
+    if not found:
+        raise fail("there is no ledger here; give a path or set LICET_HOME", FAILED)
+    origin, public = checkpoint.parse_vkey(key) if key is not None else (None, None)
+    reports = [verify_ledger(root, key=public, origin=origin, judge=Judge(root.parent)) for root in found]
+    told = [
+        {
+            "path": str(report.root),
+            "origin": report.origin,
+            "holds": report.holds,
+            "sealed": report.sealed,
+            "entries": report.entries,
+            "decided_again": report.decided_again,
+            "not_decidable": report.not_decidable,
+            "faults": report.faults,
+            "words": report.words(),
+        }
+        for report in reports
+    ]
+
+    def people() -> None:
+        for report in reports:
+            for number, words in enumerate(report.words()):
+                fault = number < len(report.faults) or not report.holds
+                say(words if number == 0 or fault else f"  {words}", "red" if fault else "green")
+        if key is None:
+            say("The keys were read from beside the logs; give --key from elsewhere to prove more.", "dim")
+
+    show(told, as_json, people)
+    if not all(report.holds for report in reports):
+        raise typer.Exit(FAILED)

@@ -1,0 +1,147 @@
+"""``licet check``: a doctor. Groups of checks, a hint for each that fails, an exit code."""
+
+from __future__ import annotations
+
+import shutil
+import socket
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import typer
+
+from licet import ledgers
+from licet.cli.output import FAILED, Json, reporting, say, show
+from licet.client import Api, ApiError, Unavailable
+from licet.settings import Settings, load, read_token
+from trust.ledger.verify import verify
+
+
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """One line; ``hint`` says what to do when it is not fine."""
+
+    group: str
+    what: str
+    fine: bool
+    found: str
+    hint: str = ""
+
+
+def _address(group: str, host: str, port: int, command: str) -> Checked:
+    try:
+        with socket.create_connection((host, port), timeout=1.0):
+            return Checked(group, "listens", True, f"{host}:{port}")
+    except OSError as bad:
+        return Checked(group, "listens", False, f"{host}:{port}: {bad}", f"start it with `{command}` or `licet up`")
+
+
+def _ready(group: str, url: str) -> Iterator[Checked]:
+    hints = {
+        "bundle": "no verified bundle is active: `licet policy activate`, and see `licet policy status`",
+        "ledger": "the ledger cannot be written: look at the disk, then restart this part",
+        "facts": "the gateway has not been heard for 5 s: is it running, and do the clocks agree?",
+        "lease": "the node could not renew its lease: is the gateway running?",
+    }
+    try:
+        told = Api(url, timeout_s=2.0).call("GET", "/readyz").body
+    except ApiError as bad:
+        told = bad.problem
+    except Unavailable:
+        return
+    for name, fine in told.get("checks", {}).items():
+        yield Checked(group, name, bool(fine), "fine" if fine else "not fine", "" if fine else hints.get(name, ""))
+
+
+def _gateway(settings: Settings) -> Iterator[Checked]:
+    found = settings.gateway
+    address = _address("gateway", found.host, found.port, "licet gateway")
+    yield address
+    if not address.fine:
+        return
+    url = f"http://{found.host}:{found.port}"
+    yield from _ready("gateway", url)
+    try:
+        api = Api(url, read_token(found.home / "operator.token", "the operator"))
+        status = api.call("GET", "/v1/bundles").body
+        yield Checked(
+            "gateway", "policies", not status["degraded"], status["degraded"] or f"version {status['version']}"
+        )
+        nodes = api.call("GET", "/v1/nodes").body["nodes"]
+        live = [n["name"] for n in nodes if n["lease"] == "live" and n["state"] == "ready"]
+        hint = "" if live else "start one with `licet node`; without a node every action gets no_eligible_node"
+        yield Checked("gateway", "nodes", bool(live), f"{len(live)} of {len(nodes)} are ready", hint)
+    except Exception as bad:
+        yield Checked("gateway", "operator", False, str(bad), "is LICET_HOME the one that the gateway runs with?")
+
+
+def _sidecar(settings: Settings) -> Iterator[Checked]:
+    found = settings.sidecar
+    address = _address("sidecar", found.host, found.port, "licet sidecar")
+    yield address
+    if address.fine:
+        yield from _ready("sidecar", f"http://{found.host}:{found.port}")
+        try:
+            token = read_token(found.home / "agent.token", "the agent")
+            Api(f"http://{found.host}:{found.port}", token, 5.0).call("GET", "/v1/approvals/none")
+        except ApiError as bad:
+            known = bad.problem.get("reason") != "unauthenticated"
+            yield Checked(
+                "sidecar", "token", known, "accepted" if known else "not accepted", "" if known else "restart"
+            )
+        except Exception as bad:
+            yield Checked("sidecar", "token", False, str(bad), "is LICET_HOME the one that the sidecar runs with?")
+
+
+def _node(settings: Settings) -> Iterator[Checked]:
+    found = settings.node
+    address = _address("node", found.host, found.port, "licet node")
+    yield address
+    if address.fine:
+        yield from _ready("node", f"http://{found.host}:{found.port}")
+
+
+def _machine(settings: Settings) -> Iterator[Checked]:
+    bwrap = shutil.which("bwrap")
+    hint = "install bubblewrap, so that the workbench's programs run in a sandbox"
+    yield Checked("machine", "sandbox", bwrap is not None, bwrap or "bubblewrap is missing", "" if bwrap else hint)
+    free = shutil.disk_usage(settings.home if settings.home.exists() else ".").free
+    enough = free > 1 << 30
+    yield Checked(
+        "machine", "disk", enough, f"{free >> 20} MiB free", "" if enough else "a full disk refuses everything"
+    )
+
+
+def _ledgers(settings: Settings) -> Iterator[Checked]:
+    for root in ledgers.roots(settings.home):
+        report = verify(root)
+        hint = "" if report.holds else f"look closer with `licet audit verify {root}`"
+        yield Checked("ledgers", root.parent.name, report.holds, report.words()[0], hint)
+
+
+GROUPS: tuple[Callable[[Settings], Iterator[Checked]], ...] = (_gateway, _sidecar, _node, _machine, _ledgers)
+
+
+@reporting
+def check(as_json: bool = Json) -> None:
+    """Look at everything here and say what is wrong and what to do. Exit code 1 if anything is."""
+    settings = load()
+    found = [Checked("configuration", str(settings.config_path or "defaults"), True, f"home {settings.home}")]
+    for group in GROUPS:
+        found += group(settings)
+    failed = [c for c in found if not c.fine]
+
+    def people() -> None:
+        group = ""
+        for one in found:
+            if one.group != group:
+                group = one.group
+                say(group, "bold")
+            say(f"  {'✓' if one.fine else '✗'} {one.what}: {one.found}", "" if one.fine else "red")
+            if not one.fine and one.hint:
+                say(f"      {one.hint}", "yellow")
+        say("all is well" if not failed else f"{len(failed)} of {len(found)} checks failed", "bold")
+
+    shown = [{"group": c.group, "what": c.what, "fine": c.fine, "found": c.found, "hint": c.hint} for c in found]
+    show(shown, as_json, people)
+    if failed:
+        raise typer.Exit(FAILED)

@@ -1,0 +1,24 @@
+"""The gateway as commands reach it: by its address, with the token of whoever acts."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import typer
+
+from licet.client import Api
+from licet.settings import load, read_token
+
+As = typer.Option(
+    None, "--as", metavar="TOKEN-FILE", help="Act as the person whose token is in this file ($LICET_PERSON)."
+)
+
+
+def gateway(token_file: Path | None = None) -> Api:
+    """The configured gateway; by default as the operator that its first start made."""
+    settings = load()
+    named = token_file or (Path(os.environ["LICET_PERSON"]) if "LICET_PERSON" in os.environ else None)
+    path = named or settings.gateway.home / "operator.token"
+    url = os.environ.get("LICET_GATEWAY_URL", f"http://{settings.gateway.host}:{settings.gateway.port}")
+    return Api(url, read_token(path, "a person"))

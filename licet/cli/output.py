@@ -1,0 +1,88 @@
+"""How commands speak: for people by default, as JSON with ``--json``; exit codes that scripts can rely on."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from functools import wraps
+from typing import Any, Final, ParamSpec, TypeVar
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from edge.config import BadConfig
+from licet.client import ApiError, Unavailable
+from trust.policy.bundle import BundleRejected
+from trust.reasons import Unverifiable
+
+OK: Final = 0
+FAILED: Final = 1
+"""Something is wrong that a person must look at: a check failed, a refusal, an unverifiable ledger."""
+USAGE: Final = 2
+BAD_POLICY: Final = 3
+CASES_FAILED: Final = 4
+UNREACHABLE: Final = 5
+
+console = Console(highlight=False, soft_wrap=True)
+errors = Console(stderr=True, highlight=False, soft_wrap=True)
+
+Json = typer.Option(False, "--json", help="Print JSON for programs.")
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
+
+
+def show(value: Any, as_json: bool, people: Callable[[], None]) -> None:
+    """*value* as JSON, or what *people* prints."""
+    if as_json:
+        print(json.dumps(value, indent=1, sort_keys=True, default=str))
+    else:
+        people()
+
+
+def say(text: str, style: str = "") -> None:
+    """A line of plain text; nothing in it is markup."""
+    console.print(escape(text), style=style or None)
+
+
+def table(columns: Sequence[str], rows: Iterable[Sequence[object]], empty: str) -> None:
+    made = Table(*columns, box=None, header_style="bold", pad_edge=False)
+    count = 0
+    for row in rows:
+        made.add_row(*(escape(str(cell)) for cell in row))
+        count += 1
+    if count:
+        console.print(made)
+    else:
+        say(empty, "dim")
+
+
+def fail(text: str, code: int = FAILED) -> typer.Exit:
+    """Print *text* as an error; raise what comes back."""
+    errors.print(escape(text), style="red")
+    return typer.Exit(code)
+
+
+def reporting(command: Callable[_P, _R]) -> Callable[_P, _R]:
+    """Expected failures become one clear message and a documented exit code."""
+
+    @wraps(command)
+    def wrapped(*args: _P.args, **kwargs: _P.kwargs) -> _R:
+        try:
+            return command(*args, **kwargs)
+        except BadConfig as bad:
+            raise fail(str(bad), USAGE) from None
+        except BundleRejected as bad:
+            raise fail(str(bad), BAD_POLICY) from None
+        except Unavailable as bad:
+            raise fail(f"{bad}\nIs it running? Try `licet check`.", UNREACHABLE) from None
+        except ApiError as bad:
+            raise fail(str(bad), FAILED) from None
+        except (Unverifiable, FileNotFoundError, PermissionError) as bad:
+            raise fail(str(bad), FAILED) from None
+        except KeyboardInterrupt:
+            sys.exit(130)
+
+    return wrapped

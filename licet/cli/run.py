@@ -1,0 +1,48 @@
+"""``licet run -- CMD``: a program with the mesh in its environment."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+
+import typer
+
+from licet.cli.output import USAGE, fail, reporting
+from licet.settings import Settings, load, read_token
+
+
+def agent_environment(settings: Settings, server: str = "workbench") -> dict[str, str]:
+    """What a program needs to reach its sidecar, and the proxy variables that send everything else there too."""
+    token = read_token(settings.sidecar.home / "agent.token", "the agent")
+    host = f"{settings.sidecar.host}:{settings.sidecar.port}"
+    proxy = f"http://agent:{token}@{host}"
+    return {
+        "LICET_URL": f"http://{host}",
+        "LICET_TOKEN": token,
+        "LICET_MCP_URL": f"http://agent:{token}@{host}/mcp/{server}",
+        "LICET_CONSOLE_URL": f"http://{settings.gateway.host}:{settings.gateway.port}/",
+        **dict.fromkeys(("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy"), proxy),
+        "NO_PROXY": host,
+        "no_proxy": host,
+    }
+
+
+def child_environment(settings: Settings, server: str, environ: Mapping[str, str]) -> dict[str, str]:
+    """*environ* without what belongs to operators, with what the agent needs."""
+    kept = {name: value for name, value in environ.items() if not name.startswith("LICET_")}
+    return {**kept, **agent_environment(settings, server)}
+
+
+@reporting
+def run(
+    context: typer.Context,
+    server: str = typer.Option("workbench", help="The MCP server that LICET_MCP_URL names."),
+) -> None:
+    """Run a program as the agent of this sidecar: it finds LICET_URL, LICET_TOKEN, LICET_MCP_URL and proxies."""
+    command = context.args[1:] if context.args[:1] == ["--"] else context.args
+    if not command:
+        raise fail("give a command: licet run -- python my_agent.py", USAGE)
+    try:
+        os.execvpe(command[0], command, child_environment(load(), server, os.environ))  # noqa: S606
+    except FileNotFoundError:
+        raise fail(f"{command[0]}: no such program", 127) from None

@@ -1,0 +1,61 @@
+"""``licet gateway``, ``licet sidecar``, ``licet node``: one process of the mesh in the foreground."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from edge import run
+from edge.client import Unreachable
+from gateway.app import Gateway
+from licet.cli.output import FAILED, UNREACHABLE, fail, reporting
+from licet.settings import load
+from sidecar.app import Sidecar
+from sidecar.identity import NotEnrolled
+from sidecar.node.admission import BadManifest
+from sidecar.node.app import Node
+from sidecar.node.upstream import UpstreamFailed
+from trust.ledger.log import LedgerDamaged
+from trust.ledger.writer import LedgerUnavailable
+
+
+def _serve(part: run.Part, name: str, host: str) -> None:
+    def started() -> None:
+        print(f"{name} listens on http://{host}:{part.port}", flush=True)
+
+    try:
+        run.run(part, started)
+    except (LedgerDamaged, LedgerUnavailable, NotEnrolled, UpstreamFailed, BadManifest) as bad:
+        raise fail(str(bad), FAILED) from None
+    except Unreachable as bad:
+        raise fail(f"the gateway cannot be reached: {bad}", UNREACHABLE) from None
+    except OSError as bad:
+        raise fail(f"{name} could not start: {bad}", FAILED) from None
+    sys.stdout.flush()
+
+
+@reporting
+def gateway() -> None:
+    """Run the gateway: registry, bundles, approvals, router."""
+    config = load().gateway
+    _serve(Gateway(config), "gateway", config.host)
+
+
+@reporting
+def sidecar(
+    inbound: bool = typer.Option(False, "--inbound", help="Stand in front of tools (the same as `licet node`)."),
+) -> None:
+    """Run a sidecar beside one agent."""
+    if inbound:
+        node()
+        return
+    config = load().sidecar
+    _serve(Sidecar(config), "sidecar", config.host)
+
+
+@reporting
+def node() -> None:
+    """Run a node: the inbound sidecar in front of tools."""
+    config = load().node
+    _serve(Node(config), "node", config.host)

@@ -1,0 +1,117 @@
+"""``licet up``: everything in one terminal."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import time
+from types import FrameType
+
+import typer
+
+from licet import ledgers
+from licet.cli.audit import summary
+from licet.cli.output import FAILED, fail, reporting, say
+from licet.cli.run import agent_environment
+from licet.client import Api
+from licet.launcher import APPROVERS, Launcher, NotStarted, sandboxed
+from licet.settings import load, read_token
+
+
+class _Stop(Exception):
+    """Ctrl-C or SIGTERM."""
+
+
+def _stop(_number: int, _frame: FrameType | None) -> None:
+    raise _Stop
+
+
+@reporting
+def up(
+    demo: bool = typer.Option(False, "--demo", help="Play an allowed, a refused and a held call, then stop."),
+) -> None:
+    """Start gateway, node and sidecar on this machine; says what to try; Ctrl-C stops everything."""
+    launcher = Launcher(load())
+    started = time.monotonic()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _stop)
+    try:
+        launcher.start()
+        say(f"Licet is up ({time.monotonic() - started:.1f} s)", "bold green")
+        if demo:
+            _play(launcher)
+        else:
+            _tell(launcher)
+            _watch(launcher)
+    except NotStarted as bad:
+        raise fail(str(bad), FAILED) from None
+    except _Stop:
+        say("\nstopping")
+    finally:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)
+        launcher.stop()
+
+
+def _watch(launcher: Launcher) -> None:
+    while True:
+        time.sleep(0.5)
+        fallen = launcher.fallen()
+        if fallen is not None:
+            raise NotStarted(fallen)
+
+
+def _tell(launcher: Launcher) -> None:
+    settings = launcher.settings
+    found = agent_environment(settings)
+    approver = launcher.dev / f"{APPROVERS[0]}.token"
+    lines = [
+        "",
+        f"  gateway   http://{settings.gateway.host}:{settings.gateway.port}",
+        f"  sidecar   {found['LICET_URL']}",
+        f"  node      http://{settings.node.host}:{settings.node.port}   workbench over {launcher.sandbox}"
+        + ("" if sandboxed() else " (no bubblewrap: programs run without a sandbox)"),
+        "",
+        "Connect an MCP client (no change in it):",
+        f"  {found['LICET_MCP_URL']}",
+        "",
+        "Or try from another terminal:",
+        f"  set -a; . {launcher.dev}/agent.env; set +a",
+        '  act() { curl -s $LICET_URL/v1/actions -H "Authorization: Bearer $LICET_TOKEN" '
+        "-H 'Content-Type: application/json' -d \"$1\"; echo; }",
+        """  act '{"tool": "workbench/read_file", "args": {"path": "notes.txt"}}'          # allowed""",
+        """  act '{"tool": "workbench/read_file", "args": {"path": "server.pem"}}'         # refused""",
+        """  act '{"tool": "workbench/delete_file", "args": {"path": "old-draft.txt"}}'    # held""",
+        "",
+        "Approve what is held, then make the same call again:",
+        "  licet approvals list",
+        f"  licet approvals approve ID --as {approver}",
+        "",
+        "See what happened, and check it:",
+        "  licet audit tail",
+        "  licet audit verify",
+        "",
+        "Ctrl-C stops everything.",
+    ]
+    for line in lines:
+        say(line)
+
+
+def _play(launcher: Launcher) -> None:
+    """The three calls with the official client, and what the ledger has of them."""
+    from licet import demo as demonstration  # the MCP SDK takes a second to import, and only this needs it
+
+    settings = launcher.settings
+    home = settings.sidecar.home / "ledger"
+    before = max((index for index, _ in ledgers.lines(home)), default=-1)
+    token = read_token(launcher.dev / f"{APPROVERS[0]}.token", APPROVERS[0])
+    approver = Api(f"http://{settings.gateway.host}:{settings.gateway.port}", token)
+    draft = launcher.sandbox / "old-draft.txt"
+    if not draft.exists():
+        draft.write_text("This draft may go.\n")
+    for played in asyncio.run(demonstration.play(agent_environment(settings)["LICET_MCP_URL"], approver)):
+        say(f"\n{played.title}: {played.call}", "bold")
+        say(f"  {'the client was told' if played.is_error else 'result'}: {played.text}")
+    say("\nthe sidecar's ledger:", "bold")
+    for index, line in ledgers.lines(home, before + 1):
+        say(summary(index, line))

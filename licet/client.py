@@ -1,0 +1,74 @@
+"""A small blocking client for the gateway's people API and a sidecar's native API."""
+
+from __future__ import annotations
+
+import json
+import urllib.error
+import urllib.request
+from dataclasses import dataclass
+from typing import Any
+
+
+class ApiError(Exception):
+    """The server said no; ``status`` and ``problem`` are its words."""
+
+    def __init__(self, status: int, problem: dict[str, Any]) -> None:
+        self.status = status
+        self.problem = problem
+        detail = problem.get("detail") or problem.get("rejected") or problem.get("title") or problem
+        reason = problem.get("reason", "")
+        super().__init__(f"{status} {reason}: {detail}" if reason else f"{status}: {detail}")
+
+
+class Unavailable(Exception):
+    """Nobody answers at this address."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """``headers`` have lowercase names."""
+
+    status: int
+    headers: dict[str, str]
+    body: Any
+
+
+@dataclass(frozen=True, slots=True)
+class Api:
+    """One server and the token that it knows the caller by."""
+
+    url: str
+    token: str = ""
+    timeout_s: float = 130.0
+
+    def call(self, method: str, path: str, body: Any = None) -> Answer:
+        """The answer, or :class:`ApiError` for 4xx and 5xx, or :class:`Unavailable`."""
+        headers = {"Content-Type": "application/json"} if body is not None else {}
+        if self.token:
+            headers["Authorization"] = f"Bearer {self.token}"
+        data = None if body is None else json.dumps(body).encode()
+        request = urllib.request.Request(self.url + path, data, headers, method=method)  # noqa: S310 (our own URL)
+        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        try:
+            with opener.open(request, timeout=self.timeout_s) as response:
+                return Answer(response.status, _headers(response.headers), _decoded(response.read()))
+        except urllib.error.HTTPError as bad:
+            told = _decoded(bad.read())
+            raise ApiError(bad.code, told if isinstance(told, dict) else {"detail": told}) from None
+        except (urllib.error.URLError, ConnectionError, TimeoutError) as bad:
+            raise Unavailable(f"{self.url}: {getattr(bad, 'reason', bad)}") from None
+
+    def act(self, tool: str, args: dict[str, Any], **more: Any) -> Answer:
+        """One native action; the answer may be 200 (done) or 202 (held). A refusal is :class:`ApiError`."""
+        return self.call("POST", "/v1/actions", {"tool": tool, "args": args, **more})
+
+
+def _headers(found: Any) -> dict[str, str]:
+    return {name.lower(): value for name, value in found.items()}
+
+
+def _decoded(data: bytes) -> Any:
+    try:
+        return json.loads(data)
+    except ValueError:
+        return data.decode("utf-8", "replace")

@@ -1,0 +1,69 @@
+"""Deciding again what a ledger recorded, with the bundles and arguments that lie beside it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from edge.blobs import Blobs
+from trust.canonical import read_object, sha256_hex
+from trust.ledger.entries import Deed, Judgement, Line, Refusal
+from trust.ledger.verify import Undecidable
+from trust.policy import judge
+from trust.policy.bundle import BundleRejected, Compiled, Content, compile_bundle
+from trust.policy.cedar import Uid
+from trust.policy.engine import Request, World
+from trust.reasons import Unverifiable
+
+
+class Judge:
+    """For the ledger of one process, whose home holds ``bundles/`` and ``blobs/``."""
+
+    def __init__(self, home: Path) -> None:
+        self._bundles = home / "bundles"
+        self._blobs = Blobs(home / "blobs")
+        self._compiled: dict[str, Compiled | None] = {}
+
+    def __call__(self, line: Line) -> str | None:
+        entry: Any = line.entry
+        if isinstance(entry, Refusal) and entry.step != 5:
+            raise Undecidable("it was refused before or after policy")
+        return judge.disagreement(self.bundle(entry.judgement.bundle), line, self.with_arguments(entry.deed))
+
+    def bundle(self, digest: str) -> Compiled:
+        """The bundle with exactly this digest, or :class:`Undecidable`."""
+        if digest not in self._compiled:
+            self._compiled[digest] = self._load(digest)
+        found = self._compiled[digest]
+        if found is None:
+            raise Undecidable(f"bundle {digest} is not here")
+        return found
+
+    def _load(self, digest: str) -> Compiled | None:
+        path = self._bundles / f"{digest}.bundle"
+        if not path.exists():
+            return None
+        _, _, body = path.read_bytes().partition(b"\n")
+        if sha256_hex(body) != digest:
+            return None
+        try:
+            return compile_bundle(msgspec.convert(read_object(body), Content), digest)
+        except (Unverifiable, BundleRejected, msgspec.ValidationError):
+            return None
+
+    def with_arguments(self, deed: Deed) -> Deed:
+        """*deed* with its arguments, from beside the log if they were too large for the entry."""
+        if deed.arguments is not None:
+            return deed
+        kept = self._blobs.get(deed.arguments_sha256)
+        return deed if kept is None else msgspec.structs.replace(deed, arguments=read_object(kept))
+
+    def request(self, deed: Deed, judgement: Judgement) -> tuple[Compiled, Request, World]:
+        """What Cedar was asked."""
+        bundle, complete = self.bundle(judgement.bundle), self.with_arguments(deed)
+        agent, context, args = judge.recorded(bundle, complete, judgement)
+        name = f"{deed.server}/{deed.tool}"
+        request = Request(agent.uid, name, Uid("Server", deed.server), {**context, "args": args})
+        return bundle, request, bundle.engine.world(agent.entities())

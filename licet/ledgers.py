@@ -1,0 +1,38 @@
+"""The ledgers of one home, read without disturbing who writes them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from trust.ledger import entries
+from trust.ledger.disk import Disk
+from trust.ledger.entries import Line
+from trust.ledger.segments import SEGMENT_BYTES, Segments
+
+
+def roots(home: Path) -> list[Path]:
+    """Every ledger directory below *home*: those of gateway, sidecars and nodes."""
+    return sorted(path.parent for path in home.glob("*/ledger/vkey"))
+
+
+def lines(root: Path, start: int = 0) -> Iterator[tuple[int, Line]]:
+    """Every entry of one ledger as far as it is durable now."""
+    for index, data in Segments(root / "wal", Disk(), SEGMENT_BYTES).frames(start):
+        yield index, entries.decode(data)
+
+
+def decision_of(entry: object) -> str:
+    """The decision id that an entry is about, or an empty string."""
+    deed = getattr(entry, "deed", None)
+    return str(getattr(entry, "decision_id", "") or getattr(deed, "decision_id", ""))
+
+
+def find_decision(home: Path, decision: str) -> list[tuple[Path, int, Line]]:
+    """Every entry about *decision*, in all ledgers of *home*."""
+    return [
+        (root, index, line)
+        for root in roots(home)
+        for index, line in lines(root)
+        if decision_of(line.entry) == decision
+    ]
