@@ -29,6 +29,17 @@ def _refuse(detail: str) -> Unverifiable:
     return Unverifiable(Reason.MALFORMED_REQUEST, f"checkpoint: {detail}")
 
 
+def _decoded(text: str) -> bytes:
+    """Base64 in its one canonical form."""
+    try:
+        data = base64.b64decode(text, validate=True)
+    except ValueError:
+        raise _refuse("not base64") from None
+    if base64.b64encode(data).decode("ascii") != text:
+        raise _refuse("not canonical base64")
+    return data
+
+
 def key_id(origin: str, key: PublicKey) -> bytes:
     """The four bytes that name a note key."""
     return hashlib.sha256(origin.encode() + b"\n" + _ALGORITHM_ED25519 + key.raw).digest()[:4]
@@ -42,10 +53,10 @@ def vkey(origin: str, key: PublicKey) -> str:
 
 def parse_vkey(text: str) -> tuple[str, PublicKey]:
     """Inverse of :func:`vkey`."""
-    match = _VKEY.fullmatch(text.strip())
+    match = _VKEY.fullmatch(text.removesuffix("\n"))
     if match is None:
         raise _refuse("not a note verifier key")
-    raw = base64.b64decode(match[3])
+    raw = _decoded(match[3])
     if raw[:1] != _ALGORITHM_ED25519:
         raise _refuse("not an Ed25519 verifier key")
     origin, key = match[1], PublicKey(raw[1:])
@@ -84,12 +95,15 @@ def open_checkpoint(note: bytes, origin: str, key: PublicKey) -> Checkpoint:
         raise _refuse("expected origin, size, root and time, each on its line")
     if body["origin"] != origin:
         raise _refuse(f"it is of the log {body['origin']}, expected {origin}")
-    for line in signatures.splitlines():
+    *lines, end = signatures.split("\n")
+    if end:
+        raise _refuse("the last line does not end")
+    for line in lines:
         match = re.fullmatch(r"— (\S+) ([A-Za-z0-9+/=]+)", line)
         if match is None:
             raise _refuse("a signature line is malformed")
-        blob = base64.b64decode(match[2])
+        blob = _decoded(match[2])
         if match[1] == origin and blob[:4] == key_id(origin, key):
             key.verify(blob[4:], text.encode())
-            return Checkpoint(origin, int(body["size"]), base64.b64decode(body["root"]), int(body["time"]))
+            return Checkpoint(origin, int(body["size"]), _decoded(body["root"]), int(body["time"]))
     raise _refuse(f"no signature by the key of {origin}")
