@@ -65,7 +65,8 @@ def decide(action: Action, finding: Finding, approval: str | None) -> Verdict:
             return Hold(finding.terms, finding.policies, finding.sentences)
         case "hold" | "refuse":
             reason = finding.reason or Reason.POLICY_ERROR
-            detail = "; ".join(finding.sentences) or "; ".join(finding.errors)
+            by = f"forbidden by {', '.join(finding.policies)}" if finding.policies else f"nothing permits {action.name}"
+            detail = "; ".join(finding.sentences) or "; ".join(finding.errors) or by
             return Refusal(5, reason, detail, finding.policies, finding.errors)
         case _:
             assert_never(finding.outcome)
