@@ -15,6 +15,7 @@ from typing import Any, Final
 from aiohttp import http_parser, web
 from aiohttp.web_protocol import RequestHandler
 
+from edge.client import Broken
 from trust import http as rules
 from trust.canonical import jcs
 from trust.reasons import TABLE, Reason, Unverifiable, visible
@@ -223,7 +224,7 @@ async def relay(
     except StopAsyncIteration:
         await response.write_eof()
         return response, True
-    except ConnectionError:
+    except (ConnectionError, Broken):
         return response, False
     finally:
         if pending is not None:

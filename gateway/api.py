@@ -207,7 +207,7 @@ class Api:
         return json_response({"live": True})
 
     async def _readyz(self, _incoming: Incoming) -> Response:
-        fault = self._records.ledger.fault
+        fault = self._records.fault or self._records.ledger.fault
         checks = {
             "bundle": self._bundles.sealed is not None,
             "ledger": fault is None,

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import sys
 import traceback
-from pathlib import Path
 
 from edge.blobs import Blobs
 from edge.client import Client
@@ -108,7 +106,7 @@ class Gateway:
         if any(True for _ in self._store.all(Person)):
             return
         token = await people.register("operator", [OPERATOR, AUTHOR], "gateway")
-        write_private(path, token)
+        write_atomically(path, token.encode() + b"\n", flush=True)
 
     async def _tick(self) -> None:
         while True:
@@ -169,12 +167,3 @@ def _credentials(config: GatewayConfig) -> dict[str, dict[str, str]]:
         value = credential.value_file.read_text("utf-8").strip()
         found.setdefault(credential.server, {})[credential.header] = value
     return found
-
-
-def write_private(path: Path, text: str) -> None:
-    """A file that only this user can read."""
-    write_atomically(path, b"")
-    path.chmod(0o600)
-    path.write_text(text + "\n")
-    if path.stat().st_mode & 0o077:
-        sys.exit(f"{path}: could not be made private")

@@ -136,12 +136,17 @@ class Bundles:
         return sealed
 
     def _require_people(self, compiled: Compiled) -> None:
-        """Every role that an ``@approval`` names must have as many people as its quorum."""
+        """Every role that an ``@approval`` names must have as many people as its quorum, who can vote as asked."""
         problems = []
         for key, node in compiled.read.nodes.static_policies.items():
             if "approval" not in node.annotations:
                 continue
-            for role, quorum in parse_terms(node.annotations["approval"]).quorum.items():
+            terms = parse_terms(node.annotations["approval"])
+            if terms.step_up:
+                place = compiled.read.sources[key].statement.place("step_up")
+                message = "step_up asks for a signed vote, which this version cannot take"
+                problems.append(Problem("error", compiled.read.sources[key].file, place.line, place.column, message))
+            for role, quorum in terms.quorum.items():
                 there = len(self._people.with_role(role))
                 if there < quorum:
                     source = compiled.read.sources[key]

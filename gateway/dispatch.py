@@ -21,18 +21,21 @@ from gateway.router.choice import Choice, choose
 from gateway.router.nodes import Nodes
 from gateway.router.placement import Placement
 from gateway.state import NodeRecord
-from trust import report, wire
+from trust import mcp, report, wire
 from trust.action import Action
-from trust.canonical import JsonObject
-from trust.facts import Agent
+from trust.canonical import JsonObject, digest_of
+from trust.facts import Agent, cedar_time
 from trust.identity import ticket
 from trust.identity.keys import SecretKey
+from trust.identity.replay import Nonces
 from trust.identity.wit import Workload
 from trust.ledger import entries
 from trust.ledger.writer import LedgerUnavailable
 from trust.policy import judge
 from trust.policy.bundle import Compiled
 from trust.policy.engine import Finding
+from trust.policy.inventory import Tool
+from trust.policy.terms import Terms
 from trust.reasons import Reason, Unverifiable
 from trust.standing.score import NEWCOMER, Standing
 from trust.verdict import Hold, Permit, Refusal, decide
@@ -41,6 +44,8 @@ from trust.wire import Dispatch, Execute
 MAX_ATTEMPTS: Final = 3
 """Nodes tried for one action; only when no connection was made, so nothing can have happened."""
 TICKET_LIFE_S: Final = 30
+REMEMBER_S: Final = 120.0
+"""Longer than any signature is valid, clock skew on both sides included: an action id is dispatched once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,10 +91,22 @@ class Dispatcher:
         self._clock = clock
         self._credentials = credentials
         self._placement = Placement()
+        self._seen = Nonces()
+        self._remember_recent()
+
+    def _remember_recent(self) -> None:
+        """After a restart: what was dispatched while signatures of before the restart are still valid."""
+        now = self._clock.now()
+        for _, line in self._records.ledger.lines():
+            at = line.stamp.wall_us / 1_000_000
+            if isinstance(line.entry, entries.Dispatch) and at > now - REMEMBER_S:
+                self._seen.spend(line.entry.action_id, at + REMEMBER_S, at)
 
     async def dispatch(self, incoming: Incoming, workload: Workload) -> StreamResponse:
         """Route the action in *incoming*, which *workload* signed; the node's answer, streamed."""
         asked = self.read(incoming, workload)
+        now = self._clock.now()
+        self._seen.spend(asked.action.id, now + REMEMBER_S, now)
         verdict = self.judge(asked, approved=asked.dispatch.approval is not None)
         if isinstance(verdict, Hold):
             verdict = Refusal(8, Reason.PERMIT_INVALID, "a person must decide, and no approval was given")
@@ -111,6 +128,7 @@ class Dispatcher:
         action = wire.action_of(dispatch, body)
         agent = self._registry.agent(workload.name).agent
         tool = bundle.inventory.tool(action.server, action.tool)
+        _require_own_headers(action, tool)
         if dispatch.principal != agent.owner:
             raise Unverifiable(Reason.PERMIT_INVALID, "the principal is not this agent's")
         if action.digest(agent.name, agent.owner, dispatch.authority, tool.digest) != dispatch.action_digest:
@@ -138,7 +156,16 @@ class Dispatcher:
             raise Unverifiable(Reason.PERMIT_INVALID, "the statement carries no facts")
         trust: JsonObject = {"score": standing.score, "tier": standing.tier, "ring": standing.ring}
         tool = asked.bundle.inventory.tool(action.server, action.tool)
-        own: JsonObject = {"trust": trust, "risk": tool.manifest.risk}
+        run = context.get("run")
+        if not isinstance(run, dict) or run.get("id") != action.run:
+            raise Unverifiable(Reason.PERMIT_INVALID, "the facts are those of another run")
+        owner: JsonObject = {"__entity": {"type": "Human", "id": asked.agent.owner}}
+        own: JsonObject = {
+            "trust": trust,
+            "risk": tool.manifest.risk,
+            "authority": {"principal": owner, "depth": len(asked.dispatch.authority), "scopes": []},
+            "now": cedar_time(int(self._clock.now())),
+        }
         return judge.evaluate_context(
             asked.bundle, action.server, tool, action.arguments, asked.agent, {**context, **own}, approved
         )
@@ -148,14 +175,15 @@ class Dispatcher:
         if permit.payload_digest != asked.action.payload_digest:
             raise Unverifiable(Reason.PERMIT_INVALID, "the permit is for other bytes")
         approval = asked.dispatch.approval
+        terms = self._present_terms(asked)
         if approval is not None:
-            self._desk.require_approved(approval, asked.dispatch)
+            self._desk.require_approved(approval, asked.dispatch, asked.action.payload_digest, terms)
         unreachable: set[str] = set()
         spent = False
         for _ in range(MAX_ATTEMPTS):
             sent = self._choose(asked, unreachable)
             if approval is not None and not spent:
-                await self._desk.consume(approval, asked.dispatch)
+                await self._desk.consume(approval, asked.dispatch, asked.action.payload_digest, terms)
                 spent = True
             try:
                 return await self._send(incoming, asked, sent)
@@ -163,6 +191,13 @@ class Dispatcher:
                 self._nodes.failed(sent.node.name, self._clock.mono())
                 unreachable.add(sent.node.name)
         raise Unverifiable(Reason.NODE_UNREACHABLE, f"tried {', '.join(sorted(unreachable))}")
+
+    def _present_terms(self, asked: Asked) -> Terms | None:
+        """Whom policy would ask today, if anybody."""
+        match self.judge(asked, approved=False):
+            case Hold(terms=terms):
+                return terms
+        return None
 
     def _choose(self, asked: Asked, unreachable: set[str]) -> Sent:
         action = asked.action
@@ -186,6 +221,7 @@ class Dispatcher:
     async def _send(self, incoming: Incoming, asked: Asked, sent: Sent) -> StreamResponse:
         dispatch, action, node = asked.dispatch, asked.action, sent.node
         now = int(self._clock.now())
+        credentials = self._credentials.get(action.server, {})
         entitled = ticket.Ticket(
             id=new_id("tkt"),
             action_id=action.id,
@@ -199,13 +235,14 @@ class Dispatcher:
             payload=action.payload_digest,
             action_digest=dispatch.action_digest,
             approval=dispatch.approval,
+            credentials=digest_of(dict(credentials)),
             issued_at=now,
             deadline=now + TICKET_LIFE_S,
         )
         trace = sent.choice.trace()
         await self._records.note(self._entry(asked, node, entitled.id, trace))
         body = wire.encode(
-            Execute(action.server, dispatch.method, dispatch.headers, self._credentials.get(action.server, {})),
+            Execute(action.server, dispatch.method, dispatch.headers, credentials),
             action.payload.body,
         )
         headers = {"Content-Type": wire.EXECUTE_TYPE, wire.TICKET_HEADER: ticket.seal(entitled, self._key)}
@@ -255,6 +292,15 @@ class Dispatcher:
         except LedgerUnavailable as fault:
             no = Refusal(8, Reason.LEDGER_UNAVAILABLE, str(fault))
         return problem(no, asked.action.decision_id)
+
+
+def _require_own_headers(action: Action, tool: Tool) -> None:
+    """The headers that go to the server are those that its message makes; nothing rides along."""
+    message = wire.message_of(action.payload)
+    headers = dict(action.payload.headers)
+    mcp.require_headers_agree(message, headers)
+    if mcp.payload(message, action.payload.body, headers, tool) != action.payload:
+        raise Unverifiable(Reason.PERMIT_INVALID, "the headers are not those of the message")
 
 
 async def _pass_on(incoming: Incoming, reply: Reply, node: NodeRecord, trace: dict[str, Any]) -> StreamResponse:

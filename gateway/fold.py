@@ -81,6 +81,8 @@ def _node(store: Store, entry: entries.Node) -> None:
                 capabilities=entry.capabilities,
                 weight=entry.weight,
                 slots=entry.slots,
+                may_offer=tuple(entry.servers),
+                may_live_at=entry.url,
             ),
         )
         return

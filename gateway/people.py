@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import hmac
+import re
 import secrets
 
 from gateway.records import Records
 from gateway.state import Person
 from trust.canonical import sha256_hex
 from trust.ledger import entries
-from trust.reasons import Reason, Unverifiable
+from trust.reasons import Reason, Unverifiable, visible
 
 OPERATOR = "operator"
 """The role that registers agents, nodes, servers and people, and kills."""
 AUTHOR = "author"
 """The role that activates bundles."""
+
+
+_NAME = re.compile(r"[a-z][a-z0-9_-]{0,62}")
 
 
 def new_token() -> str:
@@ -48,8 +52,14 @@ class People:
 
     async def register(self, name: str, roles: list[str], by: str) -> str:
         """The new person's token; shown once."""
+        if _NAME.fullmatch(name) is None or not roles or not all(_NAME.fullmatch(role) for role in roles):
+            raise Unverifiable(
+                Reason.MALFORMED_REQUEST, f'"{visible(name)}": names and roles have 1 to 63 of a-z, 0-9, "-" and "_"'
+            )
         token = new_token()
         async with self._records.deciding:
+            if self._records.store.get(Person, name) is not None:
+                raise Unverifiable(Reason.MALFORMED_REQUEST, f'the person "{name}" is already registered')
             await self._records.change(
                 entries.Person("registered", name, by, sorted(roles), sha256_hex(token.encode()))
             )

@@ -9,6 +9,8 @@ from edge.durable import DurableLedger
 from gateway import fold
 from gateway.store import Store
 from trust.ledger.entries import AnyEntry, Stamp
+from trust.ledger.log import LedgerDamaged
+from trust.ledger.writer import LedgerUnavailable
 
 
 class Records:
@@ -19,11 +21,17 @@ class Records:
         self.store = store
         self.deciding = asyncio.Lock()
         self._listeners: list[Callable[[AnyEntry], None]] = []
+        self.fault: LedgerUnavailable | None = None
         self._catch_up()
 
     def _catch_up(self) -> None:
         """Apply what the ledger holds beyond the projection: after a crash, or all of it after a deletion."""
         following = self.store.progress(self.ledger.origin)
+        if following > self.ledger.size:
+            raise LedgerDamaged(
+                f"{self.ledger.root}: the state has applied {following} entries, but the ledger holds "
+                f"{self.ledger.size}; an older ledger was put in its place"
+            )
         self.store.begin()
         for index, line in self.ledger.lines(following):
             fold.apply(self.store, line.stamp, line.entry)
@@ -36,14 +44,24 @@ class Records:
 
     async def change(self, entry: AnyEntry) -> Stamp:
         """Record *entry* durably, then apply it; its stamp. The caller holds :attr:`deciding`."""
-        stamp = await self.ledger.append(entry)
-        self.store.begin()
-        fold.apply(self.store, stamp, entry)
-        self.store.commit(self.ledger.origin, stamp.seq + 1)
+        stamp = await self._append(entry)
+        try:
+            self.store.begin()
+            fold.apply(self.store, stamp, entry)
+            self.store.commit(self.ledger.origin, stamp.seq + 1)
+        except Exception as cause:
+            # The ledger says it happened and the state does not: only a restart, which folds again, agrees.
+            self.fault = LedgerUnavailable(f"the state could not follow the ledger: {cause}")
+            raise self.fault from cause
         for listener in self._listeners:
             listener(entry)
         return stamp
 
     async def note(self, entry: AnyEntry) -> Stamp:
         """Record *entry*, which changes no state."""
+        return await self._append(entry)
+
+    async def _append(self, entry: AnyEntry) -> Stamp:
+        if self.fault is not None:
+            raise self.fault
         return await self.ledger.append(entry)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from typing import Final
+from typing import Annotated, Final
+from urllib.parse import urlsplit
 
 import msgspec
 
@@ -16,8 +17,9 @@ from trust.identity import wit
 from trust.identity.keys import PublicKey, SecretKey, b64url, unb64url
 from trust.identity.wit import Workload, WorkloadKind
 from trust.ledger import entries
-from trust.policy import inventory
-from trust.policy.inventory import Inventory, Server, require_server_name
+from trust.mcp import PROTOCOL_TOOLS
+from trust.policy import cedar, inventory, schema
+from trust.policy.inventory import Inventory, Server, pin, require_server_name, require_tool_name
 from trust.reasons import Reason, Unverifiable, visible
 
 _NAME: Final = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
@@ -32,13 +34,21 @@ class NewAgent(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     teams: tuple[str, ...] = ()
 
 
+Weight = Annotated[float, msgspec.Meta(gt=0, le=1000)]
+Slots = Annotated[int, msgspec.Meta(ge=1, le=100_000)]
+
+
 class NewNode(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """``servers``: the only ones that it may offer. ``url``: where it is reached; without one, loopback only."""
+
     name: str
+    servers: tuple[str, ...]
+    url: str = ""
     kind: str = "on_prem"
     zone: str = "default"
     capabilities: dict[str, str | int | bool] = {}
-    weight: float = 1.0
-    slots: int = 16
+    weight: Weight = 1.0
+    slots: Slots = 16
 
 
 class Registry:
@@ -92,6 +102,8 @@ class Registry:
                     capabilities=dict(new.capabilities),
                     weight=new.weight,
                     slots=new.slots,
+                    url=new.url,
+                    servers=[require_server_name(server) for server in new.servers],
                     token_sha256=sha256_hex(token.encode()),
                 )
             )
@@ -148,7 +160,11 @@ class Registry:
     async def join_node(self, name: str, url: str, servers: list[Server]) -> int:
         """A node starts: it gets a new epoch, and what it offers is compared with what was admitted."""
         async with self._records.deciding:
-            epoch = self.node(name).epoch + 1
+            node = self.node(name)
+            _require_bound(node, url, servers)
+            for server in servers:
+                _require_sound(server)
+            epoch = node.epoch + 1
             await self._records.change(entries.Node("joined", name, name, url=url, epoch=epoch))
             for server in servers:
                 await self._offer(name, server)
@@ -201,6 +217,49 @@ class Registry:
 
     def killed(self, agent: str) -> Killed | None:
         return self._store.get(Killed, EVERYBODY) or self._store.get(Killed, agent)
+
+
+def _require_bound(node: NodeRecord, url: str, servers: list[Server]) -> None:
+    """A node offers what an operator said that it may, from where it was said to be."""
+    for server in servers:
+        if server.name not in node.may_offer:
+            allowed = ", ".join(node.may_offer) or "nothing"
+            raise Unverifiable(Reason.NOT_YOURS, f"{node.name} may offer {allowed}, not {visible(server.name)}")
+    parts = urlsplit(url)
+    at_home = parts.scheme == "http" and parts.hostname in ("127.0.0.1", "localhost", "::1")
+    if url != node.may_live_at and not (at_home and not node.may_live_at):
+        expected = node.may_live_at or "an http address on loopback"
+        raise Unverifiable(Reason.NOT_YOURS, f"{node.name} is expected at {expected}, not at {visible(url)}")
+
+
+def _require_sound(server: Server) -> None:
+    """Nothing is admitted that lies about itself, or that a bundle could not be built with."""
+    require_server_name(server.name)
+    for name, tool in server.tools.items():
+        if name.startswith("mcp:"):
+            if tool != PROTOCOL_TOOLS.get(name):
+                raise Unverifiable(Reason.MALFORMED_REQUEST, f"{server.name} redefines {visible(name)}")
+            continue
+        require_tool_name(name)
+        if tool.manifest.category == "protocol":
+            raise Unverifiable(Reason.MALFORMED_REQUEST, f"{server.name}/{name}: the category protocol is MCP's own")
+        for group in tool.manifest.groups:
+            if _GROUP.fullmatch(group) is None:
+                raise Unverifiable(Reason.MALFORMED_REQUEST, f'{server.name}/{name}: "{visible(group)}" is no group')
+        if tool.name != name or tool.digest != pin(name, tool.description, tool.input_schema):
+            raise Unverifiable(Reason.MALFORMED_REQUEST, f"{server.name}/{name}: its digest is not that of its schema")
+    try:
+        cedar.parse_schema(schema.complete(_MINIMAL_SCHEMA, Inventory({server.name: server})))
+    except Exception as bad:
+        raise Unverifiable(
+            Reason.MALFORMED_REQUEST, f"{server.name}: no Cedar schema can be made of its tools: {visible(str(bad))}"
+        ) from None
+
+
+_GROUP: Final = re.compile(r"[a-z][a-z0-9_-]{0,62}")
+_MINIMAL_SCHEMA: Final = (
+    "entity Human; entity Agent; entity Server; type Trust = {}; type Run = {}; type Rate = {}; type Authority = {};"
+)
 
 
 def _compare(admitted: Server, offered: Server) -> tuple[Server, list[str]]:

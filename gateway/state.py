@@ -30,7 +30,8 @@ NodeState = Literal["pending", "ready", "draining", "quarantined"]
 
 
 class NodeRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """``epoch`` rises with each lease; ``servers`` are those that the node offered in this epoch."""
+    """``epoch`` rises with each lease; ``servers`` are those that the node offered in this epoch;
+    ``may_offer`` and ``may_live_at`` are what an operator bound it to."""
 
     name: str
     token_sha256: str
@@ -44,6 +45,8 @@ class NodeRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     epoch: int = 0
     state: NodeState = "pending"
     servers: tuple[str, ...] = ()
+    may_offer: tuple[str, ...] = ()
+    may_live_at: str = ""
 
 
 class ServerRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

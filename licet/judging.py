@@ -8,11 +8,12 @@ from typing import Any
 import msgspec
 
 from edge.blobs import Blobs
-from trust.canonical import read_object, sha256_hex
+from trust.canonical import read_object
+from trust.identity.keys import PublicKey, SecretKey
 from trust.ledger.entries import Deed, Judgement, Line, Refusal
 from trust.ledger.verify import Undecidable
 from trust.policy import judge
-from trust.policy.bundle import BundleRejected, Compiled, Content, compile_bundle
+from trust.policy.bundle import BundleRejected, Compiled, compile_bundle, open_bundle
 from trust.policy.cedar import Uid
 from trust.policy.engine import Request, World
 from trust.reasons import Unverifiable
@@ -23,6 +24,7 @@ class Judge:
 
     def __init__(self, home: Path) -> None:
         self._bundles = home / "bundles"
+        self._signer = _signer(home)
         self._blobs = Blobs(home / "blobs")
         self._compiled: dict[str, Compiled | None] = {}
 
@@ -45,12 +47,12 @@ class Judge:
         path = self._bundles / f"{digest}.bundle"
         if not path.exists():
             return None
-        _, _, body = path.read_bytes().partition(b"\n")
-        if sha256_hex(body) != digest:
-            return None
         try:
-            return compile_bundle(msgspec.convert(read_object(body), Content), digest)
-        except (Unverifiable, BundleRejected, msgspec.ValidationError):
+            if self._signer is None:
+                return None
+            sealed = open_bundle(path.read_bytes(), self._signer)
+            return compile_bundle(sealed.content, digest) if sealed.digest == digest else None
+        except (Unverifiable, BundleRejected):
             return None
 
     def with_arguments(self, deed: Deed) -> Deed:
@@ -67,3 +69,13 @@ class Judge:
         name = f"{deed.server}/{deed.tool}"
         request = Request(agent.uid, name, Uid("Server", deed.server), {**context, "args": args})
         return bundle, request, bundle.engine.world(agent.entities())
+
+
+def _signer(home: Path) -> PublicKey | None:
+    """The gateway's key: its own in its home, in others' the one that the enrolment named."""
+    own, enrolment = home / "gateway.key", home / "enrolment.json"
+    if own.exists():
+        return SecretKey.load(own).public
+    if enrolment.exists():
+        return PublicKey.from_jwk(read_object(enrolment.read_bytes()).get("gateway_key"))
+    return None

@@ -114,6 +114,8 @@ class Launcher:
         body: dict[str, Any] = {"name": name}
         if kind == "agents":
             body |= {"owner": "ada", "purpose": "try Licet", "teams": ["demo"]}
+        else:
+            body |= {"servers": [server.name for server in self.settings.node.servers] or ["workbench"]}
         try:
             token = self.gateway.call("POST", f"/v1/{kind}", body).body["enrolment_token"]
         except ApiError as bad:
@@ -129,7 +131,7 @@ class Launcher:
             if name not in known:
                 body = {"name": name, "roles": ["operations", "finance"]}
                 token = self.gateway.call("POST", "/v1/people", body).body["token"]
-                _write_private(self.dev / f"{name}.token", token + "\n")
+                write_atomically(self.dev / f"{name}.token", token.encode() + b"\n")
 
     def _activate_policies(self) -> None:
         """Once; from then on what `licet policy activate` made active stays."""
@@ -171,7 +173,7 @@ class Launcher:
     def _write_agent_env(self) -> None:
         found = agent_environment(self.settings)
         names = ("LICET_URL", "LICET_TOKEN", "LICET_MCP_URL", "LICET_CONSOLE_URL")
-        _write_private(self.dev / "agent.env", "".join(f"{name}={found[name]}\n" for name in names))
+        write_atomically(self.dev / "agent.env", "".join(f"{name}={found[name]}\n" for name in names).encode())
 
     def fallen(self) -> str | None:
         """A part that ended by itself, with its last words."""
@@ -195,12 +197,6 @@ class Launcher:
 def _signal(process: subprocess.Popen[bytes], how: signal.Signals) -> None:
     if process.poll() is None:
         process.send_signal(how)
-
-
-def _write_private(path: Path, text: str) -> None:
-    write_atomically(path, b"")
-    path.chmod(0o600)
-    path.write_text(text)
 
 
 def sandboxed() -> bool:

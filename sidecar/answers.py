@@ -21,7 +21,8 @@ class Audit:
 
 @dataclass(frozen=True, slots=True)
 class Allowed:
-    """The upstream answered. Its body is either complete (``body``) or a ``stream``."""
+    """The upstream answered. Its body is either complete (``body``) or a ``stream``.
+    ``approved``: the stored action of an approval ran."""
 
     decision_id: str
     audit: Audit
@@ -30,6 +31,7 @@ class Allowed:
     headers: dict[str, str]
     body: bytes
     stream: Stream | None
+    approved: bool = False
 
     async def read(self) -> bytes:
         """The complete body, however it comes."""

@@ -17,7 +17,7 @@ from edge.http import Border, Incoming, Listener, Server, StreamResponse, caller
 from edge.routes import RouteHandler, Routes
 from sidecar.answers import Refused
 from sidecar.config import SidecarConfig
-from sidecar.identity import Identity
+from sidecar.identity import Identity, NotEnrolled
 from sidecar.ingress import actions
 from sidecar.ingress.actions import Actions
 from sidecar.ingress.mcp import Mcp
@@ -33,6 +33,7 @@ from trust.reasons import Reason, Unverifiable
 from trust.verdict import Refusal
 
 VERSION = "0.1.0"
+MIN_TOKEN_CHARACTERS = 32
 MAX_IN_FLIGHT = 1024
 """More would only wait inside; refusing early keeps answers quick."""
 _log = logging.getLogger("licet.sidecar")
@@ -65,11 +66,11 @@ class Sidecar:
         )
         memory = Memory(config.labels_keep_s)
         found = self.ledger.size
-        unfinished = recover(self.ledger, memory, clock.now())
+        before = recover(self.ledger, memory, clock.now())
         await self.ledger.append(entries.Start(VERSION, found))
-        for outcome in unfinished:
+        for outcome in before.unfinished:
             await self.ledger.append(outcome)
-        self.world = World(self.identity, home / "bundles", self.ledger, clock)
+        self.world = World(self.identity, home / "bundles", self.ledger, clock, before.newest_bundle)
         await self.world.load_last_good()
         self.token = _token(self.config)
         self.pipeline = Pipeline(self.identity, self.world, memory, self.ledger, Blobs(home / "blobs"), clock)
@@ -164,6 +165,8 @@ class Sidecar:
                 await self.identity.renew_when_due()
             except (Unreachable, Broken, Unverifiable) as bad:
                 _log.warning("the identity was not renewed, trying again: %s", bad)
+            except Exception:
+                _log.exception("renewing the identity failed; it is tried again")
             await asyncio.sleep(1.0)
 
     async def stop(self) -> None:
@@ -179,10 +182,11 @@ def _token(config: SidecarConfig) -> str:
     """The local token, made on the first start; whoever can read the file is the agent."""
     path = config.home / "agent.token"
     if not path.exists():
-        write_atomically(path, b"")
-        path.chmod(0o600)
-        path.write_text(secrets.token_urlsafe(32) + "\n")
-    return path.read_text("ascii").strip()
+        write_atomically(path, secrets.token_urlsafe(32).encode() + b"\n", flush=True)
+    token = path.read_text("ascii").strip()
+    if len(token) < MIN_TOKEN_CHARACTERS:
+        raise NotEnrolled(f"{path} holds no token of {MIN_TOKEN_CHARACTERS} characters; remove it to get a new one")
+    return token
 
 
 def _offered(incoming: Incoming) -> bytes:

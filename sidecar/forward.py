@@ -51,6 +51,9 @@ async def forward(identity: Identity, action: Action, permit: Permit, dispatch: 
     except Broken as bad:
         await stack.aclose()
         raise Unverifiable(Reason.OUTCOME_UNKNOWN, f"the connection to the gateway broke: {bad}") from None
+    except BaseException:
+        await stack.aclose()
+        raise
 
 
 async def _forwarded(reply: Reply, stack: AsyncExitStack) -> Forwarded:

@@ -1,8 +1,9 @@
 """What an agent has done: calls in flight and before, labels, denials. Folded from the ledger after a restart.
 
-Labels and counts belong to agent and run together. A caller that opens a new run keeps the agent's labels,
-and a restart keeps everything, because both are read back from the ledger. A call counts from the moment it
-is permitted, so that several at once cannot each look like the first.
+Labels and counts belong to agent and run together: whoever opens a new run sheds neither labels nor calls nor
+denials, because runs are named by the caller. They fade with time (labels as configured, counts after a day)
+and outlive a restart, because they are read back from the ledger. A call counts from the moment it is
+permitted, so that several at once cannot each look like the first.
 """
 
 from __future__ import annotations
@@ -58,8 +59,6 @@ class _Rates:
 @dataclass(slots=True)
 class _Run:
     started: float
-    calls: int = 0
-    denied: int = 0
     labels: set[str] = field(default_factory=set)
 
 
@@ -69,6 +68,7 @@ class Memory:
     def __init__(self, labels_keep_s: int) -> None:
         self._keep = labels_keep_s
         self._agent = _Rates()
+        self._denied = Window(DAY)
         self._tools: OrderedDict[str, _Rates] = OrderedDict()
         self._runs: OrderedDict[str, _Run] = OrderedDict()
         self._labels: dict[str, float] = {}
@@ -78,7 +78,12 @@ class Memory:
         known = self._run(run, now)
         lasting = {label for label, until in self._labels.items() if until > now}
         return Run(
-            run, known.calls, known.denied, tuple(sorted(known.labels | lasting)), 0, max(0, int(now - known.started))
+            run,
+            self._agent.day.count(now),
+            self._denied.count(now),
+            tuple(sorted(known.labels | lasting)),
+            0,
+            max(0, int(now - known.started)),
         )
 
     def rate(self, tool: str, now: float) -> Rate:
@@ -93,13 +98,13 @@ class Memory:
         if len(self._tools) > MAX_TOOLS:
             self._tools.popitem(last=False)
         known = self._run(run, now)
-        known.calls += 1
         known.labels.update(labels)
         for label in labels:
             self._labels[label] = max(self._labels.get(label, 0.0), now + self._keep)
 
     def denied(self, run: str, now: float) -> None:
-        self._run(run, now).denied += 1
+        self._run(run, now)
+        self._denied.add(now)
 
     def _run(self, run: str, now: float) -> _Run:
         known = self._runs.get(run)

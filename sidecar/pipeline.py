@@ -42,6 +42,37 @@ from trust.verdict import Hold, Permit, Refusal, decide
 from trust.wire import Dispatch, Place
 
 ANYWHERE: Final = Place()
+NOTHING_HAPPENED: Final = frozenset(
+    {
+        Reason.KILLED,
+        Reason.REVOKED,
+        Reason.UNAUTHENTICATED,
+        Reason.REPLAYED,
+        Reason.NOT_YOURS,
+        Reason.NO_BUNDLE,
+        Reason.UNKNOWN_SERVER,
+        Reason.UNKNOWN_TOOL,
+        Reason.TOOL_QUARANTINED,
+        Reason.ARGUMENTS_INVALID,
+        Reason.POLICY_FORBIDS,
+        Reason.NO_POLICY_PERMITS,
+        Reason.POLICY_ERROR,
+        Reason.LEDGER_UNAVAILABLE,
+        Reason.APPROVAL_PENDING,
+        Reason.APPROVAL_DENIED,
+        Reason.APPROVAL_EXPIRED,
+        Reason.APPROVAL_CONSUMED,
+        Reason.APPROVAL_MISMATCH,
+        Reason.NOT_FOUND,
+        Reason.PERMIT_INVALID,
+        Reason.NO_ELIGIBLE_NODE,
+        Reason.GATEWAY_UNREACHABLE,
+        Reason.NODE_UNREACHABLE,
+        Reason.TICKET_INVALID,
+        Reason.OVERLOADED,
+    }
+)
+"""Refusals that precede execution. After any other, what happened is not known, and the outcome says so."""
 Status = Literal["done", "refused", "failed", "unknown"]
 _log = logging.getLogger("licet.sidecar")
 
@@ -245,7 +276,8 @@ class Pipeline:
             return await self._refuse(action, state, judged.caller, None)
         match state["state"]:
             case "approved":
-                return await self.act(action, judged.caller, judged.place, approval=state["id"])
+                # The stored bytes run, not these: they are what people saw.
+                return await self.claim(state["id"], judged.caller)
             case "denied":
                 no = Refusal(7, Reason.APPROVAL_DENIED, state["reason"], hold.policies)
                 return await self._refuse(action, no, judged.caller, None)
@@ -338,15 +370,20 @@ class Pipeline:
             no = Refusal(8, Reason.INTERNAL_ERROR, type(bug).__name__)
             self._outcome(action, "unknown", started, no.reason, no.detail)
             return Refused(action.decision_id, audit, no)
+        except BaseException:
+            # The agent went away; what it asked for may have happened.
+            self._outcome(action, "unknown", started, Reason.OUTCOME_UNKNOWN, "the caller went away")
+            raise
         if isinstance(came, Refusal):
             self._memory.denied(action.run, self._clock.now())
-            lost = came.reason in (Reason.OUTCOME_UNKNOWN, Reason.UPSTREAM_FAILED)
-            self._outcome(action, "unknown" if lost else "refused", started, came.reason, came.detail)
+            status: Status = "refused" if came.reason in NOTHING_HAPPENED else "unknown"
+            self._outcome(action, status, started, came.reason, came.detail)
             return Refused(action.decision_id, audit, came)
         stream = self._stream(action, came, started) if came.chunks is not None else None
         if stream is None:
             self._done(action, came, started, sha256_hex(came.body), len(came.body))
-        return Allowed(action.decision_id, audit, came.node, came.status, came.headers, came.body, stream)
+        spent = judged.approval is not None
+        return Allowed(action.decision_id, audit, came.node, came.status, came.headers, came.body, stream, spent)
 
     def _stream(self, action: Action, came: Forwarded, started: int) -> Stream | None:
         """The answer as a stream whose end, whichever it is, is the outcome."""

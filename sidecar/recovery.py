@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from edge.durable import DurableLedger
 from sidecar.memory import DAY, Memory
 from trust.ledger import entries
 
 
-def recover(ledger: DurableLedger, memory: Memory, now: float) -> list[entries.Outcome]:
-    """Fold the ledger into *memory*; the outcomes (``unknown``) that have to be written now."""
+@dataclass(frozen=True, slots=True)
+class Before:
+    """``unfinished``: outcomes (``unknown``) that have to be written now. ``newest_bundle``: its version, or 0."""
+
+    unfinished: list[entries.Outcome]
+    newest_bundle: int
+
+
+def recover(ledger: DurableLedger, memory: Memory, now: float) -> Before:
+    """Fold the ledger into *memory*, and tell the rest."""
+    newest = 0
     unfinished: dict[str, entries.Deed] = {}
     for _, line in ledger.lines():
         at = line.stamp.wall_us / 1_000_000
@@ -22,7 +33,9 @@ def recover(ledger: DurableLedger, memory: Memory, now: float) -> list[entries.O
                 memory.denied(deed.run, at)
             case entries.Outcome() as outcome:
                 unfinished.pop(outcome.action_id, None)
-    return [
+            case entries.Bundle() as loaded:
+                newest = max(newest, loaded.version)
+    outcomes = [
         entries.Outcome(
             action_id=deed.action_id,
             decision_id=deed.decision_id,
@@ -33,3 +46,4 @@ def recover(ledger: DurableLedger, memory: Memory, now: float) -> list[entries.O
         )
         for deed in unfinished.values()
     ]
+    return Before(outcomes, newest)

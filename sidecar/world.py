@@ -29,11 +29,15 @@ _log = logging.getLogger("licet.sidecar")
 class World:
     """Two tasks keep it current; decisions only read. What cannot be verified changes nothing."""
 
-    def __init__(self, identity: Identity, directory: Path, ledger: DurableLedger, clock: SystemClock) -> None:
+    def __init__(
+        self, identity: Identity, directory: Path, ledger: DurableLedger, clock: SystemClock, newest: int
+    ) -> None:
+        """*newest* is the highest version that the ledger saw loaded; an older bundle never comes back."""
         self._identity = identity
         self._directory = directory
         self._ledger = ledger
         self._clock = clock
+        self._version = newest - 1
         self._received = float("-inf")
         self.facts: Facts | None = None
         self.bundle: Compiled | None = None
@@ -55,11 +59,12 @@ class World:
         """Make the bundle in *data* active if it verifies, compiles and is newer; recorded before it decides."""
         sealed = bundle.open_bundle(data, self._identity.gateway)
         content = sealed.content
-        if self.bundle is not None and content.version <= self.bundle.content.version:
+        if content.version <= self._version:
             return
         compiled = await asyncio.to_thread(bundle.compile_bundle, content, sealed.digest)
         await asyncio.to_thread(self._keep, sealed.digest, data)
         await self._ledger.append(entries.Bundle("loaded", content.version, sealed.digest, not_after=content.not_after))
+        self._version = content.version
         self.bundle = compiled
 
     def _keep(self, digest: str, data: bytes) -> None:
@@ -87,6 +92,9 @@ class World:
             except (Unverifiable, BundleRejected, LedgerUnavailable) as bad:
                 _log.error("a bundle was not accepted, the last good one stays: %s", bad)
                 await asyncio.sleep(RETRY_S)
+            except Exception:
+                _log.exception("following the bundle failed; the last good one stays")
+                await asyncio.sleep(RETRY_S)
 
     async def follow_feed(self) -> None:
         """Read the feed, for ever."""
@@ -97,6 +105,8 @@ class World:
                         await self._read_feed(reply.chunks())
             except (Unreachable, Broken):
                 pass
+            except Exception:
+                _log.exception("following the feed failed; facts grow old until it succeeds")
             await asyncio.sleep(RETRY_S)
 
     async def _read_feed(self, chunks: AsyncIterator[bytes]) -> None:

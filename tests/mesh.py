@@ -82,7 +82,8 @@ class Mesh:
         assert answer.status == 200, answer.body
         agent = {"name": "demo", "owner": "ada", "purpose": "tests", "teams": ["demo"]}
         self.agent_token = (await self.admin("POST", "/v1/agents", agent)).json["enrolment_token"]
-        node = {"name": "node-1", "kind": "on_prem", "zone": "default"}
+        offers = [server.name for server in self.servers] or ["workbench"]
+        node = {"name": "node-1", "kind": "on_prem", "zone": "default", "servers": offers}
         self.node_token = (await self.admin("POST", "/v1/nodes", node)).json["enrolment_token"]
         await self.start_node()
         await self.start_sidecar()

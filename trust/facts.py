@@ -13,6 +13,12 @@ from trust.policy.cedar import Uid
 from trust.standing.score import Standing
 
 
+def cedar_time(seconds: int) -> JsonObject:
+    """A moment (Unix seconds) as a Cedar ``datetime``."""
+    text = datetime.datetime.fromtimestamp(seconds, datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    return {"__extn": {"fn": "datetime", "arg": text}}
+
+
 class Agent(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """An agent as the gateway registered it. ``key`` is the raw public key, base64url; empty before enrolment."""
 
@@ -84,7 +90,6 @@ class Facts:
 
     def context(self) -> JsonObject:
         """The Cedar context but for ``args`` and ``approved``; what a ledger entry keeps as its facts."""
-        now = datetime.datetime.fromtimestamp(self.now_s, datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
         run, rate = self.run, self.rate
         return {
             "trust": {
@@ -113,6 +118,6 @@ class Facts:
                 "depth": len(self.authority),
                 "scopes": [],
             },
-            "now": {"__extn": {"fn": "datetime", "arg": now}},
+            "now": cedar_time(self.now_s),
             "risk": self.risk,
         }

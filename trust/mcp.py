@@ -68,7 +68,6 @@ PROTOCOL_TOOLS: Final[Mapping[str, Tool]] = {
                 "prompts/list",
                 "resources/list",
                 "resources/templates/list",
-                "completion/complete",
                 "logging/setLevel",
                 "notifications",
                 "response",
@@ -80,6 +79,7 @@ PROTOCOL_TOOLS: Final[Mapping[str, Tool]] = {
         _offer("resources/subscribe", _DATA, _URI),
         _offer("resources/unsubscribe", _PROTOCOL, _URI),
         _offer("prompts/get", _DATA, _NAME),
+        _offer("completion/complete", _DATA, _OPEN),
     )
 }
 """What every MCP server offers beside its tools, as tools whose name no server can give itself."""
@@ -137,21 +137,53 @@ def _modern(params: JsonObject) -> bool:
 
 
 def _tool_and_arguments(method: str, params: JsonObject) -> tuple[str, JsonObject]:
+    _check_meta(params.get("_meta"))
+    given = {key: value for key, value in params.items() if key != "_meta"}
     if method == "tools/call":
-        name, arguments = params.get("name"), params.get("arguments")
+        name, arguments = given.pop("name", None), given.pop("arguments", None)
         if not isinstance(name, str):
             raise _refuse('tools/call needs a "name"')
         if not isinstance(arguments, dict | None):
             raise _refuse('"arguments" must be an object')
+        _require_members(method, given, frozenset())
         return require_tool_name(name), arguments or {}
-    if method == "subscriptions/listen":
-        return "mcp:listen", {}
-    tool = f"mcp:{method}"
+    tool = "mcp:listen" if method == "subscriptions/listen" else f"mcp:{method}"
     if tool not in PROTOCOL_TOOLS:
         raise Unverifiable(Reason.UNKNOWN_TOOL, f'the MCP method "{visible(method)}" is not known')
     if PROTOCOL_TOOLS[tool].manifest.category == "protocol":
-        return tool, {}
-    return tool, {key: value for key, value in params.items() if key != "_meta"}
+        _require_members(method, given, _PROTOCOL_MEMBERS.get(method, frozenset()))
+    return tool, given
+
+
+_PROTOCOL_MEMBERS: Final[Mapping[str, frozenset[str]]] = {
+    "initialize": frozenset({"protocolVersion", "capabilities", "clientInfo"}),
+    "tools/list": frozenset({"cursor"}),
+    "prompts/list": frozenset({"cursor"}),
+    "resources/list": frozenset({"cursor"}),
+    "resources/templates/list": frozenset({"cursor"}),
+    "logging/setLevel": frozenset({"level"}),
+    "resources/unsubscribe": frozenset({"uri"}),
+    "subscriptions/listen": frozenset({"notifications"}),
+}
+_OWN_META: Final = frozenset({VERSION_META, CLIENT_INFO_META, CLIENT_CAPABILITIES_META, "progressToken"})
+MAX_META_BYTES: Final = 1024
+"""Of ``_meta`` beyond the protocol's own: trace context and clients' ids pass, cargo that no policy sees does not."""
+
+
+def _require_members(method: str, given: JsonObject, known: frozenset[str]) -> None:
+    """What no policy judges may not ride along."""
+    for member in given:
+        if member not in known:
+            raise _refuse(f'{method}: the params member "{visible(member)}" is not accepted')
+
+
+def _check_meta(meta: JsonValue) -> None:
+    if meta is None:
+        return
+    if not isinstance(meta, dict):
+        raise _refuse('"_meta" must be an object')
+    if len(jcs({key: value for key, value in meta.items() if key not in _OWN_META})) > MAX_META_BYTES:
+        raise _refuse(f'"_meta" carries more than {MAX_META_BYTES} bytes of its own')
 
 
 def require_headers_agree(message: Message, headers: Mapping[str, str]) -> None:

@@ -98,6 +98,8 @@ def payload_of(statement: Dispatch | Execute, body: bytes) -> Payload:
 
 def message_of(payload: Payload) -> Message:
     """Which MCP message *payload* is: the body decides, and for GET and DELETE the method."""
+    if payload.method != "POST" and payload.body:
+        raise Unverifiable(Reason.MALFORMED_REQUEST, f"{payload.method} with a body: nobody would judge it")
     match payload.method:
         case "POST":
             return read_message(payload.body)

@@ -7,6 +7,7 @@ so of any number of racing claims one wins.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from typing import Any, Final
 
 import msgspec
@@ -25,6 +26,9 @@ from trust.wire import Dispatch
 
 MAX_WAIT_S: Final = 25.0
 MAX_REASON: Final = 500
+MAX_PENDING: Final = 100
+"""Of one agent. Nobody reads more, and an agent must not fill the queue of others."""
+DENIAL_HOLDS_US: Final = 86_400 * 1_000_000
 
 
 class Desk:
@@ -55,19 +59,22 @@ class Desk:
     async def request(self, action: Action, dispatch: Dispatch, terms: Terms) -> ApprovalRecord:
         """The request for *action*: the one that is there already, or a new one.
 
-        A denial holds for the rest of the run, so that asking again does not wear people down.
+        A denial holds for a day in whatever run, so that asking again does not wear people down.
         """
         body = await self._blobs.put(action.payload.body)
         async with self._records.deciding:
             known = self._same(dispatch)
             if known is not None:
                 return known
+            waiting = sum(one.state == "pending" and one.agent == dispatch.agent for one in self.all())
+            if waiting >= MAX_PENDING:
+                raise Unverifiable(Reason.OVERLOADED, f"{waiting} actions of {dispatch.agent} wait for people already")
             approval = new_id("apr")
             asked: dict[str, Any] = {
                 **msgspec.to_builtins(dispatch),
                 "body_sha256": body,
                 "terms": terms.to_json(),
-                "arguments_sha256": action.arguments_digest,
+                "payload_sha256": action.payload_digest,
             }
             await self._records.change(
                 entries.Approval(
@@ -81,19 +88,19 @@ class Desk:
             return self.get(approval)
 
     def _same(self, dispatch: Dispatch) -> ApprovalRecord | None:
-        live = ("pending", "approved", "denied")
-        same = [
-            one
-            for one in self._records.store.all(ApprovalRecord)
-            if (one.agent, one.run, one.action_digest) == (dispatch.agent, dispatch.run, dispatch.action_digest)
-            and one.state in live
-            and (one.state == "denied" or one.expires_at_us > self._clock.wall_us())
-        ]
-        return same[-1] if same else None
+        now = self._clock.wall_us()
+        found: ApprovalRecord | None = None
+        for one in self._records.store.all(ApprovalRecord):
+            if (one.agent, one.action_digest) != (dispatch.agent, dispatch.action_digest):
+                continue
+            live = one.state in ("pending", "approved") and one.run == dispatch.run and one.expires_at_us > now
+            if live or (one.state == "denied" and one.requested_at_us > now - DENIAL_HOLDS_US):
+                found = one
+        return found
 
     def stored(self, record: ApprovalRecord) -> tuple[Dispatch, bytes]:
         """The complete action as it was asked."""
-        extra = ("body_sha256", "terms", "arguments_sha256")
+        extra = ("body_sha256", "terms", "payload_sha256")
         statement = {key: value for key, value in record.request.items() if key not in extra}
         body = self._blobs.get(record.request["body_sha256"])
         if body is None:
@@ -139,16 +146,22 @@ class Desk:
         denials = sum(vote.decision == "deny" for vote in record.votes)
         if denials >= int(record.terms["deny"]):
             return "denied"
+        return "approved" if self._enough(record, record.terms["quorum"]) else None
+
+    def _enough(self, record: ApprovalRecord, quorum: Mapping[str, int]) -> bool:
+        """Whether as many people of each role approved; emptiness is no yes."""
         approvers = [vote.by for vote in record.votes if vote.decision == "approve"]
         people = {person.name: person.roles for person in self._records.store.all(Person)}
-        quorum: dict[str, int] = record.terms["quorum"]
-        enough = bool(quorum) and all(
+        return bool(quorum) and all(
             sum(role in people.get(name, ()) for name in approvers) >= count for role, count in quorum.items()
         )
-        return "approved" if enough else None
 
-    def require_approved(self, approval: str, dispatch: Dispatch) -> ApprovalRecord:
-        """The approval that *dispatch* claims to have, if it covers exactly this action; it stays unspent."""
+    def require_approved(self, approval: str, dispatch: Dispatch, payload: str, terms: Terms | None) -> ApprovalRecord:
+        """The approval that *dispatch* claims to have, if it covers exactly this action; it stays unspent.
+
+        *payload* is the digest of the bytes that would run, *terms* what policy asks for now: the votes must
+        satisfy those too. None: policy no longer asks for anybody.
+        """
         record = self.get(approval)
         if (record.agent, record.action_digest, record.run) != (
             dispatch.agent,
@@ -156,16 +169,20 @@ class Desk:
             dispatch.run,
         ):
             raise Unverifiable(Reason.APPROVAL_MISMATCH, "it was given for another action, agent or run")
+        if record.request["payload_sha256"] != payload:
+            raise Unverifiable(Reason.APPROVAL_MISMATCH, "these are not the bytes that were shown")
         if record.state != "approved":
             raise Unverifiable(_REASON_OF[record.state], f"this request is {record.state}")
         if record.expires_at_us <= self._clock.wall_us():
             raise Unverifiable(Reason.APPROVAL_EXPIRED, "the approval was not used in time")
+        if terms is not None and not self._enough(record, terms.quorum):
+            raise Unverifiable(Reason.APPROVAL_MISMATCH, "policy asks for other people now than those who approved")
         return record
 
-    async def consume(self, approval: str, dispatch: Dispatch) -> None:
+    async def consume(self, approval: str, dispatch: Dispatch, payload: str, terms: Terms | None) -> None:
         """Spend the approval: of all who try, one returns."""
         async with self._records.deciding:
-            self.require_approved(approval, dispatch)
+            self.require_approved(approval, dispatch, payload, terms)
             await self._records.change(
                 entries.Approval("claimed", approval, by=dispatch.agent, claim=dispatch.action_id)
             )

@@ -14,13 +14,16 @@ app = typer.Typer(name="nodes", help="Nodes: where tools run.", no_args_is_help=
 @reporting
 def register(
     name: str,
+    server: list[str] = typer.Option(..., help="A server that it may offer; may be given more than once."),
+    url: str = typer.Option("", help="Where it is reached; without it, on loopback."),
     kind: str = typer.Option("on_prem", help="on_prem, cloud_pc, edge or cloud."),
     zone: str = typer.Option("default"),
     slots: int = typer.Option(16, help="How many actions it runs at once."),
     as_json: bool = Json,
 ) -> None:
     """Register a node; prints the one-time token with which it enrols."""
-    told = gateway().call("POST", "/v1/nodes", {"name": name, "kind": kind, "zone": zone, "slots": slots}).body
+    body = {"name": name, "servers": server, "url": url, "kind": kind, "zone": zone, "slots": slots}
+    told = gateway().call("POST", "/v1/nodes", body).body
 
     def people() -> None:
         say(f"{name} is registered. It enrols once with")

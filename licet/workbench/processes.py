@@ -58,13 +58,15 @@ def _limits() -> None:
     resource.setrlimit(resource.RLIMIT_CPU, (int(MAX_TIMEOUT_S) + 1, int(MAX_TIMEOUT_S) + 1))
 
 
-async def run(root: Path, argv: list[str], stdin: str, timeout_s: float) -> Finished:
-    """Run *argv* in *root*; it and all that it started are dead when this returns."""
+async def run(root: Path, argv: list[str], stdin: str, timeout_s: float, *, unsandboxed: bool = False) -> Finished:
+    """Run *argv* in *root*; inside the sandbox it and all that it started are dead when this returns."""
     if not argv or not argv[0]:
         raise ValueError("argv must name a program")
     if not 0 < timeout_s <= MAX_TIMEOUT_S:
         raise ValueError(f"timeout_s must be above 0 and at most {MAX_TIMEOUT_S:.0f}")
     prefix = sandbox(root)
+    if not prefix and not unsandboxed:
+        raise RuntimeError("there is no bubblewrap, and programs run only inside a sandbox; install bubblewrap")
     process = await asyncio.create_subprocess_exec(
         *prefix,
         *argv,
@@ -76,27 +78,42 @@ async def run(root: Path, argv: list[str], stdin: str, timeout_s: float) -> Fini
         start_new_session=True,
         preexec_fn=_limits,
     )
+    out, err = _Kept(), _Kept()
     timed_out = False
-    reading = asyncio.gather(
-        _feed(process, stdin.encode()), _capped(process.stdout), _capped(process.stderr), process.wait()
-    )
     try:
         async with asyncio.timeout(timeout_s):
-            _, out, err, _ = await asyncio.shield(reading)
+            await asyncio.gather(
+                _feed(process, stdin.encode()), out.read(process.stdout), err.read(process.stderr), process.wait()
+            )
     except TimeoutError:
         timed_out = True
-        _kill(process.pid)
-        _, out, err, _ = await reading
     finally:
         _kill(process.pid)
     return Finished(
         exit_code=process.returncode if process.returncode is not None else -signal.SIGKILL,
-        stdout=out[0].decode("utf-8", "replace"),
-        stderr=err[0].decode("utf-8", "replace"),
+        stdout=out.text(),
+        stderr=err.text(),
         timed_out=timed_out,
-        truncated=out[1] or err[1],
+        truncated=out.truncated or err.truncated,
         sandboxed=bool(prefix),
     )
+
+
+class _Kept:
+    """What a stream said, up to the limit; the rest is read and dropped, so that nobody blocks."""
+
+    def __init__(self) -> None:
+        self._data = b""
+        self.truncated = False
+
+    async def read(self, stream: asyncio.StreamReader | None) -> None:
+        while stream is not None and (chunk := await stream.read(65536)):
+            room = MAX_OUTPUT_BYTES - len(self._data)
+            self._data += chunk[:room]
+            self.truncated = self.truncated or len(chunk) > room
+
+    def text(self) -> str:
+        return self._data.decode("utf-8", "replace")
 
 
 async def _feed(process: asyncio.subprocess.Process, data: bytes) -> None:
@@ -109,16 +126,6 @@ async def _feed(process: asyncio.subprocess.Process, data: bytes) -> None:
         return
     finally:
         process.stdin.close()
-
-
-async def _capped(stream: asyncio.StreamReader | None) -> tuple[bytes, bool]:
-    """What came, up to the limit, and whether there was more; read to the end so that nobody blocks."""
-    kept, truncated = b"", False
-    while stream is not None and (chunk := await stream.read(65536)):
-        room = MAX_OUTPUT_BYTES - len(kept)
-        kept += chunk[:room]
-        truncated = truncated or len(chunk) > room
-    return kept, truncated
 
 
 def _kill(process_group: int) -> None:

@@ -76,6 +76,9 @@ class Mcp:
         match answer:
             case Allowed() if call.message.method == "tools/list":
                 return await self._filtered(call, answer)
+            case Allowed(approved=True):
+                body = await self._under_own_id(call, answer)
+                return _json(call, body, answer, 200)
             case Allowed():
                 return await _pass_on(call.incoming, answer)
             case Held():
@@ -129,19 +132,24 @@ class Mcp:
 
     async def _claimed(self, call: _Call, held: Held) -> bytes:
         """The response of the stored action, under the id of the call that waits for it."""
-        answer = await self._pipeline.claim(held.approval, call.caller)
+        # In a task of its own: the approval is spent, so an agent that hangs up must not cancel it half-way.
+        answer = await asyncio.shield(asyncio.create_task(self._pipeline.claim(held.approval, call.caller)))
         match answer:
             case Allowed():
-                try:
-                    response = mcp.final_response(answer.headers.get("Content-Type", ""), await answer.read())
-                except (Unverifiable, ConnectionError) as bad:
-                    no = Refusal(10, Reason.UPSTREAM_FAILED, str(bad))
-                    return _tool_result(call.message, Refused(answer.decision_id, answer.audit, no))
-                return jcs({**response, "id": call.message.rpc_id})
+                return await self._under_own_id(call, answer)
             case Refused():
                 return _tool_result(call.message, answer)
             case Held():
                 return _pending_result(call.message, answer)
+
+    async def _under_own_id(self, call: _Call, answer: Allowed) -> bytes:
+        """The response of a stored action under the id of the call that asks for it now."""
+        try:
+            response = mcp.final_response(answer.headers.get("Content-Type", ""), await answer.read())
+        except (Unverifiable, ConnectionError) as bad:
+            no = Refusal(10, Reason.UPSTREAM_FAILED, str(bad))
+            return _tool_result(call.message, Refused(answer.decision_id, answer.audit, no))
+        return jcs({**response, "id": call.message.rpc_id})
 
 
 async def _pass_on(incoming: Incoming, answer: Allowed) -> StreamResponse:

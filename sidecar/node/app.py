@@ -6,7 +6,6 @@ import asyncio
 import json
 import logging
 import traceback
-from contextlib import AsyncExitStack
 from typing import Final
 
 import msgspec
@@ -36,7 +35,7 @@ from sidecar.node.stdio_upstream import StdioUpstream
 from sidecar.node.upstream import Replied, Upstream, UpstreamFailed
 from trust import wire
 from trust.action import Payload
-from trust.canonical import sha256_hex
+from trust.canonical import digest_of, sha256_hex
 from trust.identity import ticket
 from trust.identity.keys import SecretKey
 from trust.identity.replay import Nonces
@@ -196,13 +195,17 @@ class Node:
             raise Unverifiable(Reason.TICKET_INVALID, f"{entitled.server} is not offered here")
         self.ledger.append_later(_dispatch(entitled, self.identity.name))
         started = self._clock.mono_ns()
-        async with AsyncExitStack() as stack:
-            try:
-                replied = await stack.enter_async_context(upstream.exchange(payload, execute.credentials))
+        try:
+            async with upstream.exchange(payload, execute.credentials) as replied:
                 return await self._answer(incoming, entitled, replied, started)
-            except UpstreamFailed as bad:
-                self._outcome(entitled, "failed", started, detail=str(bad))
-                raise Unverifiable(Reason.UPSTREAM_FAILED, str(bad)) from None
+        except UpstreamFailed as bad:
+            self._outcome(entitled, "failed", started, detail=str(bad))
+            raise Unverifiable(Reason.UPSTREAM_FAILED, str(bad)) from None
+        except Exception as bug:
+            # The ticket is spent and the bytes may have been sent: whatever went wrong, this is no refusal.
+            _log.error("executing failed:\n%s", traceback.format_exc())
+            self._outcome(entitled, "unknown", started, detail=type(bug).__name__)
+            raise Unverifiable(Reason.OUTCOME_UNKNOWN, f"{type(bug).__name__} while executing") from None
 
     def _open(self, token: str, execute: Execute, payload: Payload) -> Ticket:
         now = self._clock.now()
@@ -212,6 +215,7 @@ class Node:
             node=self.identity.name,
             epoch=self._epoch,
             payload=payload.digest,
+            credentials=digest_of(dict(execute.credentials)),
             now=now,
         )
         if execute.server != entitled.server or wire.message_of(payload).tool != entitled.tool:

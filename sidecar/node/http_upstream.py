@@ -73,9 +73,13 @@ class HttpUpstream:
     async def exchange(self, payload: Payload, credentials: dict[str, str]) -> AsyncIterator[Replied]:
         headers = dict(payload.headers)
         stateless = payload.method == "POST" and mcp.SESSION_HEADER not in headers
-        if self._session is not None and stateless and headers.get(mcp.VERSION_HEADER) == mcp.MODERN:
-            headers = {**headers, **self._session}
-        async with self._send(payload.method, {**headers, **credentials}, payload.body, stream=True) as replied:
+        lent = self._session if stateless and headers.get(mcp.VERSION_HEADER) == mcp.MODERN else None
+        if self._session and headers.get(mcp.SESSION_HEADER) == self._session.get(mcp.SESSION_HEADER, ""):
+            raise UpstreamFailed("this session is the node's own")
+        complete = {**headers, **(lent or {}), **credentials}
+        async with self._send(payload.method, complete, payload.body, stream=True) as replied:
+            if lent is not None:
+                replied.headers.pop("mcp-session-id", None)
             yield replied
 
     @asynccontextmanager

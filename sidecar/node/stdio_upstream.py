@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import secrets
 import signal
@@ -27,10 +28,14 @@ from trust.canonical import JsonObject, jcs
 HANDSHAKE_TIMEOUT_S: Final = 30.0
 MAX_LINE_BYTES: Final = 64 << 20
 KILL_AFTER_S: Final = 1.0
+CALL_TIMEOUT_S: Final = 300.0
 _OFFERED_VERSION: Final = "2025-11-25"
 _STATELESS_ENVELOPE: Final = (mcp.VERSION_META, mcp.CLIENT_INFO_META, mcp.CLIENT_CAPABILITIES_META)
 _JSON: Final = {"Content-Type": "application/json"}
 _PASSED_ON: Final = ("PATH", "HOME", "LANG", "LC_ALL", "TZ", "TMPDIR")
+
+
+_log = logging.getLogger("licet.node")
 
 
 class _Raw(msgspec.Struct):
@@ -178,7 +183,10 @@ class StdioUpstream:
         self._waiting[rpc_id] = future
         try:
             self._write(_Out(method, msgspec.Raw(params), id=rpc_id))
-            return await future
+            async with asyncio.timeout(CALL_TIMEOUT_S):
+                return await future
+        except TimeoutError:
+            raise UpstreamFailed(f"{self._command[0]} did not answer within {CALL_TIMEOUT_S:.0f} s") from None
         finally:
             self._waiting.pop(rpc_id, None)
 
@@ -194,8 +202,10 @@ class StdioUpstream:
         try:
             while stdout is not None and (line := await stdout.readline()):
                 self._hear(line)
-        except ValueError:
-            self._kill(signal.SIGKILL)  # a line beyond the limit: nothing after it can be trusted
+        except Exception:
+            # A line beyond the limit, or one that makes no sense: nothing after it can be trusted.
+            _log.exception("%s sent what cannot be read; it is started again", self._command[0])
+            self._kill(signal.SIGKILL)
         finally:
             for future in self._waiting.values():
                 if not future.done():
@@ -209,12 +219,14 @@ class StdioUpstream:
         if not isinstance(message, dict):
             return
         if "method" not in message:
-            future = self._waiting.get(message.get("id", 0))
+            rpc_id = message.get("id")
+            future = self._waiting.get(rpc_id) if isinstance(rpc_id, int) else None
             if future is not None and not future.done():
                 future.set_result(message)
         elif message["method"] == "notifications/progress":
-            token = (message.get("params") or {}).get("progressToken")
-            if token in self._progress:
+            params = message.get("params")
+            token = params.get("progressToken") if isinstance(params, dict) else None
+            if isinstance(token, str | int) and token in self._progress:
                 self._progress[token].put_nowait(line.strip())
         elif "id" in message:
             refusal = mcp.error(message["id"], -32601, "the node offers nothing to servers")

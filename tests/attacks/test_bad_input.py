@@ -36,7 +36,14 @@ async def send(mesh: Mesh, request: bytes) -> tuple[int, dict[str, str], bytes]:
         writer.close()
 
 
-def raw(mesh: Mesh, target: str = "/v1/actions", headers: list[str] | None = None, body: bytes = BODY, method: str = "POST", **replaced: str) -> bytes:
+def raw(
+    mesh: Mesh,
+    target: str = "/v1/actions",
+    headers: list[str] | None = None,
+    body: bytes = BODY,
+    method: str = "POST",
+    **replaced: str,
+) -> bytes:
     given = {
         "Host": f"127.0.0.1:{mesh.sidecar.port}",
         "Authorization": f"Bearer {mesh.sidecar.token}",
@@ -177,13 +184,24 @@ async def test_every_other_method_is_refused_and_recorded(mesh: Mesh, method: st
     assert [e.reason for e in mesh.entries() if isinstance(e, Refusal)] == ["method_not_allowed"]
 
 
-@pytest.mark.parametrize("path", ["/", "/v1", "/v1/action", "/v1/actions/", "/mcp", "/mcp/", "/metrics/x", "/v1/dispatch", "/v1/execute"])
+@pytest.mark.parametrize(
+    "path", ["/", "/v1", "/v1/action", "/v1/actions/", "/mcp", "/mcp/", "/metrics/x", "/v1/dispatch", "/v1/execute"]
+)
 async def test_every_other_path_is_refused_and_recorded(mesh: Mesh, path: str) -> None:
     await expect_refused(mesh, raw(mesh, path), "not_found", 404)
 
 
-MCP_CALL = {"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": {"name": "read_file", "arguments": {"path": "notes.txt"}}}
-META = {"io.modelcontextprotocol/protocolVersion": "2026-07-28", "io.modelcontextprotocol/clientInfo": {}, "io.modelcontextprotocol/clientCapabilities": {}}
+MCP_CALL = {
+    "jsonrpc": "2.0",
+    "id": 1,
+    "method": "tools/call",
+    "params": {"name": "read_file", "arguments": {"path": "notes.txt"}},
+}
+META = {
+    "io.modelcontextprotocol/protocolVersion": "2026-07-28",
+    "io.modelcontextprotocol/clientInfo": {},
+    "io.modelcontextprotocol/clientCapabilities": {},
+}
 
 
 async def mcp(mesh: Mesh, message: Any, headers: dict[str, str] | None = None) -> Any:
@@ -199,13 +217,19 @@ MISMATCHES = {
     "name": {"mcp-method": "tools/call", "mcp-name": "delete_file"},
     "no name": {"mcp-method": "tools/call"},
     "no method": {"mcp-name": "read_file"},
-    "a parameter that is no argument": {"mcp-method": "tools/call", "mcp-name": "read_file", "mcp-param-path": "other.txt"},
+    "a parameter that is no argument": {
+        "mcp-method": "tools/call",
+        "mcp-name": "read_file",
+        "mcp-param-path": "other.txt",
+    },
     "broken encoding": {"mcp-method": "tools/call", "mcp-name": "=?base64?!!?="},
 }
 
 
 @pytest.mark.parametrize("headers", MISMATCHES.values(), ids=MISMATCHES.keys())
-async def test_a_header_that_disagrees_with_the_body_is_refused_before_policy(mesh: Mesh, headers: dict[str, str]) -> None:
+async def test_a_header_that_disagrees_with_the_body_is_refused_before_policy(
+    mesh: Mesh, headers: dict[str, str]
+) -> None:
     message = {**MCP_CALL, "params": {**MCP_CALL["params"], "_meta": META}}  # type: ignore[dict-item]
     answer = await mcp(mesh, message, {"mcp-protocol-version": "2026-07-28", **headers})
     assert (answer.status, answer.json["error"]["code"]) == (400, -32020)
@@ -235,7 +259,9 @@ async def test_a_message_that_is_not_one_clear_request_is_refused(mesh: Mesh, me
     assert [e for e in mesh.entries("gateway") if isinstance(e, Dispatch)] == []
 
 
-@pytest.mark.parametrize("name", ["read_file\u200b", "rеad_file", "read_file\u202e", "ｒead_file", "../read_file", "read file", ""])
+@pytest.mark.parametrize(
+    "name", ["read_file\u200b", "rеad_file", "read_file\u202e", "ｒead_file", "../read_file", "read file", ""]
+)
 async def test_a_deceptive_tool_name_is_refused_and_shown_escaped(mesh: Mesh, name: str) -> None:
     answer = await mcp(mesh, {**MCP_CALL, "params": {"name": name, "arguments": {}}})
     assert answer.status in (200, 403)
@@ -243,7 +269,10 @@ async def test_a_deceptive_tool_name_is_refused_and_shown_escaped(mesh: Mesh, na
     assert all(ord(c) < 0x7F for c in [e for e in mesh.entries() if isinstance(e, Refusal)][-1].detail)
 
 
-@pytest.mark.parametrize("method", ["tools/destroy", "sampling/createMessage", "../tools/call", "tools/call ", "Tools/Call", "mcp:initialize"])
+@pytest.mark.parametrize(
+    "method",
+    ["tools/destroy", "sampling/createMessage", "../tools/call", "tools/call ", "Tools/Call", "mcp:initialize"],
+)
 async def test_an_unknown_method_is_refused(mesh: Mesh, method: str) -> None:
     answer = await mcp(mesh, {**MCP_CALL, "method": method})
     assert answer.json["error"]["data"]["reason"] == "unknown_tool"

@@ -29,7 +29,11 @@ def url(mesh: Mesh, server: str = "workbench") -> str:
 
 def shown(result: Any) -> dict[str, Any]:
     """What an agent gets of a result; hop-specific metadata left out."""
-    return {k: v for k, v in result.model_dump(mode="json", by_alias=True).items() if k not in ("_meta", "ttlMs", "cacheScope")}
+    return {
+        k: v
+        for k, v in result.model_dump(mode="json", by_alias=True).items()
+        if k not in ("_meta", "ttlMs", "cacheScope")
+    }
 
 
 def shown_tools(result: Any) -> list[dict[str, Any]]:
@@ -46,7 +50,9 @@ async def test_the_workbench_gives_the_same_results_direct_and_through_the_mesh(
         ("read_file", {"path": "missing.txt"}),
         ("write_file", {"path": "sub/new.txt", "content": "ünïcödé\n"}),
     ]
-    parameters = StdioServerParameters(command=sys.executable, args=["-m", "licet.workbench", "--root", str(mesh.sandbox)], cwd=REPOSITORY)
+    parameters = StdioServerParameters(
+        command=sys.executable, args=["-m", "licet.workbench", "--root", str(mesh.sandbox)], cwd=REPOSITORY
+    )
     mode = "auto" if era == "auto" else era
     async with Client(stdio_client(parameters), mode=mode) as direct, Client(url(mesh), mode=mode) as governed:
         assert shown_tools(await direct.list_tools()) == shown_tools(await governed.list_tools())
@@ -104,10 +110,15 @@ def _made(path: Path) -> Path:
 async def test_a_third_party_server_gives_the_same_results_direct_and_through_the_mesh(
     tmp_path: Path, repository: Path, era: str
 ) -> None:
-    parameters = StdioServerParameters(command=sys.executable, args=["-m", "mcp_server_git", "--repository", str(repository)])
+    parameters = StdioServerParameters(
+        command=sys.executable, args=["-m", "mcp_server_git", "--repository", str(repository)]
+    )
     path = {"repo_path": str(repository)}
     async with git_mesh(tmp_path, repository) as mesh:
-        async with Client(stdio_client(parameters), mode="auto") as direct, Client(url(mesh, "git"), mode=era) as governed:
+        async with (
+            Client(stdio_client(parameters), mode="auto") as direct,
+            Client(url(mesh, "git"), mode=era) as governed,
+        ):
             direct_tools = {t["name"]: t for t in shown_tools(await direct.list_tools())}
             governed_tools = {t["name"]: t for t in shown_tools(await governed.list_tools())}
             assert set(governed_tools) == set(direct_tools)
@@ -189,7 +200,7 @@ async def test_an_unknown_tool_and_an_unknown_server_are_refused(mesh: Mesh) -> 
     async with Client(url(mesh)) as client:
         result = await client.call_tool("format_disk", {})
         assert result.structured_content["reason"] == "unknown_tool"
-    with pytest.raises(BaseException) as failed:  # noqa: PT012
+    with pytest.raises(BaseException) as failed:
         async with Client(url(mesh, "elsewhere")) as client:
             await client.list_tools()
     assert "server" in str(_leaf(failed.value))
@@ -202,7 +213,7 @@ def _leaf(error: BaseException) -> BaseException:
     return error
 
 
-TOOL_SERVER = '''
+TOOL_SERVER = """
 import sys
 from mcp.server import MCPServer
 from mcp.server.mcpserver import Context
@@ -220,11 +231,14 @@ async def count(upto: int, ctx: Context) -> str:
 if sys.argv[1] == "http":
     server.run("streamable-http", port=int(sys.argv[2]))
 server.run()
-'''
+"""
 TOOL_MANIFEST = "\n".join(
-    f'[tools.{n}]\ncategory = "data"\neffect = "read"\nprivileged = false\nrisk = 0\nlabels = []\n' for n in ("add", "count")
+    f'[tools.{n}]\ncategory = "data"\neffect = "read"\nprivileged = false\nrisk = 0\nlabels = []\n'
+    for n in ("add", "count")
 )
-TOOL_POLICY = '@id("third") permit(principal, action in Action::"server/third", resource) when { action in Action::"read" };'
+TOOL_POLICY = (
+    '@id("third") permit(principal, action in Action::"server/third", resource) when { action in Action::"read" };'
+)
 
 
 def free_port() -> int:
@@ -237,7 +251,9 @@ def free_port() -> int:
 
 @pytest.mark.parametrize("transport", ["http", "stdio"])
 @pytest.mark.parametrize("era", ["2026-07-28", "legacy"])
-async def test_progress_streams_through_the_mesh_over_either_transport(tmp_path: Path, transport: str, era: str) -> None:
+async def test_progress_streams_through_the_mesh_over_either_transport(
+    tmp_path: Path, transport: str, era: str
+) -> None:
     program = tmp_path / "third.py"
     program.write_text(TOOL_SERVER)
     manifest = tmp_path / "third.toml"
@@ -246,7 +262,12 @@ async def test_progress_streams_through_the_mesh_over_either_transport(tmp_path:
     child = None
     if transport == "http":
         child = await asyncio.create_subprocess_exec(
-            sys.executable, str(program), "http", str(port), stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.DEVNULL
+            sys.executable,
+            str(program),
+            "http",
+            str(port),
+            stdout=asyncio.subprocess.DEVNULL,
+            stderr=asyncio.subprocess.DEVNULL,
         )
         await _listening(port)
         third = ToolServer(name="third", url=f"http://127.0.0.1:{port}/mcp", manifest=manifest)
@@ -254,7 +275,9 @@ async def test_progress_streams_through_the_mesh_over_either_transport(tmp_path:
         third = ToolServer(name="third", command=(sys.executable, str(program), "stdio"), manifest=manifest)
     try:
         async with Mesh(tmp_path, servers=(third,)) as mesh:
-            files = {k: v for k, v in policy_files().items() if not k.startswith("cases/")} | {"third.cedar": TOOL_POLICY}
+            files = {k: v for k, v in policy_files().items() if not k.startswith("cases/")} | {
+                "third.cedar": TOOL_POLICY
+            }
             answer = await mesh.activate(files)
             assert answer.status == 200, answer.body
             await mesh.ready()

@@ -58,7 +58,12 @@ async def test_one_identity_and_one_set_of_bytes_at_every_hop(mesh: Mesh) -> Non
     await mesh.call(*READ)
     intent, routed, run = of(mesh, Intent)[0].deed, of(mesh, Dispatch, "gateway")[0], of(mesh, Dispatch, "node")[0]
     for hop in (routed, run):
-        assert (hop.agent, hop.principal, hop.action_id, hop.run) == (intent.agent, intent.principal, intent.action_id, intent.run)
+        assert (hop.agent, hop.principal, hop.action_id, hop.run) == (
+            intent.agent,
+            intent.principal,
+            intent.action_id,
+            intent.run,
+        )
         assert (hop.payload_sha256, hop.action_digest) == (intent.payload_sha256, intent.action_digest)
 
 
@@ -87,7 +92,9 @@ async def test_what_policy_forbids_does_not_happen(mesh: Mesh) -> None:
         ("workbench", {}, "unknown_tool"),
     ],
 )
-async def test_unknown_things_are_refused_and_recorded(mesh: Mesh, tool: str, args: dict[str, Any], reason: str) -> None:
+async def test_unknown_things_are_refused_and_recorded(
+    mesh: Mesh, tool: str, args: dict[str, Any], reason: str
+) -> None:
     refused(await mesh.call(tool, args), reason)
     assert of(mesh, Refusal)[-1].reason == reason
     assert executed(mesh) == 0
@@ -218,7 +225,9 @@ async def test_a_pin_that_nobody_meets_is_not_softened(mesh: Mesh) -> None:
 
 async def test_placement_policy_is_a_hard_filter(tmp_path: Path) -> None:
     files = {k: v for k, v in policy_files().items() if not k.startswith("cases/")}
-    files["place.cedar"] = '@id("nowhere") forbid(principal, action == Action::"place", resource) when { resource.kind == "on_prem" };'
+    files["place.cedar"] = (
+        '@id("nowhere") forbid(principal, action == Action::"place", resource) when { resource.kind == "on_prem" };'
+    )
     async with Mesh(tmp_path, policies=files) as mesh:
         assert "1 placement_policy" in refused(await mesh.call(*READ), "no_eligible_node")["detail"]
 
@@ -361,7 +370,7 @@ async def test_labels_stay_with_the_agent_when_it_opens_a_new_run(mesh: Mesh) ->
     await mesh.call(*READ, run="run-a")
     await mesh.call("workbench/list_directory", {"path": "."}, run="run-b")
     facts = of(mesh, Intent)[-1].judgement.facts["context"]["run"]
-    assert (facts["id"], facts["labels"], facts["calls"]) == ("run-b", ["private"], 0)
+    assert (facts["id"], facts["labels"], facts["calls"]) == ("run-b", ["private"], 1)
 
 
 async def test_labels_and_counters_survive_a_restart(mesh: Mesh) -> None:
@@ -378,7 +387,9 @@ async def test_labels_and_counters_survive_a_restart(mesh: Mesh) -> None:
 
 async def test_calls_in_flight_count_so_that_many_cannot_each_look_like_the_first(tmp_path: Path) -> None:
     files = {k: v for k, v in policy_files().items() if not k.startswith("cases/")}
-    files["limit.cedar"] = '@id("limit") forbid(principal, action in Action::"fs", resource) when { context.rate.tool_minute >= 3 };'
+    files["limit.cedar"] = (
+        '@id("limit") forbid(principal, action in Action::"fs", resource) when { context.rate.tool_minute >= 3 };'
+    )
     async with Mesh(tmp_path, policies=files) as mesh:
         (mesh.sandbox / "notes.txt").write_text("hello")
         answers = await asyncio.gather(*(mesh.call(*READ) for _ in range(10)))
@@ -387,7 +398,9 @@ async def test_calls_in_flight_count_so_that_many_cannot_each_look_like_the_firs
 
 async def test_what_a_run_has_seen_can_forbid_what_it_sends(tmp_path: Path) -> None:
     files = {k: v for k, v in policy_files().items() if not k.startswith("cases/")}
-    files["flow.cedar"] = '@id("flow") forbid(principal, action in Action::"write", resource) when { context.run.labels.contains("private") };'
+    files["flow.cedar"] = (
+        '@id("flow") forbid(principal, action in Action::"write", resource) when { context.run.labels.contains("private") };'
+    )
     async with Mesh(tmp_path, policies=files) as mesh:
         (mesh.sandbox / "notes.txt").write_text("hello")
         write = ("workbench/write_file", {"path": "out.txt", "content": "x"})
@@ -399,7 +412,9 @@ async def test_what_a_run_has_seen_can_forbid_what_it_sends(tmp_path: Path) -> N
 
 async def test_the_agent_never_sees_a_key_and_without_its_token_nothing(mesh: Mesh) -> None:
     for token in ("", "wrong", mesh.tokens["operator"]):
-        answer = await mesh.request("POST", mesh.url + "/v1/actions", token=token, json={"tool": READ[0], "args": READ[1]})
+        answer = await mesh.request(
+            "POST", mesh.url + "/v1/actions", token=token, json={"tool": READ[0], "args": READ[1]}
+        )
         refused(answer, "unauthenticated", 401)
     everything = json.dumps([str(e) for e in mesh.entries()])
     assert mesh.sidecar.token not in everything

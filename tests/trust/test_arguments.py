@@ -82,7 +82,9 @@ def test_null_is_an_absent_optional() -> None:
 
 
 def test_an_argument_that_is_not_declared_is_refused() -> None:
-    assert "unknown argument \"evil\"; declared: path" in refusal(shape({"path": {"type": "string"}}), {"path": "a", "evil": 1})
+    assert 'unknown argument "evil"; declared: path' in refusal(
+        shape({"path": {"type": "string"}}), {"path": "a", "evil": 1}
+    )
 
 
 def test_an_open_schema_lets_more_through_but_not_into_cedar() -> None:
@@ -96,7 +98,16 @@ def test_a_missing_argument_is_refused() -> None:
 
 @pytest.mark.parametrize(
     ("kind", "value"),
-    [("string", 1), ("integer", "1"), ("integer", True), ("integer", 1.5), ("boolean", 1), ("number", "1"), ("number", True), ("string", None)],
+    [
+        ("string", 1),
+        ("integer", "1"),
+        ("integer", True),
+        ("integer", 1.5),
+        ("boolean", 1),
+        ("number", "1"),
+        ("number", True),
+        ("string", None),
+    ],
 )
 def test_a_value_of_another_type_is_refused_and_shown(kind: str, value: Any) -> None:
     assert "expected" in refusal(shape({"a": {"type": kind}}), {"a": value})
@@ -123,9 +134,14 @@ scalars = st.sampled_from(["string", "integer", "boolean", "number"]).map(lambda
 names = st.text(st.characters(codec="ascii", categories=["L", "N", "P"]), min_size=1, max_size=8)
 schemas = st.recursive(
     scalars,
-    lambda inner: st.builds(lambda i: {"type": "array", "items": i}, inner)
-    | st.builds(lambda p: {"type": "object", "properties": p, "required": sorted(p)[:1]}, st.dictionaries(names, inner, max_size=3))
-    | st.builds(lambda i: {"anyOf": [i, {"type": "null"}]}, inner),
+    lambda inner: (
+        st.builds(lambda i: {"type": "array", "items": i}, inner)
+        | st.builds(
+            lambda p: {"type": "object", "properties": p, "required": sorted(p)[:1]},
+            st.dictionaries(names, inner, max_size=3),
+        )
+        | st.builds(lambda i: {"anyOf": [i, {"type": "null"}]}, inner)
+    ),
     max_leaves=6,
 )
 
@@ -160,7 +176,9 @@ def test_every_projection_fits_the_generated_cedar_type(data: Any, properties: d
         "args": project(shape_of(input_schema), arguments), "trust": {}, "run": {}, "rate": {}, "authority": {},
         "approved": False, "now": {"__extn": {"fn": "datetime", "arg": "2026-01-01T00:00:00Z"}}, "risk": 1,
     }  # fmt: skip
-    policies = cedar.policy_set(cedar.parse_policies('permit(principal, action, resource);'))
+    policies = cedar.policy_set(cedar.parse_policies("permit(principal, action, resource);"))
     entities = cedar.parse_entities([], parsed)
-    answer = cedar.ask(policies, entities, Uid("Agent", "a"), "s/t", Uid("Server", "s"), msgspec.json.encode(context), parsed)
+    answer = cedar.ask(
+        policies, entities, Uid("Agent", "a"), "s/t", Uid("Server", "s"), msgspec.json.encode(context), parsed
+    )
     assert answer.clean_allow, answer.errors

@@ -60,7 +60,9 @@ def engine(text: str) -> Engine:
 def find(text: str, action: str = "a1", approved: bool = False, **context: Any) -> Finding:
     made = engine(text)
     complete = {"x": 1, "rec": {"s": "v"}, **context}
-    return made.evaluate(Request(Uid("Agent", "p0"), action, Uid("Server", "r0"), complete), made.world([]), approved=approved)
+    return made.evaluate(
+        Request(Uid("Agent", "p0"), action, Uid("Server", "r0"), complete), made.world([]), approved=approved
+    )
 
 
 PERMIT = '@id("p") permit(principal, action, resource);'
@@ -119,7 +121,9 @@ def test_nobody_is_asked_for_what_would_be_refused_anyway() -> None:
 
 
 def test_an_error_that_an_approval_would_meet_refuses_instead_of_holding() -> None:
-    found = find(PERMIT + HOLD + '@id("broken") forbid(principal, action, resource) when { context.approved && context.y > 5 };')
+    found = find(
+        PERMIT + HOLD + '@id("broken") forbid(principal, action, resource) when { context.approved && context.y > 5 };'
+    )
     assert found.outcome == "refuse"
 
 
@@ -129,7 +133,11 @@ def test_a_permit_that_needs_approval_holds_too() -> None:
 
 
 def test_the_strictest_of_all_terms_holds() -> None:
-    text = PERMIT + HOLD + '@id("h2") @approval("of=fin ttl=5m step_up") forbid(principal, action, resource) unless { context.approved };'
+    text = (
+        PERMIT
+        + HOLD
+        + '@id("h2") @approval("of=fin ttl=5m step_up") forbid(principal, action, resource) unless { context.approved };'
+    )
     assert find(text).terms == Terms({"ops": 2, "fin": 1}, 300, step_up=True)
 
 
@@ -138,7 +146,22 @@ def test_a_shadow_policy_is_recorded_and_not_enforced() -> None:
     assert (found.outcome, found.shadow) == ("permit", ("s",))
 
 
-@pytest.mark.parametrize("text", ["", "quorum=1", "of=", "of=ops quorum=0", "of=ops quorum=100", "of=ops ttl=5", "of=ops ttl=8d", "of=ops who=x", "of=ops of=fin", "of=ops step_up=yes", "of=OPS"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "quorum=1",
+        "of=",
+        "of=ops quorum=0",
+        "of=ops quorum=100",
+        "of=ops ttl=5",
+        "of=ops ttl=8d",
+        "of=ops who=x",
+        "of=ops of=fin",
+        "of=ops step_up=yes",
+        "of=OPS",
+    ],
+)
 def test_terms_that_name_nobody_or_make_no_sense_are_refused(text: str) -> None:
     with pytest.raises(BadAnnotation):
         parse_terms(text)
@@ -156,7 +179,13 @@ principals = ["principal", 'principal == Agent::"p0"', 'principal == Agent::"p1"
               'principal == Agent::"nobody"']  # fmt: skip
 actions = ["action", 'action == Action::"a1"', 'action == Action::"a4"', 'action in Action::"fs"', 'action in Action::"write"',
            'action in [Action::"net", Action::"a1"]', 'action in [Action::"a2", Action::"fs"]']  # fmt: skip
-resources = ["resource", 'resource == Server::"r0"', 'resource in Zone::"z0"', "resource is Server", 'resource is Server in Zone::"z0"']
+resources = [
+    "resource",
+    'resource == Server::"r0"',
+    'resource in Zone::"z0"',
+    "resource is Server",
+    'resource is Server in Zone::"z0"',
+]
 conditions = ["", "when { context.x > 3 }", "when { context.y > 3 }", "when { context has y && context.y > 3 }", "unless { context.approved }",
               "when { context.rec.z > 0 }", "when { context.rec has z }", 'when { context.rec == {s: "v"} }', "when { context has rec.z }",
               'when { context == {x: 1, rec: {s: "v"}, approved: false} }', "when { if context.x > 2 then context.y > 1 else true }",
@@ -164,15 +193,26 @@ conditions = ["", "when { context.x > 3 }", "when { context.y > 3 }", "when { co
               'when { (if context.approved then context.rec else context.rec).z == 1 }', 'when { [context.x, 3].contains(context.y) }',
               'when { {a: context.rec}.a has z }', 'when { resource in Zone::"z0" && context.rec.s like "v*" }',
               'when { context has "x" }', 'when { context["rec"]["s"] == "v" }']  # fmt: skip
-scopes = st.tuples(st.sampled_from(["permit", "forbid"]), st.sampled_from(principals), st.sampled_from(actions), st.sampled_from(resources), st.sampled_from(conditions))
+scopes = st.tuples(
+    st.sampled_from(["permit", "forbid"]),
+    st.sampled_from(principals),
+    st.sampled_from(actions),
+    st.sampled_from(resources),
+    st.sampled_from(conditions),
+)
 slotted = st.tuples(
     st.sampled_from(["permit", "forbid"]),
-    st.sampled_from(["principal == ?principal", "principal in ?principal", "principal is Agent in ?principal", "principal"]),
+    st.sampled_from(
+        ["principal == ?principal", "principal in ?principal", "principal is Agent in ?principal", "principal"]
+    ),
     st.sampled_from(actions),
     st.sampled_from(["resource == ?resource", "resource in ?resource", "resource is Server in ?resource", "resource"]),
     st.sampled_from(conditions),
 )
-uids = {"principal": [Uid("Agent", "p0"), Uid("Team", "t0"), Uid("Team", "t1"), Uid("Robot", "p2")], "resource": [Uid("Server", "r0"), Uid("Zone", "z0")]}
+uids = {
+    "principal": [Uid("Agent", "p0"), Uid("Team", "t0"), Uid("Team", "t1"), Uid("Robot", "p2")],
+    "resource": [Uid("Server", "r0"), Uid("Zone", "z0")],
+}
 
 
 def written(index: int, parts: tuple[str, str, str, str, str]) -> str:
@@ -210,7 +250,9 @@ def test_sliced_and_whole_evaluation_agree(
         context["y"] = y
     if z is not None:
         context["rec"]["z"] = z
-    whole = cedar.ask(cedar.policy_set(nodes), world.entities, principal, action, resource, msgspec.json.encode(context))
+    whole = cedar.ask(
+        cedar.policy_set(nodes), world.entities, principal, action, resource, msgspec.json.encode(context)
+    )
     cut = Slicer(nodes).cut(world.party(principal), world.party(Uid("Action", action)), world.party(resource))
     narrowed = msgspec.json.encode(cut.narrow(context))
     sliced = cedar.ask(cut.policies, world.entities, principal, action, resource, narrowed)
@@ -231,5 +273,7 @@ def test_a_context_used_as_a_whole_is_given_as_a_whole() -> None:
 
 
 def test_reads_are_known_to_two_levels() -> None:
-    nodes = named('@id("q") permit(principal, action, resource) when { context.rec.s == "v" && context has y && context.x > 1 };')
+    nodes = named(
+        '@id("q") permit(principal, action, resource) when { context.rec.s == "v" && context has y && context.x > 1 };'
+    )
     assert context_reads(nodes) == {"rec": frozenset({"s"}), "y": None, "x": None}

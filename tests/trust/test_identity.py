@@ -37,7 +37,9 @@ SMALL_ORDER = [
 NON_CANONICAL = [P.to_bytes(32, "little"), (P + 1).to_bytes(32, "little"), b"\xff" * 32]
 
 
-@pytest.mark.parametrize("raw", [*SMALL_ORDER, *NON_CANONICAL, b"", bytes(31), bytes(33)], ids=lambda raw: raw.hex()[:16])
+@pytest.mark.parametrize(
+    "raw", [*SMALL_ORDER, *NON_CANONICAL, b"", bytes(31), bytes(33)], ids=lambda raw: raw.hex()[:16]
+)
 def test_weak_keys_are_refused_wherever_they_enter(raw: bytes) -> None:
     with pytest.raises(Unverifiable):
         PublicKey(raw)
@@ -51,7 +53,9 @@ def test_the_did_of_the_all_zero_seed_is_the_published_one() -> None:
     assert PublicKey.from_did(did) == OTHER.public
 
 
-@pytest.mark.parametrize("did", ["did:key:", "did:key:zabc", "did:web:x", "did:key:z6MkiTBz1ymuepAQ4HEHYSF1H8quG5GLVVQR3djdX3mDooW0"])
+@pytest.mark.parametrize(
+    "did", ["did:key:", "did:key:zabc", "did:web:x", "did:key:z6MkiTBz1ymuepAQ4HEHYSF1H8quG5GLVVQR3djdX3mDooW0"]
+)
 def test_a_did_that_is_no_ed25519_key_is_refused(did: str) -> None:
     with pytest.raises(Unverifiable):
         PublicKey.from_did(did)
@@ -64,7 +68,8 @@ def test_base64url_has_one_form(text: str) -> None:
 
 
 def test_a_secret_is_not_in_a_repr() -> None:
-    assert bytes(range(32)).hex() not in repr(KEY) and b64url(bytes(range(32))) not in repr(KEY)
+    assert bytes(range(32)).hex() not in repr(KEY)
+    assert b64url(bytes(range(32))) not in repr(KEY)
 
 
 def test_a_key_file_that_others_may_read_is_refused(tmp_path) -> None:  # type: ignore[no-untyped-def]
@@ -125,17 +130,25 @@ BAD_WITS = {
     "from the future": forged(iat=NOW + 60, exp=NOW + 100),
     "lives longer than an hour": forged(exp=NOW + 3601),
     "string exp": forged(exp=str(NOW + 60)),
-    "no exp": jws.seal(jcs({k: v for k, v in msgspec.json.decode(unb64url(issue().split(".")[1])).items() if k != "exp"}), wit.TYP, OTHER),
+    "no exp": jws.seal(
+        jcs({k: v for k, v in msgspec.json.decode(unb64url(issue().split(".")[1])).items() if k != "exp"}),
+        wit.TYP,
+        OTHER,
+    ),
     "unknown claim": forged(aud="x"),
     "foreign domain": forged(sub="wimse://other.test/agent/a1"),
     "foreign issuer": forged(iss="https://other.test"),
     "subject of an unknown kind": forged(sub="wimse://mesh.test/person/a1"),
     "weak key inside": forged(cnf={"jwk": {"kty": "OKP", "crv": "Ed25519", "x": b64url(bytes(32))}}),
     "key with a secret inside": forged(cnf={"jwk": {**KEY.public.jwk, "d": "AA"}}),
-    "duplicate claims": forged(raw=jcs(msgspec.json.decode(unb64url(issue().split(".")[1])))[:-1] + b',"sub":"wimse://mesh.test/agent/root"}'),
+    "duplicate claims": forged(
+        raw=jcs(msgspec.json.decode(unb64url(issue().split(".")[1])))[:-1] + b',"sub":"wimse://mesh.test/agent/root"}'
+    ),
     "alg none": ".".join([b64url(b'{"alg":"none","typ":"wit+jwt"}'), issue().split(".")[1], ""]),
     "alg none with a signature": ".".join([b64url(b'{"alg":"none","typ":"wit+jwt"}'), *issue().split(".")[1:]]),
-    "header with a key": ".".join([b64url(jcs({"alg": "EdDSA", "typ": "wit+jwt", "jwk": dict(KEY.public.jwk)})), *issue().split(".")[1:]]),
+    "header with a key": ".".join(
+        [b64url(jcs({"alg": "EdDSA", "typ": "wit+jwt", "jwk": dict(KEY.public.jwk)})), *issue().split(".")[1:]]
+    ),
     "padding": issue() + "==",
     "empty": "",
     "too long": "a" * (jws.MAX_TOKEN_BYTES + 1),
@@ -156,7 +169,9 @@ def request(method: str = "POST", body: bytes = b'{"x":1}', target: str = "/v1/d
     return Request(method, "gateway:7400", target, given, body)
 
 
-def sign(asked: Request, key: SecretKey = KEY, audience: str = "gw", created: int = NOW, nonce: str = "n" * 20) -> Request:
+def sign(
+    asked: Request, key: SecretKey = KEY, audience: str = "gw", created: int = NOW, nonce: str = "n" * 20
+) -> Request:
     added = httpsig.sign(asked, wit=TOKEN, key=key, audience=audience, created=created, nonce=nonce)
     return replace(asked, headers=[*asked.headers, *added.items()])
 
@@ -195,7 +210,9 @@ BAD_REQUESTS = {
     "a key id": with_header(GOOD, "signature-input", lambda v: v + ';keyid="x"'),
     "no tag": with_header(GOOD, "signature-input", lambda v: v.replace(f';tag="{httpsig.TAG}"', "")),
     "a second label": with_header(GOOD, "signature-input", lambda v: v + ", other=()"),
-    "lives too long": with_header(GOOD, "signature-input", lambda v: v.replace(f"expires={NOW + 60}", f"expires={NOW + 61}")),
+    "lives too long": with_header(
+        GOOD, "signature-input", lambda v: v.replace(f"expires={NOW + 60}", f"expires={NOW + 61}")
+    ),
 }
 
 
@@ -238,12 +255,19 @@ def test_a_nonce_is_spent_once_until_it_expires() -> None:
 
 TICKET = Ticket(
     id="tkt", action_id="act", node="n1", epoch=3, server="s", tool="t", agent="a", principal="p", run="r",
-    payload="d" * 64, action_digest="e" * 64, approval=None, issued_at=NOW, deadline=NOW + 30,
+    payload="d" * 64, action_digest="e" * 64, approval=None, credentials="c", issued_at=NOW, deadline=NOW + 30,
 )  # fmt: skip
 
 
 def open_ticket(token: str, **changed: object) -> Ticket:
-    asked = {"gateway": KEY.public, "node": "n1", "epoch": 3, "payload": "d" * 64, "now": NOW + 1} | changed
+    asked = {
+        "gateway": KEY.public,
+        "node": "n1",
+        "epoch": 3,
+        "payload": "d" * 64,
+        "credentials": "c",
+        "now": NOW + 1,
+    } | changed
     return ticket.open_ticket(token, **asked)  # type: ignore[arg-type]
 
 
@@ -252,7 +276,7 @@ def test_a_ticket_opens_for_its_node_epoch_bytes_and_time_only() -> None:
     assert open_ticket(token) == TICKET
     for changed in (
         {"node": "n2"}, {"epoch": 2}, {"epoch": 4}, {"payload": "f" * 64}, {"now": NOW + 30}, {"now": NOW - 6},
-        {"gateway": OTHER.public},
+        {"gateway": OTHER.public}, {"credentials": "x"},
     ):  # fmt: skip
         with pytest.raises(Unverifiable):
             open_ticket(token, **changed)

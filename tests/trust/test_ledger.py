@@ -47,7 +47,15 @@ def open_ledger(root: Path, disk: Disk | None = None, boot: str = "b1", **more: 
                 token(error)
 
     return Ledger.open(
-        root, origin=ORIGIN, key=KEY, clock=Clock(), boot=boot, on_durable=done, disk=disk, segment_bytes=SEGMENT, **more  # type: ignore[arg-type]
+        root,
+        origin=ORIGIN,
+        key=KEY,
+        clock=Clock(),
+        boot=boot,
+        on_durable=done,
+        disk=disk,
+        segment_bytes=SEGMENT,
+        **more,  # type: ignore[arg-type]
     )
 
 
@@ -225,7 +233,16 @@ def test_tampering_is_found(tmp_path: Path, tamper: Tamper) -> None:
     assert all(report.words())
 
 
-@pytest.mark.parametrize("name", ["an entry edited with a correct checksum", "the end cut off", "everything cut off", "a segment removed", "a checkpoint signed by another key"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "an entry edited with a correct checksum",
+        "the end cut off",
+        "everything cut off",
+        "a segment removed",
+        "a checkpoint signed by another key",
+    ],
+)
 def test_a_tampered_log_is_not_opened(tmp_path: Path, name: str) -> None:
     fill(tmp_path, 300)
     TAMPERS[name](tmp_path)
@@ -403,7 +420,15 @@ def test_a_checkpoint_opens_only_for_its_log_and_key() -> None:
         checkpoint.open_checkpoint(note, ORIGIN, SecretKey(bytes(32)).public)
 
 
-@pytest.mark.parametrize("data", [b"", b"{}", b'{"stamp":{},"entry":{}}', b'{"stamp":{"origin":"o","seq":0,"boot":"b","wall_us":1,"mono_ns":1},"entry":{"kind":"admin","event":"e","by":"b","more":1}}'])
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"{}",
+        b'{"stamp":{},"entry":{}}',
+        b'{"stamp":{"origin":"o","seq":0,"boot":"b","wall_us":1,"mono_ns":1},"entry":{"kind":"admin","event":"e","by":"b","more":1}}',
+    ],
+)
 def test_what_is_not_an_entry_is_refused(data: bytes) -> None:
     with pytest.raises(Unverifiable):
         decode(data)

@@ -84,7 +84,10 @@ def content_digest(body: bytes) -> str:
 def signature_base(components: Iterable[tuple[str, str]], params: str) -> bytes:
     """RFC 9421, section 2.5."""
     lines = [f'"{name}": {value}' for name, value in components]
-    return "\n".join([*lines, f'"@signature-params": {params}']).encode("ascii")
+    try:
+        return "\n".join([*lines, f'"@signature-params": {params}']).encode("ascii")
+    except UnicodeEncodeError:
+        raise _refuse("a covered component is not ASCII") from None
 
 
 def _components(request: Request) -> list[tuple[str, str]]:

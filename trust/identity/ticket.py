@@ -16,7 +16,8 @@ CLOCK_SKEW_S: Final = 5
 
 
 class Ticket(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """``payload`` is the SHA-256 of the exact bytes to execute; ``epoch`` is the node's lease."""
+    """``payload`` is the SHA-256 of the exact bytes to execute, ``credentials`` of what the gateway injects;
+    ``epoch`` is the node's lease."""
 
     id: str
     action_id: str
@@ -30,6 +31,7 @@ class Ticket(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     payload: str
     action_digest: str
     approval: str | None
+    credentials: str
     issued_at: int
     deadline: int
 
@@ -38,7 +40,9 @@ def seal(ticket: Ticket, key: SecretKey) -> str:
     return jws.seal(msgspec.json.encode(ticket), TYP, key)
 
 
-def open_ticket(token: str, *, gateway: PublicKey, node: str, epoch: int, payload: str, now: float) -> Ticket:
+def open_ticket(
+    token: str, *, gateway: PublicKey, node: str, epoch: int, payload: str, credentials: str, now: float
+) -> Ticket:
     """The ticket in *token* if it lets *node* in this *epoch* execute *payload* now.
 
     Spending it (once per ``id``) is the caller's.
@@ -58,6 +62,8 @@ def open_ticket(token: str, *, gateway: PublicKey, node: str, epoch: int, payloa
         raise _refuse("lives too long")
     if ticket.payload != payload:
         raise _refuse("made for other bytes")
+    if ticket.credentials != credentials:
+        raise _refuse("made for other credentials")
     return ticket
 
 

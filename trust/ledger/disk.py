@@ -6,6 +6,8 @@ import os
 from pathlib import Path
 from typing import Final
 
+from trust.ledger.tiles import flush_directory
+
 _FILL_CHUNK: Final = bytes(1 << 20)
 
 
@@ -27,11 +29,7 @@ class Disk:
     def rename(self, old: Path, new: Path) -> None:
         """Durably."""
         old.rename(new)
-        directory = os.open(new.parent, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(directory)
-        finally:
-            os.close(directory)
+        flush_directory(new.parent)
 
     def open(self, path: Path) -> int:
         return os.open(path, os.O_RDWR | os.O_DSYNC)

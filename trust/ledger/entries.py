@@ -204,6 +204,7 @@ class Node(_Entry, frozen=True, tag="node"):
     state: str = ""
     key: str = ""
     token_sha256: str = ""
+    servers: list[str] = []
 
 
 class Server(_Entry, frozen=True, tag="server"):

@@ -18,12 +18,15 @@ from trust.ledger import checkpoint, entries
 from trust.ledger.checkpoint import Checkpoint
 from trust.ledger.disk import Disk
 from trust.ledger.entries import AnyEntry, Gap, Line, Stamp
-from trust.ledger.merkle import TILE_WIDTH, leaf_hash
+from trust.ledger.frames import HEADER, Scan, Tail
+from trust.ledger.merkle import EMPTY_ROOT, TILE_WIDTH, leaf_hash
 from trust.ledger.sealer import Sealer
-from trust.ledger.segments import SEGMENT_BYTES, Segments
+from trust.ledger.segments import SEGMENT_BYTES, Segment, Segments
 from trust.ledger.tiles import TileWriter, read_entries, read_hashes, write_atomically
 from trust.ledger.writer import Clock, LedgerUnavailable, OnDurable, Writer
 from trust.reasons import Unverifiable
+
+_ENTRY_BEGINS = b'{"stamp":'
 
 
 class LedgerDamaged(Exception):
@@ -67,7 +70,7 @@ class Ledger:
         wal.mkdir(parents=True, exist_ok=True, mode=0o700)
         lock = _lock(root / "lock")
         try:
-            _publish_vkey(root, origin, key)
+            _begin(root, origin, key, clock)
             segments = Segments(wal, disk or Disk(), segment_bytes)
             tiles, gap = _recover(root, origin, key, segments, boot)
             return cls._start(root, origin, key, clock, boot, on_durable, segments, tiles, gap, lock)
@@ -155,9 +158,13 @@ def _lock(path: Path) -> int:
     return fd
 
 
-def _publish_vkey(root: Path, origin: str, key: SecretKey) -> None:
+def _begin(root: Path, origin: str, key: SecretKey, clock: Clock) -> None:
+    """A new ledger starts with a checkpoint of nothing, so that one without a checkpoint was tampered with."""
     path, text = root / "vkey", checkpoint.vkey(origin, key.public) + "\n"
     if not path.exists():
+        if not (root / "checkpoint").exists():
+            claim = Checkpoint(origin, 0, EMPTY_ROOT, clock.wall_us() // 1000)
+            write_atomically(root / "checkpoint", checkpoint.seal(claim, key), flush=True)
         write_atomically(path, text.encode(), flush=True)
     elif path.read_text() != text:
         raise LedgerDamaged(f"{path} belongs to another key or origin than this process has")
@@ -188,6 +195,12 @@ def _recover(root: Path, origin: str, key: SecretKey, segments: Segments, boot: 
         tail = scan.tail
     if end < sealed.size or tail is None:
         raise LedgerDamaged(f"{root}: the last checkpoint sealed {sealed.size} entries, but only {end} can be read")
+    stranded = _stranded(existing[-1], tail)
+    if stranded is not None:
+        raise LedgerDamaged(
+            f"{root}: entry {end} cannot be read, but entry {stranded} after it can; "
+            "entries that were acknowledged would be lost by cutting here"
+        )
     torn = segments.directory / f"torn-{boot}"
     segments.resume(existing[-1], tail, torn)
     if not tail.torn_bytes:
@@ -195,10 +208,22 @@ def _recover(root: Path, origin: str, key: SecretKey, segments: Segments, boot: 
     return tiles, Gap("torn_tail", f"{tail.torn_bytes} bytes after entry {end - 1}, kept in {torn.name}")
 
 
+def _stranded(segment: Segment, tail: Tail) -> int | None:
+    """The index of a whole entry behind the first frame that cannot be read: then this is no torn tail."""
+    data = segment.path.read_bytes()[: tail.offset + tail.torn_bytes]
+    at = tail.offset
+    while (at := data.find(_ENTRY_BEGINS, at + 1)) >= 0:
+        for found in Scan(data[at - HEADER.size :]):
+            return entries.decode(found).stamp.seq
+    return None
+
+
 def _last_checkpoint(root: Path, origin: str, key: SecretKey) -> Checkpoint:
     path = root / "checkpoint"
     if not path.exists():
-        return Checkpoint(origin, 0, b"", 0)
+        if (root / "vkey").exists():
+            raise LedgerDamaged(f"{path} is missing, and a ledger has one from its first moment on")
+        return Checkpoint(origin, 0, EMPTY_ROOT, 0)
     try:
         return checkpoint.open_checkpoint(path.read_bytes(), origin, key.public)
     except Unverifiable as bad:

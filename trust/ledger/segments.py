@@ -10,6 +10,7 @@ from typing import Final
 
 from trust.ledger.disk import Disk
 from trust.ledger.frames import Scan, Tail
+from trust.ledger.tiles import write_atomically
 
 SEGMENT_BYTES: Final = 64 << 20
 _SPARE: Final = "spare.segment"
@@ -49,7 +50,7 @@ class Segments:
         self._fd = self._disk.open(segment.path)
         self._offset = tail.offset
         if tail.torn_bytes:
-            torn_copy.write_bytes(os.pread(self._fd, tail.torn_bytes, tail.offset))
+            write_atomically(torn_copy, os.pread(self._fd, tail.torn_bytes, tail.offset), flush=True)
             self._write_fully(bytes(tail.torn_bytes))
 
     def start(self, first: int) -> None:

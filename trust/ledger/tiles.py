@@ -7,6 +7,7 @@ they are replaced atomically but not flushed one by one.
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -49,15 +50,30 @@ def unpack_entries(bundle: bytes) -> list[bytes]:
 
 
 def write_atomically(path: Path, data: bytes, *, flush: bool = False) -> None:
-    """Replace *path* with *data* in one step; with *flush*, durably."""
+    """Replace *path* with *data* in one step, readable by this user only; with *flush*, durably."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("wb") as file:
-        file.write(data)
-        if flush:
-            file.flush()
-            os.fsync(file.fileno())
-    temporary.replace(path)
+    fd, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)  # mode 0600
+    try:
+        with os.fdopen(fd, "wb") as file:
+            file.write(data)
+            if flush:
+                file.flush()
+                os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+    if flush:
+        flush_directory(path.parent)
+
+
+def flush_directory(path: Path) -> None:
+    """Make the names in *path* durable."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
 
 
 class TileWriter:

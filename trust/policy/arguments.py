@@ -77,7 +77,9 @@ def _shape(schema: JsonValue, root: JsonObject, depth: int) -> tuple[Shape, bool
     if not isinstance(schema, dict) or depth > MAX_SCHEMA_DEPTH:
         return Opaque(), True
     if "$ref" in schema:
-        return _shape(_resolve(schema["$ref"], root), root, depth + 1)
+        # Recursion has no Cedar type, and following it would cost its fan-out to the power of the depth.
+        target = _resolve(schema["$ref"], root)
+        return (Opaque(), True) if _refers(target) else _shape(target, root, depth + 1)
     for union in ("anyOf", "oneOf"):
         if union in schema:
             return _union(schema[union], root, depth)
@@ -117,12 +119,26 @@ def _record(schema: JsonObject, root: JsonObject, depth: int) -> Shape:
     is_open = schema.get("additionalProperties", False) is not False
     if not isinstance(properties, dict):
         return Opaque() if depth else RecordOf(is_open=is_open)
-    names = set(required) if isinstance(required, list) else set()
+    names = {name for name in required if isinstance(name, str)} if isinstance(required, list) else set()
     fields = {}
     for name, inner in properties.items():
         shape, nullable = _shape(inner, root, depth + 1)
         fields[name] = Field(shape, name in names, nullable)
     return RecordOf(fields, is_open)
+
+
+def _refers(schema: JsonValue) -> bool:
+    """Whether *schema*, the target of a reference, refers further: one step is followed, chains are not."""
+    stack: list[JsonValue] = [schema]
+    while stack:
+        part = stack.pop()
+        if isinstance(part, dict):
+            if "$ref" in part:
+                return True
+            stack.extend(part.values())
+        elif isinstance(part, list):
+            stack.extend(part)
+    return False
 
 
 def _resolve(reference: JsonValue, root: JsonObject) -> JsonValue:
