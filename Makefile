@@ -29,7 +29,7 @@ lint: $(VENV)/test.done
 
 # The map in README.md and the inventory beside the default policies are made from the code.
 map: $(VENV)/test.done
-	@$(BIN)/python -m tests.house_map
+	@$(BIN)/python -m tests.house
 
 inventory: $(VENV)/test.done
 	@$(BIN)/python -m licet.workbench --inventory > policies/inventory.json
