@@ -27,12 +27,34 @@ class SystemClock:
         return time.monotonic()
 
 
+_PAIRS: Final = [a + b for a in _CROCKFORD for b in _CROCKFORD]
+_POOL_BYTES: Final = 4096
+
+
+class _Pool:
+    """Random bytes, asked of the kernel by the page: a system call for each id costs more than the id."""
+
+    def __init__(self) -> None:
+        self._bytes = b""
+        self._at = 0
+
+    def take(self, count: int) -> bytes:
+        if self._at + count > len(self._bytes):
+            self._bytes, self._at = os.urandom(_POOL_BYTES), 0
+        self._at += count
+        return self._bytes[self._at - count : self._at]
+
+
+_pool = _Pool()
+os.register_at_fork(after_in_child=_pool.__init__)  # type: ignore[misc]
+
+
 def new_id(prefix: str) -> str:
     """``<prefix>_<ULID>``: 48 bits of milliseconds, 80 random bits; sorts by time."""
-    value = (time.time_ns() // 1_000_000) << 80 | int.from_bytes(os.urandom(10), "big")
-    return f"{prefix}_" + "".join(_CROCKFORD[value >> shift & 31] for shift in range(125, -5, -5))
+    value = (time.time_ns() // 1_000_000) << 80 | int.from_bytes(_pool.take(10), "big")
+    return f"{prefix}_" + "".join([_PAIRS[value >> shift & 1023] for shift in range(120, -10, -10)])
 
 
 def new_nonce() -> str:
     """128 random bits, 32 hexadecimal digits."""
-    return os.urandom(16).hex()
+    return _pool.take(16).hex()

@@ -12,12 +12,12 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+import msgspec
 from aiohttp import http_parser, web
 from aiohttp.web_protocol import RequestHandler
 
 from edge.client import Broken
 from trust import http as rules
-from trust.canonical import jcs
 from trust.reasons import TABLE, Reason, Unverifiable, visible
 from trust.verdict import Refusal
 
@@ -95,6 +95,11 @@ async def _read_body(request: web.BaseRequest, limit: int) -> bytes:
     declared = request.content_length
     if declared is not None and declared > limit:
         raise Unverifiable(Reason.BODY_TOO_LARGE, f"{declared} bytes; the limit is {limit}")
+    if request.content.is_eof():  # it came with the headers, as most do
+        body = request.content.read_nowait(-1)
+        if len(body) > limit:
+            raise Unverifiable(Reason.BODY_TOO_LARGE, f"{len(body)} bytes; the limit is {limit}")
+        return body
     chunks: list[bytes] = []
     size = 0
     try:
@@ -174,7 +179,7 @@ def problem(refusal: Refusal, decision_id: str = "", extra: dict[str, Any] | Non
     }
     response = web.Response(
         status=row.status,
-        body=jcs(body),
+        body=msgspec.json.encode(body),
         headers={"Content-Type": "application/problem+json", "Cache-Control": "no-store"},
     )
     if refusal.retry_after_s is not None:
@@ -185,10 +190,10 @@ def problem(refusal: Refusal, decision_id: str = "", extra: dict[str, Any] | Non
 
 
 def json_response(value: Any, status: int = 200, headers: dict[str, str] | None = None) -> web.Response:
-    """*value* as canonical JSON."""
+    """*value* as JSON."""
     return web.Response(
         status=status,
-        body=jcs(value),
+        body=msgspec.json.encode(value),
         headers={"Content-Type": "application/json", "Cache-Control": "no-store", **(headers or {})},
     )
 

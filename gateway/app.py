@@ -151,7 +151,7 @@ class Gateway:
         self._ticking.cancel()
         await self._listener.close()
         await self._client.close()
-        await asyncio.to_thread(self.ledger.close)
+        await self.ledger.close()
         self._store.close()
 
 

@@ -137,7 +137,7 @@ def measure_ledger(writers: list[int], count: int) -> dict[str, Any]:
         begin = time.perf_counter()
         await asyncio.gather(*(write() for _ in range(tasks)))
         elapsed = time.perf_counter() - begin
-        await asyncio.to_thread(ledger.close)
+        await ledger.close()
         return {**percentiles(took), "per_s": len(took) / elapsed}
 
     sys.setswitchinterval(0.0005)
@@ -436,6 +436,27 @@ def draw(found: dict[str, Any], path: Path) -> None:
     figure.savefig(path, dpi=80)
 
 
+DOCUMENT = REPOSITORY / "docs" / "performance.md"
+BEGIN, END = "<!-- figures: written by `make bench` -->", "<!-- end of figures -->"
+
+
+def write_document(found: dict[str, Any]) -> None:
+    """Put the table into docs/performance.md."""
+    machine = found["machine"]
+    lines = [
+        BEGIN,
+        f"`make bench` on {machine['cores']} cores, Python {machine['python']}, Linux {machine['kernel']}:",
+        "",
+        "| what | measured | aim | holds |",
+        "|---|---|---|---|",
+        *(f"| {what.strip()} | {measured} | {aim} | {holds} |" for what, measured, aim, holds in rows(found)),
+        END,
+    ]
+    text = DOCUMENT.read_text("utf-8")
+    before, _, rest = text.partition(BEGIN)
+    DOCUMENT.write_text(before + "\n".join(lines) + rest.partition(END)[2], "utf-8")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--seconds", type=float, default=3.0, help="of one round")
@@ -464,6 +485,7 @@ def main() -> None:
     for one in rows(found):
         table.add_row(*one)
     console.print(table)
+    write_document(found)
     console.print(f"written: {asked.output}, {asked.picture}")
 
 

@@ -175,7 +175,7 @@ class Sidecar:
         await asyncio.wait(self._tasks)
         await self._listener.close()
         await self._client.close()
-        await asyncio.to_thread(self.ledger.close)
+        await self.ledger.close()
 
 
 def _token(config: SidecarConfig) -> str:

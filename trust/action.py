@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
 
-from trust.canonical import JsonObject, digest_of, jcs, sha256_hex
+from trust.canonical import JsonObject, digest_of, sha256_hex
 
 Protocol = Literal["native", "mcp"]
 
@@ -24,8 +24,9 @@ class Payload:
 
     @property
     def digest(self) -> str:
-        """SHA-256 over method, headers and body, each behind its length."""
-        parts = [self.method.encode(), jcs([list(pair) for pair in self.headers]), self.body]
+        """SHA-256 over the count of texts, method, header names and values, and body, each behind its length."""
+        texts = [self.method, *(text for pair in self.headers for text in pair)]
+        parts = [len(texts).to_bytes(8, "big"), *(text.encode() for text in texts), self.body]
         return sha256_hex(b"".join(len(part).to_bytes(8, "big") + part for part in parts))
 
 

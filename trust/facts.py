@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import msgspec
@@ -76,7 +77,7 @@ class Rate:
     tool_day: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Facts:
     """``authority`` are the thumbprints of a delegation chain, root first; empty when nothing was delegated."""
 
@@ -88,6 +89,7 @@ class Facts:
     now_s: int
     risk: int
 
+    @cached_property
     def context(self) -> JsonObject:
         """The Cedar context but for ``args`` and ``approved``; what a ledger entry keeps as its facts."""
         run, rate = self.run, self.rate

@@ -263,7 +263,7 @@ class Node:
         await self._listener.close()
         await asyncio.gather(*(upstream.close() for upstream in self._upstreams.values()))
         await self._client.close()
-        await asyncio.to_thread(self.ledger.close)
+        await self.ledger.close()
 
 
 _JSON: Final = {"Content-Type": "application/json"}

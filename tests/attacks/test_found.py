@@ -32,7 +32,7 @@ async def test_an_empty_token_file_does_not_switch_authentication_off(mesh: Mesh
     (mesh.home / "sidecar" / "agent.token").write_text("\n")
     with pytest.raises(NotEnrolled, match="holds no token"):
         await mesh.start_sidecar()
-    mesh.sidecar.ledger.close()
+    await mesh.sidecar.ledger.close()
     mesh.sidecar = None
 
 
@@ -271,7 +271,7 @@ async def test_a_gateway_does_not_start_on_an_older_ledger(mesh: Mesh) -> None:
     shutil.rmtree(mesh.home / "gateway" / "ledger")
     with pytest.raises(LedgerDamaged, match="an older ledger was put in its place"):
         await mesh.start_gateway()
-    mesh.gateway.ledger.close()
+    await mesh.gateway.ledger.close()
     mesh.gateway = None
 
 

@@ -60,8 +60,9 @@ class Ledger:
         on_durable: OnDurable = _ignore,
         disk: Disk | None = None,
         segment_bytes: int = SEGMENT_BYTES,
+        own_thread: bool = True,
     ) -> Self:
-        """Recover what is on the device and be ready to append.
+        """Recover what is on the device and be ready to append; without *own_thread* the caller commits.
 
         Raises :class:`LedgerDamaged` when the files contradict the last checkpoint, and
         :class:`LedgerUnavailable` when another process writes here or the device fails.
@@ -73,7 +74,7 @@ class Ledger:
             _begin(root, origin, key, clock)
             segments = Segments(wal, disk or Disk(), segment_bytes)
             tiles, gap = _recover(root, origin, key, segments, boot)
-            return cls._start(root, origin, key, clock, boot, on_durable, segments, tiles, gap, lock)
+            return cls._start(root, origin, key, clock, boot, on_durable, segments, tiles, gap, lock, own_thread)
         except OSError as cause:
             os.close(lock)
             raise LedgerUnavailable(f"{root}: {cause}") from cause
@@ -94,6 +95,7 @@ class Ledger:
         tiles: TileWriter,
         gap: Gap | None,
         lock: int,
+        own_thread: bool,
     ) -> Self:
         # Writer and sealer know each other only through these two functions.
         def seal_later(written: list[bytes]) -> None:
@@ -118,10 +120,13 @@ class Ledger:
             on_error=writer.fail,
         )
         ledger = cls(root, origin, segments, writer, sealer, lock)
-        writer.start()
+        if own_thread:
+            writer.start()
         sealer.start()
         if gap is not None:
             ledger.append(gap)
+            if not own_thread:
+                ledger.commit()
         return ledger
 
     @property
@@ -136,6 +141,10 @@ class Ledger:
     def append(self, entry: AnyEntry, token: object = None) -> Stamp:
         """The stamp of *entry*; it is recorded when *token* comes back through ``on_durable``."""
         return self._writer.append(entries.encode(entry), token)
+
+    def commit(self) -> None:
+        """Make durable what was appended; for a ledger without its own thread."""
+        self._writer.commit()
 
     def lines(self, start: int = 0) -> Iterator[tuple[int, Line]]:
         """Every durable entry from index *start* on."""

@@ -1,7 +1,8 @@
 """Group commit: everything that waits is written with one device flush, then all of it is resolved.
 
-One thread writes. Whoever appends gets an index at once and is told later, through ``on_durable``, that the
-entry is on the device. The first error of any kind poisons the writer for good: what a failed flush left on
+Whoever appends gets an index at once and is told later, through ``on_durable``, that the entry is on the
+device. Either the writer's own thread commits, or its owner does, by :meth:`Writer.commit`: an event loop that
+commits what one of its turns appended saves two hand-overs of the interpreter lock. The first error of any kind poisons the writer for good: what a failed flush left on
 the device is unknowable, so it is never retried, and only a restart, which reads the device, recovers.
 """
 
@@ -37,7 +38,7 @@ class Clock(Protocol):
 
 
 OnDurable = Callable[[Sequence[object], LedgerUnavailable | None], None]
-"""Called from the writer's thread with the tokens of one batch, and why they are not durable if they are not."""
+"""Called from wherever a batch is committed, with the tokens of one batch, and why they are not durable if they are not."""
 
 
 class Writer:
@@ -59,6 +60,7 @@ class Writer:
         self._boot = boot
         self._clock = clock
         self._next = next_seq
+        self._durable = next_seq
         self._on_durable = on_durable
         self._on_written = on_written
         self._lock = threading.Lock()
@@ -67,6 +69,7 @@ class Writer:
         self._thread = threading.Thread(target=self._run, name=f"ledger {origin}", daemon=True)
 
     def start(self) -> None:
+        """Commit in a thread of its own; without this the owner calls :meth:`commit`."""
         self._thread.start()
 
     @property
@@ -99,26 +102,23 @@ class Writer:
         self._queue.put(None)
         if self._thread.is_alive():
             self._thread.join()
+        else:
+            self.commit()
         self._segments.close()
 
+    def commit(self) -> None:
+        """Make durable what waits now. Never from two threads at once, and never beside the own thread."""
+        while not self._queue.empty():
+            batch, _ = self._take()
+            if batch:
+                self._commit(batch)
+
     def _run(self) -> None:
-        durable, open_for_more = self._next, True
+        open_for_more = True
         while open_for_more:
             batch, open_for_more = self._take()
-            if not batch:
-                continue
-            entries = [data for data, _ in batch]
-            tokens = [token for _, token in batch]
-            try:
-                if self.poison is not None:
-                    raise self.poison
-                self._write(entries, durable)
-            except Exception as cause:
-                self._on_durable(tokens, self.fail(cause))
-                continue
-            durable += len(entries)
-            self._on_durable(tokens, None)
-            self._on_written(entries)
+            if batch:
+                self._commit(batch)
 
     def _take(self) -> tuple[list[tuple[bytes, object]], bool]:
         """Everything that waits, at least one item, up to :data:`MAX_BATCH_BYTES`; False when closing."""
@@ -135,6 +135,20 @@ class Writer:
             except Empty:
                 return batch, True
         return batch, False
+
+    def _commit(self, batch: list[tuple[bytes, object]]) -> None:
+        entries = [data for data, _ in batch]
+        tokens = [token for _, token in batch]
+        try:
+            if self.poison is not None:
+                raise self.poison
+            self._write(entries, self._durable)
+        except Exception as cause:
+            self._on_durable(tokens, self.fail(cause))
+            return
+        self._durable += len(entries)
+        self._on_durable(tokens, None)
+        self._on_written(entries)
 
     def _write(self, entries: list[bytes], first: int) -> None:
         total = sum(len(data) + HEADER.size for data in entries)

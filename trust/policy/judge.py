@@ -22,14 +22,14 @@ _OUTCOME_OF = {"allow": "permit", "hold": "hold", "deny": "refuse"}
 
 def recorded_facts(facts: Facts) -> dict[str, Any]:
     """What an entry keeps, so that the decision can be made again."""
-    return {"context": facts.context(), "agent": msgspec.to_builtins(facts.agent)}
+    return {"context": facts.context, "agent": msgspec.to_builtins(facts.agent)}
 
 
 def evaluate(
     bundle: Compiled, tool: Tool, arguments: JsonObject, facts: Facts, server: str, *, approved: bool
 ) -> Finding:
     """Step 4. Raises :class:`Unverifiable` (``arguments_invalid``) before policy sees anything."""
-    return evaluate_context(bundle, server, tool, arguments, facts.agent, facts.context(), approved)
+    return evaluate_context(bundle, server, tool, arguments, facts.agent, facts.context, approved)
 
 
 def evaluate_context(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 NEWCOMER: Final = 400
@@ -22,19 +22,12 @@ class Standing:
     """``score`` from 0 to 1000; ``tier`` and ``ring`` (0 is innermost) follow from it."""
 
     score: int
+    tier: str = field(init=False)
+    ring: int = field(init=False)
 
     def __post_init__(self) -> None:
         if not 0 <= self.score <= 1000:
             raise ValueError(f"a score lies between 0 and 1000, not {self.score}")
-
-    @property
-    def tier(self) -> str:
-        return self._row[1]
-
-    @property
-    def ring(self) -> int:
-        return self._row[2]
-
-    @property
-    def _row(self) -> tuple[int, str, int]:
-        return next(row for row in _TIERS if self.score >= row[0])
+        _, tier, ring = next(row for row in _TIERS if self.score >= row[0])
+        object.__setattr__(self, "tier", tier)
+        object.__setattr__(self, "ring", ring)
