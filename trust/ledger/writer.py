@@ -1,9 +1,10 @@
 """Group commit: everything that waits is written with one device flush, then all of it is resolved.
 
-Whoever appends gets an index at once and is told later, through ``on_durable``, that the entry is on the
-device. Either the writer's own thread commits, or its owner does, by :meth:`Writer.commit`: an event loop that
-commits what one of its turns appended saves two hand-overs of the interpreter lock. The first error of any kind poisons the writer for good: what a failed flush left on
-the device is unknowable, so it is never retried, and only a restart, which reads the device, recovers.
+Whoever appends gets an index at once and is told later, through ``on_durable``, that the entry is on the device.
+Either the writer's own thread commits, or its owner does, by :meth:`Writer.commit`: an event loop that commits
+what one of its turns appended saves two hand-overs of the interpreter lock. The first error of any kind poisons
+the writer for good: what a failed flush left on the device is unknowable, so it is never retried, and only a
+restart, which reads the device, recovers.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ class Clock(Protocol):
 
 
 OnDurable = Callable[[Sequence[object], LedgerUnavailable | None], None]
-"""Called from wherever a batch is committed, with the tokens of one batch, and why they are not durable if they are not."""
+"""Called with the tokens of one batch when it is durable, or with why it is not; from whoever commits."""
 
 
 class Writer:
