@@ -10,6 +10,7 @@ import asyncio
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Final
 
 import aiohttp
@@ -47,6 +48,12 @@ class Reply:
         except (aiohttp.ClientError, TimeoutError, ConnectionError) as bad:
             raise Broken(str(bad)) from None
 
+    def close(self) -> None:
+        """Give the connection back, or close it if the answer was not read to its end."""
+        if not self.response.content.at_eof():
+            self.response.close()
+        self.response.release()
+
     async def chunks(self) -> AsyncIterator[bytes]:
         """The body as it arrives, never buffered."""
         try:
@@ -54,6 +61,11 @@ class Reply:
                 yield chunk
         except (aiohttp.ClientError, TimeoutError, ConnectionError) as bad:
             raise Broken(str(bad)) from None
+
+
+@lru_cache(maxsize=1024)
+def _url(text: str) -> URL:
+    return URL(text, encoded=True)
 
 
 class Client:
@@ -68,6 +80,28 @@ class Client:
             skip_auto_headers=("User-Agent", "Accept-Encoding", "Accept", "Content-Type"),
         )
 
+    async def request(
+        self,
+        method: str,
+        url: str,
+        headers: Mapping[str, str],
+        body: bytes | None = None,
+        *,
+        timeout_s: float | None = None,
+    ) -> Reply:
+        """One request; the caller reads or closes the reply. Raises :class:`Unreachable` or :class:`Broken`."""
+        timeout = aiohttp.ClientTimeout(total=timeout_s, sock_connect=CONNECT_TIMEOUT_S) if timeout_s else self._timeout
+        try:
+            return Reply(
+                await self._session.request(
+                    method, _url(url), headers=headers, data=body, allow_redirects=False, timeout=timeout
+                )
+            )
+        except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError, aiohttp.InvalidURL) as bad:
+            raise Unreachable(str(bad)) from None
+        except (aiohttp.ClientError, TimeoutError, ConnectionError) as bad:
+            raise Broken(str(bad) or type(bad).__name__) from None
+
     @asynccontextmanager
     async def send(
         self,
@@ -78,22 +112,12 @@ class Client:
         *,
         timeout_s: float | None = None,
     ) -> AsyncIterator[Reply]:
-        """One request. Raises :class:`Unreachable` or :class:`Broken`."""
-        timeout = aiohttp.ClientTimeout(total=timeout_s, sock_connect=CONNECT_TIMEOUT_S) if timeout_s else self._timeout
+        """Like :meth:`request`, closed at the end."""
+        reply = await self.request(method, url, headers, body, timeout_s=timeout_s)
         try:
-            response = await self._session.request(
-                method, URL(url, encoded=True), headers=headers, data=body, allow_redirects=False, timeout=timeout
-            )
-        except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError, aiohttp.InvalidURL) as bad:
-            raise Unreachable(str(bad)) from None
-        except (aiohttp.ClientError, TimeoutError, ConnectionError) as bad:
-            raise Broken(str(bad) or type(bad).__name__) from None
-        try:
-            yield Reply(response)
+            yield reply
         finally:
-            if not response.content.at_eof():
-                response.close()
-            response.release()
+            reply.close()
 
     async def close(self) -> None:
         await self._session.close()

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,14 +19,13 @@ from trust.wire import Dispatch
 
 @dataclass(frozen=True, slots=True)
 class Forwarded:
-    """What came back. ``chunks`` is there for a stream; closing ``stack`` ends the connection's use."""
+    """What came back. For a stream ``reply`` is still open: iterate its chunks, then close it."""
 
     node: str
     status: int
     headers: dict[str, str]
     body: bytes
-    chunks: AsyncIterator[bytes] | None
-    stack: AsyncExitStack
+    reply: Reply | None
 
 
 async def forward(identity: Identity, action: Action, permit: Permit, dispatch: Dispatch) -> Forwarded | Refusal:
@@ -37,39 +34,35 @@ async def forward(identity: Identity, action: Action, permit: Permit, dispatch: 
     if permit.payload_digest != action.payload_digest or permit.decision_id != action.decision_id:
         raise Unverifiable(Reason.PERMIT_INVALID, "the permit is for another action")
     body = wire.encode(dispatch, action.payload.body)
-    stack = AsyncExitStack()
     try:
-        reply = await stack.enter_async_context(
-            identity.send("POST", "/v1/dispatch", body, {"Content-Type": wire.DISPATCH_TYPE})
-        )
-        if not reply.header(wire.UPSTREAM_STATUS_HEADER):
-            return await _refusal(reply, stack)
-        return await _forwarded(reply, stack)
+        reply = await identity.request("POST", "/v1/dispatch", body, {"Content-Type": wire.DISPATCH_TYPE})
     except Unreachable as bad:
-        await stack.aclose()
         return Refusal(8, Reason.GATEWAY_UNREACHABLE, str(bad))
     except Broken as bad:
-        await stack.aclose()
-        raise Unverifiable(Reason.OUTCOME_UNKNOWN, f"the connection to the gateway broke: {bad}") from None
+        raise _lost(bad) from None
+    try:
+        return await _came_back(reply)
+    except Broken as bad:
+        raise _lost(bad) from None
     except BaseException:
-        await stack.aclose()
+        reply.close()
         raise
 
 
-async def _forwarded(reply: Reply, stack: AsyncExitStack) -> Forwarded:
+def _lost(bad: Broken) -> Unverifiable:
+    return Unverifiable(Reason.OUTCOME_UNKNOWN, f"the connection to the gateway broke: {bad}")
+
+
+async def _came_back(reply: Reply) -> Forwarded | Refusal:
+    """Only an answer that carries the upstream's status is the upstream's; anything else is a refusal."""
+    upstream_status = reply.header(wire.UPSTREAM_STATUS_HEADER)
+    if not upstream_status:
+        return refusal_of(reply.status, await reply.read())
     headers = {name: value for name in ("Content-Type", "mcp-session-id") if (value := reply.header(name))}
-    status, node = int(reply.header(wire.UPSTREAM_STATUS_HEADER)), reply.header(wire.NODE_HEADER)
+    status, node = int(upstream_status), reply.header(wire.NODE_HEADER)
     if headers.get("Content-Type", "").startswith("text/event-stream"):
-        return Forwarded(node, status, headers, b"", reply.chunks(), stack)
-    body = await reply.read()
-    await stack.aclose()
-    return Forwarded(node, status, headers, body, None, stack)
-
-
-async def _refusal(reply: Reply, stack: AsyncExitStack) -> Refusal:
-    body = await reply.read()
-    await stack.aclose()
-    return refusal_of(reply.status, body)
+        return Forwarded(node, status, headers, b"", reply)
+    return Forwarded(node, status, headers, await reply.read(), None)
 
 
 def refusal_of(status: int, body: bytes) -> Refusal:

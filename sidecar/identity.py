@@ -8,7 +8,6 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Self
-from urllib.parse import urlsplit
 
 import msgspec
 
@@ -95,6 +94,30 @@ class Identity:
         self.enrolment = msgspec.structs.replace(self.enrolment, wit=json.loads(body)["wit"])
         write_atomically(self.path, msgspec.json.encode(self.enrolment), flush=True)
 
+    async def request(
+        self,
+        method: str,
+        target: str,
+        body: bytes = b"",
+        headers: Mapping[str, str] | None = None,
+        *,
+        timeout_s: float | None = None,
+    ) -> Reply:
+        """One signed request to the gateway; the caller reads or closes the reply."""
+        given = dict(headers or {})
+        request = httpsig.Request(method, self.authority, target, httpsig.headers_of(given), body)
+        signature = httpsig.sign(
+            request,
+            wit=self.enrolment.wit,
+            key=self.key,
+            audience=self.enrolment.audience,
+            created=int(self.clock.now()),
+            nonce=new_nonce(),
+        )
+        return await self.client.request(
+            method, self.gateway_url + target, given | signature, body or None, timeout_s=timeout_s
+        )
+
     @asynccontextmanager
     async def send(
         self,
@@ -105,21 +128,17 @@ class Identity:
         *,
         timeout_s: float | None = None,
     ) -> AsyncIterator[Reply]:
-        """One signed request to the gateway."""
-        given = dict(headers or {})
-        request = httpsig.Request(method, urlsplit(self.gateway_url).netloc, target, httpsig.headers_of(given), body)
-        signature = httpsig.sign(
-            request,
-            wit=self.enrolment.wit,
-            key=self.key,
-            audience=self.enrolment.audience,
-            created=int(self.clock.now()),
-            nonce=new_nonce(),
-        )
-        async with self.client.send(
-            method, self.gateway_url + target, {**given, **signature}, body or None, timeout_s=timeout_s
-        ) as reply:
+        """Like :meth:`request`, closed at the end."""
+        reply = await self.request(method, target, body, headers, timeout_s=timeout_s)
+        try:
             yield reply
+        finally:
+            reply.close()
+
+    @property
+    def authority(self) -> str:
+        """Host and port of the gateway, as they are signed."""
+        return self.gateway_url.partition("://")[2].partition("/")[0]
 
 
 async def _enroll(gateway_url: str, token: str, key: SecretKey, client: Client) -> Enrolment:

@@ -379,7 +379,7 @@ class Pipeline:
             status: Status = "refused" if came.reason in NOTHING_HAPPENED else "unknown"
             self._outcome(action, status, started, came.reason, came.detail)
             return Refused(action.decision_id, audit, came)
-        stream = self._stream(action, came, started) if came.chunks is not None else None
+        stream = self._stream(action, came, started)
         if stream is None:
             self._done(action, came, started, sha256_hex(came.body), len(came.body))
         spent = judged.approval is not None
@@ -394,7 +394,7 @@ class Pipeline:
             else:
                 self._outcome(action, "unknown", started, Reason.OUTCOME_UNKNOWN, f"the stream was {end.how}")
 
-        return None if came.chunks is None else Stream(came.chunks, came.stack, on_end)
+        return None if came.reply is None else Stream(came.reply, on_end)
 
     def _done(self, action: Action, came: Forwarded, started: int, digest: str, size: int) -> None:
         status: Status = "done" if came.status < 400 else "failed"

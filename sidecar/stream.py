@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-from edge.client import Broken
+from edge.client import Broken, Reply
 
 Ending = Literal["complete", "broken", "abandoned"]
 
@@ -25,9 +24,9 @@ class End:
 class Stream:
     """Iterate, then :meth:`aclose`; *on_end* hears how it ended even if nobody ever iterated."""
 
-    def __init__(self, chunks: AsyncIterator[bytes], stack: AsyncExitStack, on_end: Callable[[End], None]) -> None:
-        self._chunks = chunks
-        self._stack = stack
+    def __init__(self, reply: Reply, on_end: Callable[[End], None]) -> None:
+        self._chunks = reply.chunks()
+        self._reply = reply
         self._on_end = on_end
         self._digest = hashlib.sha256()
         self._size = 0
@@ -56,4 +55,4 @@ class Stream:
         if not self._ended:
             self._ended = True
             self._on_end(End(how, self._digest.hexdigest(), self._size))
-            await self._stack.aclose()
+            self._reply.close()

@@ -13,6 +13,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final, Literal
 
+import msgspec
+
 from trust.action import Payload
 from trust.canonical import JsonObject, JsonValue, jcs, read_json
 from trust.policy.inventory import Manifest, Tool, pin, require_tool_name
@@ -278,19 +280,24 @@ def _parameter_headers(message: Message, tool: Tool | None) -> dict[str, str]:
     return found
 
 
-def call(rpc_id: RpcId, tool: str, arguments: JsonObject) -> bytes:
-    """A stateless ``tools/call``; how native actions reach MCP servers."""
-    return request(rpc_id, "tools/call", {"name": tool, "arguments": arguments})
+def call(rpc_id: RpcId, tool: str, arguments: JsonObject) -> tuple[Message, bytes]:
+    """A stateless ``tools/call``, as message and bytes; how native actions reach MCP servers."""
+    body = request(rpc_id, "tools/call", {"name": tool, "arguments": arguments})
+    return Message("request", rpc_id, "tools/call", tool, arguments, True), body
 
 
 def request(rpc_id: RpcId, method: str, params: JsonObject) -> bytes:
     """A stateless request of our own."""
-    meta: JsonObject = {
-        VERSION_META: MODERN,
-        CLIENT_INFO_META: {"name": "licet", "version": "1"},
-        CLIENT_CAPABILITIES_META: {},
-    }
-    return jcs({"jsonrpc": "2.0", "id": rpc_id, "method": method, "params": {**params, "_meta": meta}})
+    return msgspec.json.encode(
+        {"jsonrpc": "2.0", "id": rpc_id, "method": method, "params": {**params, "_meta": _OUR_META}}
+    )
+
+
+_OUR_META: Final[JsonObject] = {
+    VERSION_META: MODERN,
+    CLIENT_INFO_META: {"name": "licet", "version": "1"},
+    CLIENT_CAPABILITIES_META: {},
+}
 
 
 def result(rpc_id: RpcId, value: JsonObject) -> bytes:

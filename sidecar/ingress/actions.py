@@ -48,8 +48,7 @@ class Actions:
         asked, arguments = _read(incoming)
         server, _, tool = asked.tool.partition("/")
         action_id = new_id("act")
-        body = mcp.call(action_id, require_tool_name(tool), arguments)
-        message = mcp.read_message(body)
+        message, body = mcp.call(action_id, require_tool_name(tool), arguments)
         headers = {mcp.VERSION_HEADER: mcp.MODERN}
         known = self._pipeline.tool(require_server_name(server), tool)
         payload = mcp.payload(message, body, headers, known)

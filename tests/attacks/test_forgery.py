@@ -32,7 +32,7 @@ def statement(
 ) -> tuple[Dispatch, bytes]:
     """A dispatch as the sidecar would make it, with whatever is to be forged."""
     arguments = args if args is not None else {"path": "notes.txt"}
-    body = mcp.call("x", tool, arguments)
+    body = mcp.call("x", tool, arguments)[1]
     message = mcp.read_message(body)
     known = mesh.sidecar.pipeline.tool("workbench", tool)
     payload = mcp.payload(message, body, {mcp.VERSION_HEADER: mcp.MODERN}, known)
@@ -208,10 +208,10 @@ def gateway_key(mesh: Mesh) -> SecretKey:
 
 
 async def test_a_node_executes_a_ticket_once_and_only_its_bytes(mesh: Mesh) -> None:
-    body = mcp.call("x", "read_file", {"path": "notes.txt"})
+    body = mcp.call("x", "read_file", {"path": "notes.txt"})[1]
     payload, key = Payload("POST", (), body), gateway_key(mesh)
     good = ticket.seal(entitled(mesh, payload), key)
-    other = mcp.call("x", "read_file", {"path": "server.pem"})
+    other = mcp.call("x", "read_file", {"path": "server.pem"})[1]
     refused(await execute(mesh, good, other), "ticket_invalid")
     refused(await execute(mesh, good, body, [("mcp-session-id", "x")]), "ticket_invalid")
     refused(await execute(mesh, good, body, server="elsewhere"), "ticket_invalid")
@@ -232,7 +232,7 @@ async def test_a_node_executes_a_ticket_once_and_only_its_bytes(mesh: Mesh) -> N
 
 
 async def test_a_node_whose_lease_ran_out_starts_nothing(mesh: Mesh) -> None:
-    body = mcp.call("x", "read_file", {"path": "notes.txt"})
+    body = mcp.call("x", "read_file", {"path": "notes.txt"})[1]
     mesh.node._beating.cancel()
     mesh.node._renewed -= 9.0
     answer = await execute(mesh, ticket.seal(entitled(mesh, Payload("POST", (), body)), gateway_key(mesh)), body)

@@ -1,0 +1,53 @@
+"""What a sidecar remembers of its agent: never less than happened."""
+
+from __future__ import annotations
+
+from collections import deque
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sidecar.memory import BUCKETS, DAY, HOUR, MINUTE, Memory, Window
+
+
+@given(st.lists(st.floats(0, 200), max_size=60), st.sampled_from([MINUTE, HOUR, DAY]))
+def test_a_window_never_counts_less_than_happened_and_little_more(gaps: list[float], span: int) -> None:
+    window, seen, now = Window(span), deque[float](), 1_000_000.0
+    for gap in gaps:
+        now += gap
+        window.add(now)
+        seen.append(now)
+        exact = sum(t > now - span for t in seen)
+        generous = sum(t > now - span * (1 + 2 / BUCKETS) for t in seen)
+        assert exact <= window.count(now) <= generous
+
+
+def test_a_window_empties() -> None:
+    window = Window(MINUTE)
+    window.add(0.0)
+    assert window.count(1000.0) == 0
+
+
+def test_labels_stay_with_the_agent_for_their_time_and_with_their_run_for_good() -> None:
+    memory = Memory(labels_keep_s=100)
+    memory.permitted("r1", "s/t", ["private"], 1000.0)
+    assert memory.run("r2", 1001.0).labels == ("private",)
+    assert memory.run("r2", 1200.0).labels == ()
+    assert memory.run("r1", 1200.0).labels == ("private",)
+
+
+def test_a_new_run_sheds_neither_calls_nor_denials() -> None:
+    memory = Memory(labels_keep_s=100)
+    memory.permitted("r1", "s/t", [], 1000.0)
+    memory.denied("r1", 1000.0)
+    fresh = memory.run("r2", 1001.0)
+    assert (fresh.calls, fresh.denied) == (1, 1)
+
+
+def test_rates_are_of_the_agent_and_of_the_tool() -> None:
+    memory = Memory(labels_keep_s=100)
+    for tool in ("a", "a", "b"):
+        memory.permitted("r", tool, [], 1000.0)
+    rate = memory.rate("a", 1001.0)
+    assert (rate.minute, rate.tool_minute) == (3, 2)
+    assert memory.rate("c", 1001.0).tool_day == 0
