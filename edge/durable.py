@@ -127,6 +127,8 @@ class DurableLedger:
         self._write_s += (time.perf_counter() - begin - self._write_s) * SMOOTHING
 
     def lines(self, start: int = 0) -> Iterator[tuple[int, Line]]:
+        """Every entry from index *start* on, those included that nobody has waited for yet."""
+        self._ledger.commit()
         return self._ledger.lines(start)
 
     async def close(self) -> None:

@@ -65,6 +65,7 @@ class Writer:
         self._on_durable = on_durable
         self._on_written = on_written
         self._lock = threading.Lock()
+        self._committing = threading.Lock()
         self._queue: SimpleQueue[tuple[bytes, object] | None] = SimpleQueue()
         self.poison: LedgerUnavailable | None = None
         self._thread = threading.Thread(target=self._run, name=f"ledger {origin}", daemon=True)
@@ -108,11 +109,12 @@ class Writer:
         self._segments.close()
 
     def commit(self) -> None:
-        """Make durable what waits now. Never from two threads at once, and never beside the own thread."""
-        while not self._queue.empty():
-            batch, _ = self._take()
-            if batch:
-                self._commit(batch)
+        """Make durable what waits now; not for a writer with a thread of its own."""
+        with self._committing:
+            while not self._queue.empty():
+                batch, _ = self._take()
+                if batch:
+                    self._commit(batch)
 
     def _run(self) -> None:
         open_for_more = True
