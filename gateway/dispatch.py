@@ -175,7 +175,7 @@ class Dispatcher:
         if permit.payload_digest != asked.action.payload_digest:
             raise Unverifiable(Reason.PERMIT_INVALID, "the permit is for other bytes")
         approval = asked.dispatch.approval
-        terms = self._present_terms(asked)
+        terms = self._present_terms(asked) if approval is not None else None
         if approval is not None:
             self._desk.require_approved(approval, asked.dispatch, asked.action.payload_digest, terms)
         unreachable: set[str] = set()

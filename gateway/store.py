@@ -32,10 +32,15 @@ class Store:
         self._db.execute("PRAGMA synchronous=FULL")
         self._db.executescript(_SCHEMA)
         self.changes = 0
+        self._read: dict[tuple[str, str], object] = {}
 
     def get(self, kind: type[Document], key: str) -> Document | None:
-        row = self._db.execute("SELECT body FROM document WHERE kind = ? AND key = ?", (kind.__name__, key)).fetchone()
-        return None if row is None else msgspec.json.decode(row[0], type=kind)
+        name = (kind.__name__, key)
+        if name not in self._read:
+            row = self._db.execute("SELECT body FROM document WHERE kind = ? AND key = ?", name).fetchone()
+            self._read[name] = None if row is None else msgspec.json.decode(row[0], type=kind)
+        known = self._read[name]
+        return known if isinstance(known, kind) else None
 
     def all(self, kind: type[Document]) -> Iterator[Document]:
         """In order of their keys."""
@@ -44,21 +49,27 @@ class Store:
             yield msgspec.json.decode(body, type=kind)
 
     def put(self, key: str, document: msgspec.Struct) -> None:
-        self.changes += 1
+        self._changed()
         self._db.execute(
             "INSERT INTO document VALUES (?, ?, ?) ON CONFLICT DO UPDATE SET body = excluded.body",
             (type(document).__name__, key, msgspec.json.encode(document)),
         )
 
     def delete(self, kind: type[msgspec.Struct], key: str) -> None:
-        self.changes += 1
+        self._changed()
         self._db.execute("DELETE FROM document WHERE kind = ? AND key = ?", (kind.__name__, key))
+
+    def _changed(self) -> None:
+        """What was read may be old now."""
+        self.changes += 1
+        self._read.clear()
 
     def progress(self, origin: str) -> int:
         """The index of the first ledger entry that is not applied yet; 0 for another ledger."""
         row = self._db.execute("SELECT boot_origin, next FROM progress").fetchone()
         if row is not None and row[0] == origin:
             return int(row[1])
+        self._changed()
         self._db.execute("DELETE FROM document")
         return 0
 
