@@ -19,7 +19,8 @@ quick: $(VENV)/test.done
 	@$(BIN)/python -m pytest -q -n 2 -m "not slow and not soak" --dist loadgroup
 
 soak: $(VENV)/test.done debian
-	@$(BIN)/python -m pytest -q -m soak --soak
+	@$(BIN)/python -m pytest -q --soak -m "not slow" tests/trust tests/sidecar tests/gateway
+	@$(BIN)/python -m pytest -q --soak -m soak -n 2 --dist loadgroup
 
 bench: $(VENV)/test.done
 	@$(BIN)/python -m loadtests.bench

@@ -146,6 +146,9 @@ async def test_an_approval_of_one_action_does_not_cover_another(mesh: Mesh) -> N
     made, body = statement(mesh, "delete_file", approval=approval, run="run-y")
     made.facts["context"]["run"]["id"] = "run-y"
     refused(await dispatch(mesh, made, body), "approval_mismatch")
+    refused(
+        await dispatch(mesh, *statement(mesh, "delete_file", approval=approval)), "approval_mismatch"
+    )  # other bytes
     assert (mesh.sandbox / "keep.txt").exists()
     assert (await mesh.claim(approval)).status == 200, "it was left unspent"
 

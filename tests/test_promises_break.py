@@ -1,0 +1,135 @@
+"""Each promise broken on purpose: in a copy of the house one line is changed, and the promise's test must fail.
+
+Run by `make soak`. A test that still passes when its promise is broken proves nothing.
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.mesh import REPOSITORY
+
+pytestmark = pytest.mark.soak
+
+STORY = "tests/stories/test_promises.py::"
+BREAKS = {
+    "1 a permit is minted elsewhere": (
+        "sidecar/forward.py", "def refusal_of(", "PERMITTED = Permit\n\n\ndef mint() -> Permit:\n    return Permit('', '', (), (), None)\n\n\ndef refusal_of(",
+        "tests/test_architecture.py::test_permits_are_minted_in_one_place",
+    ),
+    "1 the gateway believes the sidecar": (
+        "gateway/dispatch.py", "        if isinstance(verdict, Refusal):\n            return await self.refuse(asked, verdict)\n        try:", "        try:",
+        "tests/attacks/test_forgery.py::test_a_compromised_sidecar_cannot_skip_policy",
+    ),
+    "1 the node opens any ticket": (
+        "trust/identity/ticket.py", "    if ticket.payload != payload:", "    if False:",
+        "tests/attacks/test_forgery.py::test_a_node_executes_a_ticket_once_and_only_its_bytes",
+    ),
+    "2 an error does not refuse": (
+        "trust/policy/cedar.py", "return self.allowed and not self.errors", "return self.allowed",
+        STORY + "test_a_policy_that_cannot_be_evaluated_refuses",
+    ),
+    "2 nothing permits it, so it is permitted": (
+        "trust/policy/engine.py", "        if first.clean_allow:", "        if first.clean_allow or not (first.policies or first.errors):",
+        "tests/trust/test_engine.py::test_nothing_permitting_refuses",
+    ),
+    "2 old facts are good enough": (
+        "sidecar/pipeline.py", "        if age > limit:", "        if age > limit * 1e9:",
+        STORY + "test_a_dead_gateway_refuses_what_has_effects_and_what_must_be_routed",
+    ),
+    "3 the action leaves before the intent is durable": (
+        "sidecar/pipeline.py", "            stamp = await self._ledger.append(\n                entries.Intent(", "            stamp = self._ledger.append_later(\n                entries.Intent(",
+        STORY + "test_a_full_disk_refuses_everything_and_nothing_leaves",
+    ),
+    "3 unfinished intents stay unfinished": (
+        "sidecar/app.py", "        for outcome in before.unfinished:", "        for outcome in ():",
+        "tests/stories/test_processes.py::test_kill_9_under_load_loses_no_answer_and_leaves_no_action_without_intent",
+    ),
+    "3 a failed write is tried again": (
+        "trust/ledger/writer.py", "            if self.poison is None:\n                self.poison =", "            if self.poison is None:\n                return LedgerUnavailable('again')\n                self.poison =",
+        "tests/trust/test_ledger.py::test_a_failed_flush_is_never_retried",
+    ),
+    "4 duplicate keys are resolved": (
+        "trust/canonical.py", "    if len(made) != len(pairs):", "    if False:",
+        "tests/attacks/test_bad_input.py::test_json_with_two_readings_is_refused",
+    ),
+    "4 a body rides along with GET": (
+        "trust/wire.py", '    if payload.method != "POST" and payload.body:', "    if False:",
+        "tests/attacks/test_found.py::test_a_body_that_nobody_judges_is_not_carried",
+    ),
+    "5 an agent speaks for another": (
+        "gateway/dispatch.py", 'if workload.kind != "agent" or dispatch.agent != workload.name:', "if False:",
+        "tests/attacks/test_forgery.py::test_a_statement_that_disagrees_with_its_bytes_is_refused",
+    ),
+    "6 an approval is not consumed": (
+        "gateway/fold.py", 'state="consumed"', 'state="approved"',
+        STORY + "test_a_held_action_runs_exactly_once_though_claimed_by_many_at_once",
+    ),
+    "6 an approval is for any bytes": (
+        "gateway/approvals/desk.py", 'record.request["payload_sha256"] != payload:', "False:",
+        "tests/attacks/test_forgery.py::test_an_approval_of_one_action_does_not_cover_another",
+    ),
+    "6 the owner approves": (
+        "gateway/approvals/desk.py", "        if person.name == self._registry", "        if False and person.name == self._registry",
+        STORY + "test_only_the_right_people_decide",
+    ),
+    "7 state changes beside the ledger": (
+        "gateway/fold.py", '    if entry.event == "killed":', '    if entry.event == "killed" and entry.by != "operator":',
+        STORY + "test_a_kill_stops_an_agent_and_survives_a_restart",
+    ),
+    "8 a signature is not checked": (
+        "trust/ledger/checkpoint.py", "            key.verify(blob[4:], text.encode())\n", "",
+        "tests/trust/test_ledger.py::test_a_checkpoint_opens_only_for_its_log_and_key",
+    ),
+    "8 a frame is not compared": (
+        "trust/ledger/verify.py", "            if leaf_hash(data) != leaves[index]:", "            if False:",
+        "tests/trust/test_ledger.py::test_tampering_is_found",
+    ),
+    "8 a decision is not made again": (
+        "trust/policy/judge.py", "    if finding.outcome == expected", "    if True or finding.outcome == expected",
+        STORY + "test_a_decision_that_does_not_follow_from_its_facts_is_found",
+    ),
+    "9 a constraint softens": (
+        "gateway/router/choice.py", "    if not permitted(node):", "    if False:",
+        STORY + "test_placement_policy_is_a_hard_filter",
+    ),
+    "10 the agent's token goes to the tool": (
+        "sidecar/node/http_upstream.py", "**(lent or {}), **credentials}", "**(lent or {}), **credentials, 'Authorization': 'Bearer x'}",
+        "tests/attacks/test_forgery.py::test_upstream_credentials_are_injected_and_never_come_from_or_go_to_the_agent",
+    ),
+    "a slice forgets a policy": (
+        "trust/policy/slicing.py", "            for principal_key in (_ANY, *principal.uids)", "            for principal_key in (_ANY, principal.uid)",
+        "tests/trust/test_engine.py::test_sliced_and_whole_evaluation_agree",
+    ),
+    "a narrowed context forgets an attribute": (
+        "trust/policy/slicing.py", "                _note(found, outer, attrs[0])", "                pass",
+        "tests/trust/test_engine.py::test_sliced_and_whole_evaluation_agree",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("file", "old", "new", "test"), BREAKS.values(), ids=BREAKS.keys())
+def test_a_broken_promise_is_noticed(tmp_path: Path, file: str, old: str, new: str, test: str) -> None:
+    house = tmp_path / "house"
+    shutil.copytree(
+        REPOSITORY,
+        house,
+        ignore=shutil.ignore_patterns(".git", ".venv", ".licet", "build", ".hypothesis", "__pycache__", ".*_cache"),
+    )
+    text = (house / file).read_text("utf-8")
+    assert text.count(old) == 1, f"{file}: the line to break is not there once"
+    (house / file).write_text(text.replace(old, new), "utf-8")
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", test],
+        cwd=house,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 1, f"nobody noticed:\n{done.stdout[-1500:]}"
+    assert "error" not in done.stdout.splitlines()[-1], done.stdout[-1500:]
