@@ -22,19 +22,19 @@ class Played:
     text: str
 
 
-async def play(mcp_url: str, approver: Api) -> list[Played]:
-    """The three calls; the held one is approved over the API while the client waits."""
+async def play(mcp_url: str, approver: Api, draft: str) -> list[Played]:
+    """The three calls; the held deletion of *draft* is approved over the API while the client waits."""
     async with Client(mcp_url) as client:
         read = await client.call_tool("read_file", {"path": "notes.txt"})
         key = await client.call_tool("read_file", {"path": "server.pem"})
-        deleting = asyncio.create_task(client.call_tool("delete_file", {"path": "old-draft.txt"}))
+        deleting = asyncio.create_task(client.call_tool("delete_file", {"path": draft}))
         approving = asyncio.create_task(asyncio.to_thread(_approve, approver))
         deleted = await deleting
         await approving
     return [
         _played("allowed", 'read_file {"path": "notes.txt"}', read),
         _played("refused", 'read_file {"path": "server.pem"}', key),
-        _played("held, then approved by approver-1", 'delete_file {"path": "old-draft.txt"}', deleted),
+        _played("held, then approved by approver-1", f'delete_file {{"path": "{draft}"}}', deleted),
     ]
 
 

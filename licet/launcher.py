@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -62,6 +63,7 @@ class Launcher:
         return Api(f"http://{settings.host}:{settings.port}", read_token(settings.home / "agent.token", "the agent"))
 
     def start(self) -> None:
+        self._require_free_ports()
         self.settings.home.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._fill_sandbox()
         self._spawn("gateway", {})
@@ -74,6 +76,16 @@ class Launcher:
         self._wait("sidecar", self.settings.sidecar.port, "/readyz")
         self._wait_for_servers()
         self._write_agent_env()
+
+    def _require_free_ports(self) -> None:
+        for name in ("gateway", "sidecar", "node"):
+            part = getattr(self.settings, name)
+            with socket.socket() as probe:
+                if probe.connect_ex((part.host, part.port)) == 0:
+                    raise NotStarted(
+                        f"something listens on {part.host}:{part.port} already: is Licet running? "
+                        f"(another port: LICET_{name.upper()}__PORT)"
+                    )
 
     def _fill_sandbox(self) -> None:
         if not self.sandbox.exists():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +23,9 @@ class Settings:
     sidecar: SidecarConfig
     node: NodeConfig
     config_path: Path | None
+
+
+_TOKEN = re.compile(r"[A-Za-z0-9_-]{20,128}")
 
 
 def load() -> Settings:
@@ -49,6 +53,9 @@ def load() -> Settings:
 def read_token(path: Path, what: str) -> str:
     """The token in *path*; says what to do when it is missing."""
     try:
-        return path.read_text("ascii").strip()
+        found = path.read_text("utf-8").strip()
+        if _TOKEN.fullmatch(found):
+            return found
+        raise BadConfig(f"{path} does not hold the token of {what}; expected one line of letters, digits, - and _")
     except FileNotFoundError:
         raise BadConfig(f"{path}: no token for {what}; has the gateway been started with this LICET_HOME?") from None

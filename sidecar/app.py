@@ -51,10 +51,17 @@ class Sidecar:
 
     async def start(self) -> None:
         require_c_parser()
+        self._client = Client()
+        try:
+            await self._start()
+        except BaseException:
+            await self._client.close()
+            raise
+
+    async def _start(self) -> None:
         config, clock = self.config, SystemClock()
         home = config.home
         home.mkdir(parents=True, exist_ok=True, mode=0o700)
-        self._client = Client()
         self.identity = await Identity.obtain(home, config.gateway_url, config.enrolment_token, self._client, clock)
         self.ledger = DurableLedger(
             home / "ledger",
@@ -116,11 +123,14 @@ class Sidecar:
     async def _livez(self, _incoming: Incoming) -> StreamResponse:
         return json_response({"live": True})
 
-    async def _readyz(self, _incoming: Incoming) -> StreamResponse:
+    async def _readyz(self, incoming: Incoming) -> StreamResponse:
         checks = self.checks()
         ready = all(checks.values())
         digest = self.world.bundle.digest if self.world.bundle else ""
-        return json_response({"ready": ready, "checks": checks, "bundle": digest}, 200 if ready else 503)
+        known = hmac.compare_digest(_offered(incoming), self.token.encode())
+        return json_response(
+            {"ready": ready, "checks": checks, "bundle": digest, "known": known}, 200 if ready else 503
+        )
 
     def checks(self) -> dict[str, bool]:
         """What readiness is made of."""

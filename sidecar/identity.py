@@ -149,5 +149,13 @@ async def _enroll(gateway_url: str, token: str, key: SecretKey, client: Client) 
     ) as reply:
         answer = await reply.read()
     if reply.status != 200:
-        raise NotEnrolled(f"the gateway refused the enrolment: {answer.decode('utf-8', 'replace')[:500]}")
+        raise NotEnrolled(f"the gateway refused the enrolment: {_detail(answer)}; register again for a new token")
     return msgspec.json.decode(answer, type=Enrolment)
+
+
+def _detail(answer: bytes) -> str:
+    """The sentence in a problem document."""
+    try:
+        return str(json.loads(answer)["detail"])
+    except (ValueError, KeyError, TypeError):
+        return answer.decode("utf-8", "replace")[:200]

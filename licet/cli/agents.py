@@ -26,7 +26,10 @@ def register(
 
     def people() -> None:
         say(f"{name} is registered. Its sidecar enrols once with")
-        say(f"  LICET_SIDECAR__ENROLMENT_TOKEN={told['enrolment_token']} licet sidecar")
+        token = told["enrolment_token"]
+        settings = f"LICET_SIDECAR__HOME=.licet/{name} LICET_SIDECAR__PORT=7411"
+        say(f"  {settings} LICET_SIDECAR__ENROLMENT_TOKEN={token} licet sidecar")
+        say("(each sidecar has a home and a port of its own)", "dim")
 
     show(told, as_json, people)
 

@@ -10,7 +10,8 @@ from typing import Any
 import typer
 
 from licet.cli.gateway_api import As, gateway
-from licet.cli.output import Json, reporting, say, show, table
+from licet.cli.output import Json, fail, reporting, say, show, table
+from licet.client import ApiError
 from trust.reasons import visible
 
 app = typer.Typer(name="approvals", help="Actions that wait for a person.", no_args_is_help=True)
@@ -79,7 +80,14 @@ def deny(
 
 def _vote(approval: str, decision: str, reason: str, token_file: Path | None, as_json: bool) -> None:
     body = {"decision": decision, "reason": reason}
-    told = gateway(token_file).call("POST", f"/v1/approvals/{approval}/votes", body).body
+    try:
+        told = gateway(token_file).call("POST", f"/v1/approvals/{approval}/votes", body).body
+    except ApiError as bad:
+        if bad.problem.get("reason") == "not_yours" and token_file is None:
+            raise fail(
+                f"{bad}\nvote as somebody who may: --as TOKEN-FILE, such as .licet/dev/approver-1.token"
+            ) from None
+        raise
     show(told, as_json, lambda: say(f"{approval} is {told['state']}"))
 
 

@@ -82,12 +82,11 @@ def _sidecar(settings: Settings) -> Iterator[Checked]:
         yield from _ready("sidecar", f"http://{found.host}:{found.port}")
         try:
             token = read_token(found.home / "agent.token", "the agent")
-            Api(f"http://{found.host}:{found.port}", token, 5.0).call("GET", "/v1/approvals/none")
-        except ApiError as bad:
-            known = bad.problem.get("reason") != "unauthenticated"
-            yield Checked(
-                "sidecar", "token", known, "accepted" if known else "not accepted", "" if known else "restart"
-            )
+            known = bool(Api(f"http://{found.host}:{found.port}", token, 5.0).call("GET", "/readyz").body["known"])
+            hint = "" if known else "the sidecar runs with another LICET_HOME"
+            yield Checked("sidecar", "token", known, "accepted" if known else "not accepted", hint)
+        except ApiError:
+            return  # not ready, which was said above
         except Exception as bad:
             yield Checked("sidecar", "token", False, str(bad), "is LICET_HOME the one that the sidecar runs with?")
 

@@ -27,7 +27,9 @@ def register(
 
     def people() -> None:
         say(f"{name} is registered. It enrols once with")
-        say(f"  LICET_NODE__ENROLMENT_TOKEN={told['enrolment_token']} licet node")
+        token = told["enrolment_token"]
+        say(f"  LICET_NODE__HOME=.licet/{name} LICET_NODE__PORT=7421 LICET_NODE__ENROLMENT_TOKEN={token} licet node")
+        say("(each node has a home and a port of its own, and its servers in [node])", "dim")
 
     show(told, as_json, people)
 

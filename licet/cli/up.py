@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import sys
 import time
+from pathlib import Path
 from types import FrameType
 
 import typer
@@ -64,7 +66,10 @@ def _watch(launcher: Launcher) -> None:
 def _tell(launcher: Launcher) -> None:
     settings = launcher.settings
     found = agent_environment(settings)
-    approver = launcher.dev / f"{APPROVERS[0]}.token"
+    dev = launcher.dev.resolve()
+    approver = dev / f"{APPROVERS[0]}.token"
+    installed = Path(sys.executable).with_name("licet")
+    licet = str(installed) if installed.exists() else "licet"
     lines = [
         "",
         f"  gateway   http://{settings.gateway.host}:{settings.gateway.port}",
@@ -76,7 +81,7 @@ def _tell(launcher: Launcher) -> None:
         f"  {found['LICET_MCP_URL']}",
         "",
         "Or try from another terminal:",
-        f"  set -a; . {launcher.dev}/agent.env; set +a",
+        f"  set -a; . {dev}/agent.env; set +a",
         '  act() { curl -s $LICET_URL/v1/actions -H "Authorization: Bearer $LICET_TOKEN" '
         "-H 'Content-Type: application/json' -d \"$1\"; echo; }",
         """  act '{"tool": "workbench/read_file", "args": {"path": "notes.txt"}}'          # allowed""",
@@ -84,12 +89,13 @@ def _tell(launcher: Launcher) -> None:
         """  act '{"tool": "workbench/delete_file", "args": {"path": "old-draft.txt"}}'    # held""",
         "",
         "Approve what is held, then make the same call again:",
-        "  licet approvals list",
-        f"  licet approvals approve ID --as {approver}",
+        f"  export LICET_HOME={settings.home.resolve()}",
+        f"  {licet} approvals list",
+        f"  {licet} approvals approve ID --as {approver}",
         "",
         "See what happened, and check it:",
-        "  licet audit tail",
-        "  licet audit verify",
+        f"  {licet} audit tail",
+        f"  {licet} audit verify",
         "",
         "Ctrl-C stops everything.",
     ]
@@ -106,10 +112,9 @@ def _play(launcher: Launcher) -> None:
     before = max((index for index, _ in ledgers.lines(home)), default=-1)
     token = read_token(launcher.dev / f"{APPROVERS[0]}.token", APPROVERS[0])
     approver = Api(f"http://{settings.gateway.host}:{settings.gateway.port}", token)
-    draft = launcher.sandbox / "old-draft.txt"
-    if not draft.exists():
-        draft.write_text("This draft may go.\n")
-    for played in asyncio.run(demonstration.play(agent_environment(settings)["LICET_MCP_URL"], approver)):
+    draft = f"draft-{int(time.time())}.txt"  # a new one each time: a denial of an earlier one would still hold
+    (launcher.sandbox / draft).write_text("This draft may go.\n")
+    for played in asyncio.run(demonstration.play(agent_environment(settings)["LICET_MCP_URL"], approver, draft)):
         say(f"\n{played.title}: {played.call}", "bold")
         say(f"  {'the client was told' if played.is_error else 'result'}: {played.text}")
     say("\nthe sidecar's ledger:", "bold")

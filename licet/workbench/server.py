@@ -3,12 +3,34 @@
 from __future__ import annotations
 
 import fnmatch
+from collections.abc import Callable
+from functools import wraps
 from pathlib import Path
+from typing import ParamSpec, TypeVar
 
 from mcp.server import MCPServer
+from mcp.server.mcpserver.exceptions import ToolError
 
 from licet.workbench import processes
 from licet.workbench.rooted import Root
+
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
+
+
+def _plainly(tool: Callable[_P, _R]) -> Callable[_P, _R]:
+    """What the file system says of a call is an answer for the agent, not a crash of the server."""
+
+    @wraps(tool)
+    def wrapped(*args: _P.args, **kwargs: _P.kwargs) -> _R:
+        try:
+            return tool(*args, **kwargs)
+        except OSError as bad:
+            raise ToolError(f"{bad.strerror}: {bad.filename}" if bad.strerror else str(bad)) from None
+        except ValueError as bad:
+            raise ToolError(str(bad)) from None
+
+    return wrapped
 
 
 def build(root_path: Path) -> MCPServer:
@@ -22,39 +44,46 @@ def build(root_path: Path) -> MCPServer:
     )
 
     @server.tool()
+    @_plainly
     def read_file(path: str) -> str:
         """Read a text file (at most 1 MiB)."""
         return root.read(path).decode("utf-8", "replace")
 
     @server.tool()
+    @_plainly
     def list_directory(path: str = ".") -> list[str]:
         """List a folder; folders end with a slash, links with an @."""
         return root.list(path)
 
     @server.tool()
+    @_plainly
     def search_files(pattern: str, path: str = ".") -> list[str]:
         """Find files below a folder by a shell pattern such as *.txt."""
         return sorted(p for p in root.walk(path) if fnmatch.fnmatch(p.rsplit("/", 1)[-1], pattern))
 
     @server.tool()
+    @_plainly
     def write_file(path: str, content: str) -> str:
         """Create or replace a text file."""
         root.write(path, content.encode("utf-8"))
         return f"wrote {len(content.encode('utf-8'))} bytes to {path}"
 
     @server.tool()
+    @_plainly
     def make_directory(path: str) -> str:
         """Create a folder."""
         root.make_folder(path)
         return f"created {path}"
 
     @server.tool()
+    @_plainly
     def move_file(source: str, destination: str) -> str:
         """Rename or move a file; an existing destination is not replaced."""
         root.move(source, destination)
         return f"moved {source} to {destination}"
 
     @server.tool()
+    @_plainly
     def delete_file(path: str) -> str:
         """Delete a file or an empty folder."""
         root.delete(path)
@@ -63,7 +92,10 @@ def build(root_path: Path) -> MCPServer:
     @server.tool()
     async def run_process(argv: list[str], stdin: str = "", timeout_s: int = 10) -> dict[str, object]:
         """Run a program with arguments, without a shell, in the folder; limited in time, memory and output."""
-        finished = await processes.run(root.path, argv, stdin, float(timeout_s))
+        try:
+            finished = await processes.run(root.path, argv, stdin, float(timeout_s))
+        except (OSError, ValueError, RuntimeError) as bad:
+            raise ToolError(str(bad)) from None
         return {name: getattr(finished, name) for name in finished.__slots__}
 
     return server

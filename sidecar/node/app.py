@@ -66,10 +66,17 @@ class Node:
 
     async def start(self) -> None:
         require_c_parser()
+        self._client = Client(total_timeout_s=None)
+        try:
+            await self._start()
+        except BaseException:
+            await self._client.close()
+            raise
+
+    async def _start(self) -> None:
         config = self.config
         self._clock = SystemClock()
         config.home.mkdir(parents=True, exist_ok=True, mode=0o700)
-        self._client = Client(total_timeout_s=None)
         self.identity = await Identity.obtain(
             config.home, config.gateway_url, config.enrolment_token, self._client, self._clock
         )

@@ -102,11 +102,19 @@ def test_nobody_there_is_said_with_what_to_do(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setenv("LICET_HOME", str(tmp_path))
     assert "has the gateway been started with this LICET_HOME" in run("agents", "list", code=2)
     (tmp_path / "gateway").mkdir()
-    (tmp_path / "gateway" / "operator.token").write_text("x")
+    (tmp_path / "gateway" / "operator.token").write_text("x" * 43)
     monkeypatch.setenv("LICET_GATEWAY_URL", "http://127.0.0.1:9")
     assert "licet check" in run("agents", "list", code=5)
     assert "there is no ledger here" in run("audit", "verify", code=1)
     assert "no such ledger" in run("audit", "tail", code=1)
+
+
+def test_a_file_that_holds_no_token_is_named_and_never_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LICET_HOME", str(tmp_path))
+    (tmp_path / "agent.env").write_text("LICET_URL=x\nLICET_TOKEN=very-secret-very-secret\n")
+    output = run("approvals", "list", "--as", str(tmp_path / "agent.env"), code=2)
+    assert "does not hold the token" in output
+    assert "very-secret" not in output
 
 
 def test_the_inventory_beside_the_policies_is_that_of_the_workbench() -> None:

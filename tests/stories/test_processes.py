@@ -148,7 +148,7 @@ def test_the_demo_plays_and_a_second_start_finds_everything_again(tmp_path: Path
             "refused: read_file",
             "policy no-key-files",
             "held, then approved",
-            "deleted old-draft.txt",
+            "deleted draft-",
             "approval=apr_",
         ):
             assert expected in said
