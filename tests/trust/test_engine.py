@@ -277,3 +277,21 @@ def test_reads_are_known_to_two_levels() -> None:
         '@id("q") permit(principal, action, resource) when { context.rec.s == "v" && context has y && context.x > 1 };'
     )
     assert context_reads(nodes) == {"rec": frozenset({"s"}), "y": None, "x": None}
+
+
+def test_a_policy_for_a_team_concerns_its_members_and_the_members_of_its_teams() -> None:
+    text = '@id("direct") permit(principal in Team::"t1", action, resource); @id("above") permit(principal in Team::"t0", action, resource);'
+    assert find(text).policies == ("above", "direct")
+
+
+def test_a_policy_for_an_action_group_concerns_the_groups_inside_it() -> None:
+    assert find('@id("g") permit(principal, action in Action::"fs", resource);', action="a2").policies == ("g",)
+
+
+def test_an_attribute_that_is_only_asked_about_is_read_too() -> None:
+    nodes = named('@id("q") permit(principal, action, resource) when { context.rec has z };')
+    assert context_reads(nodes) == {"rec": frozenset({"z"})}
+    assert (
+        find('@id("q") permit(principal, action, resource) when { context.rec has z };', rec={"s": "v", "z": 1}).outcome
+        == "permit"
+    )
