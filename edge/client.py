@@ -9,11 +9,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import Final
 
 import aiohttp
+import msgspec
 from yarl import URL
 
 CONNECT_TIMEOUT_S: Final = 2.0
@@ -28,8 +28,7 @@ class Broken(Exception):
     """The connection broke after something was sent; what happened is not known."""
 
 
-@dataclass(frozen=True, slots=True)
-class Reply:
+class Reply(msgspec.Struct, frozen=True):
     """Status and headers of an answer, whose body is read from :meth:`chunks` or :meth:`read`."""
 
     response: aiohttp.ClientResponse

@@ -8,6 +8,7 @@ goes on with everything that does not wait for the ledger.
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -42,6 +43,7 @@ class DurableLedger:
         disk: Disk | None = None,
     ) -> None:
         self._loop = asyncio.get_running_loop()
+        self._loop_thread = threading.get_ident()
         self.boot = new_id("boot")
         self._ledger = Ledger.open(
             root,
@@ -141,7 +143,11 @@ class DurableLedger:
 
     def _on_durable(self, tokens: Sequence[object], error: LedgerUnavailable | None) -> None:
         waiting = [token for token in tokens if isinstance(token, asyncio.Future)]
-        if waiting and not self._loop.is_closed():
+        if not waiting or self._loop.is_closed():
+            return
+        if threading.get_ident() == self._loop_thread:
+            _resolve(waiting, error)
+        else:
             self._loop.call_soon_threadsafe(_resolve, waiting, error)
 
 

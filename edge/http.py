@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Final
 
 import msgspec
@@ -31,8 +32,7 @@ StreamResponse = web.StreamResponse
 Response = web.Response
 
 
-@dataclass(frozen=True, slots=True)
-class Incoming:
+class Incoming(msgspec.Struct, frozen=True):
     """One request, read completely. Header names are lowercase."""
 
     method: str
@@ -42,11 +42,14 @@ class Incoming:
     body: bytes
     authority: str
     target: str
-    raw: web.BaseRequest = field(repr=False)
+    raw: web.BaseRequest
 
     def header(self, name: str) -> str | None:
         """The value of a header that stands at most once (the rules have seen to that)."""
-        return next((value for key, value in self.headers if key == name), None)
+        for key, value in self.headers:
+            if key == name:
+                return value
+        return None
 
     @property
     def bearer(self) -> str:
@@ -65,7 +68,7 @@ class Border:
     """What one server accepts."""
 
     hosts: Collection[str]
-    internal_headers: Collection[str] = ()
+    internal_headers: frozenset[str] = frozenset()
     max_body: int = rules.MAX_BODY_BYTES
 
 
@@ -77,16 +80,21 @@ def require_c_parser() -> None:
 
 async def read(request: web.BaseRequest, border: Border) -> Incoming:
     """The complete request, or :class:`Unverifiable`."""
-    headers = tuple(
-        (name.decode("ascii", "replace").lower(), value.decode("latin-1")) for name, value in request.raw_headers
-    )
+    headers = _headers(request.raw_headers, border.internal_headers)
     target = request.raw_path
     path, query = rules.split_target(target)
-    rules.check_headers(headers, border.internal_headers)
     authority = rules.check_host(request.headers.get("Host"), border.hosts)
     rules.check_origin(request.headers.get("Origin"), border.hosts)
     body = await _read_body(request, border.max_body)
     return Incoming(request.method, path, query, headers, body, authority, target, request)
+
+
+@lru_cache(maxsize=32)
+def _headers(raw: tuple[tuple[bytes, bytes], ...], internal: frozenset[str]) -> tuple[tuple[str, str], ...]:
+    """*raw* as text, if the rules accept it. An agent sends the same headers with each of its calls."""
+    headers = tuple((name.decode("ascii", "replace").lower(), value.decode("latin-1")) for name, value in raw)
+    rules.check_headers(headers, internal)
+    return headers
 
 
 async def _read_body(request: web.BaseRequest, limit: int) -> bytes:

@@ -7,8 +7,9 @@ policy says of them now, whether the agent was stopped and whether an approval i
 from __future__ import annotations
 
 import secrets
-from dataclasses import dataclass
 from typing import Any, Final
+
+import msgspec
 
 from edge.client import Broken, Client, Reply, Unreachable
 from edge.clock import SystemClock, new_id
@@ -48,8 +49,7 @@ REMEMBER_S: Final = 120.0
 """Longer than any signature is valid, clock skew on both sides included: an action id is dispatched once."""
 
 
-@dataclass(frozen=True, slots=True)
-class Asked:
+class Asked(msgspec.Struct, frozen=True):
     """One dispatch whose statement agrees with its bytes."""
 
     dispatch: Dispatch
@@ -58,8 +58,7 @@ class Asked:
     bundle: Compiled
 
 
-@dataclass(frozen=True, slots=True)
-class Sent:
+class Sent(msgspec.Struct, frozen=True):
     """Where an action went."""
 
     node: NodeRecord
@@ -125,10 +124,10 @@ class Dispatcher:
         bundle = self._bundles.compiled
         if bundle is None:
             raise Unverifiable(Reason.NO_BUNDLE, "no bundle is active")
-        action = wire.action_of(dispatch, body)
+        action, message = wire.action_of(dispatch, body)
         agent = self._registry.agent(workload.name).agent
         tool = bundle.inventory.tool(action.server, action.tool)
-        _require_own_headers(action, tool)
+        _require_own_headers(action, message, tool)
         if dispatch.principal != agent.owner:
             raise Unverifiable(Reason.PERMIT_INVALID, "the principal is not this agent's")
         if action.digest(agent.name, agent.owner, dispatch.authority, tool.digest) != dispatch.action_digest:
@@ -294,9 +293,8 @@ class Dispatcher:
         return problem(no, asked.action.decision_id)
 
 
-def _require_own_headers(action: Action, tool: Tool) -> None:
+def _require_own_headers(action: Action, message: mcp.Message, tool: Tool) -> None:
     """The headers that go to the server are those that its message makes; nothing rides along."""
-    message = wire.message_of(action.payload)
     headers = dict(action.payload.headers)
     mcp.require_headers_agree(message, headers)
     if mcp.payload(message, action.payload.body, headers, tool) != action.payload:

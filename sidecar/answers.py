@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import msgspec
 
 from sidecar.stream import Stream
 from trust.verdict import Refusal
 
 
-@dataclass(frozen=True, slots=True)
-class Audit:
+class Audit(msgspec.Struct, frozen=True):
     """Where the decision stands in the ledger."""
 
     origin: str
@@ -19,8 +18,7 @@ class Audit:
         return f"{self.origin}#{self.index}"
 
 
-@dataclass(frozen=True, slots=True)
-class Allowed:
+class Allowed(msgspec.Struct, frozen=True):
     """The upstream answered. Its body is either complete (``body``) or a ``stream``.
     ``approved``: the stored action of an approval ran."""
 
@@ -40,8 +38,7 @@ class Allowed:
         return b"".join([chunk async for chunk in self.stream])
 
 
-@dataclass(frozen=True, slots=True)
-class Held:
+class Held(msgspec.Struct, frozen=True):
     """A person must decide. ``expires_at``: Unix seconds."""
 
     decision_id: str
@@ -53,8 +50,7 @@ class Held:
     sentences: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Refused:
+class Refused(msgspec.Struct, frozen=True):
     """No. ``audit`` is None only when the ledger itself could not be written."""
 
     decision_id: str

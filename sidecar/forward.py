@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 from typing import Any
 
 import msgspec
@@ -17,8 +16,7 @@ from trust.verdict import Permit, Refusal, Step
 from trust.wire import Dispatch
 
 
-@dataclass(frozen=True, slots=True)
-class Forwarded:
+class Forwarded(msgspec.Struct, frozen=True):
     """What came back. For a stream ``reply`` is still open: iterate its chunks, then close it."""
 
     node: str

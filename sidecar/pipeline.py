@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import logging
 import traceback
-from dataclasses import dataclass, replace
 from typing import Any, Final, Literal
 
 import msgspec
@@ -77,15 +76,13 @@ Status = Literal["done", "refused", "failed", "unknown"]
 _log = logging.getLogger("licet.sidecar")
 
 
-@dataclass(frozen=True, slots=True)
-class Caller:
+class Caller(msgspec.Struct, frozen=True):
     """Who asks, and how that is known."""
 
     authn: str
 
 
-@dataclass(frozen=True, slots=True)
-class Judged:
+class Judged(msgspec.Struct, frozen=True):
     """An action with everything that its decision was made of."""
 
     action: Action
@@ -221,7 +218,9 @@ class Pipeline:
         try:
             stamp = await self._ledger.append(report.refusal(no, decision_id, **known))
         except LedgerUnavailable as fault:
-            return Refused(decision_id, None, replace(no, reason=Reason.LEDGER_UNAVAILABLE, detail=str(fault)))
+            return Refused(
+                decision_id, None, msgspec.structs.replace(no, reason=Reason.LEDGER_UNAVAILABLE, detail=str(fault))
+            )
         return Refused(decision_id, Audit(self._ledger.origin, stamp.seq), no)
 
     async def _deed(self, action: Action, caller: Caller, judged: Judged | None) -> entries.Deed:
@@ -323,7 +322,7 @@ class Pipeline:
                 return await self.refuse_with(refusal_of(reply.status, answer), decision_id, approval=approval)
             stored, body = wire.decode(answer, Dispatch)
             fresh = msgspec.structs.replace(stored, action_id=new_id("act"), decision_id=decision_id)
-            action = wire.action_of(fresh, body)
+            action, _ = wire.action_of(fresh, body)
         except (Unreachable, Broken) as bad:
             no = Refusal(7, Reason.GATEWAY_UNREACHABLE, str(bad))
             return await self.refuse_with(no, decision_id, approval=approval)

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
+
+import msgspec
 
 from trust.canonical import JsonObject, digest_of, sha256_hex
 
 Protocol = Literal["native", "mcp"]
 
 
-@dataclass(frozen=True, slots=True)
-class Payload:
+class Payload(msgspec.Struct, frozen=True):
     """What the tool's server will receive: an HTTP method, the protocol's own headers, and the body.
 
     Header names are lowercase and sorted; nothing else of the agent's request travels.
@@ -30,8 +30,7 @@ class Payload:
         return sha256_hex(b"".join(len(part).to_bytes(8, "big") + part for part in parts))
 
 
-@dataclass(frozen=True)
-class Action:
+class Action(msgspec.Struct, frozen=True, dict=True):
     """``tool`` is the tool's name, or ``mcp:<method>`` for what MCP offers beside tools."""
 
     id: str

@@ -14,6 +14,7 @@ import re
 from collections.abc import Iterator
 from typing import Final, NoReturn
 
+import msgspec
 import rfc8785
 
 from trust.reasons import Reason, Unverifiable, visible
@@ -134,9 +135,7 @@ def _refuse_surrogates_in(text: str) -> None:
         _refuse("a string holds a lone surrogate")
 
 
-_plain_encoder = json.JSONEncoder(
-    sort_keys=True, ensure_ascii=False, separators=(",", ":"), allow_nan=False, check_circular=False
-)
+_plain_encoder = msgspec.json.Encoder(order="sorted")
 
 
 def jcs(value: JsonValue) -> bytes:
@@ -146,7 +145,7 @@ def jcs(value: JsonValue) -> bytes:
     with floating point they are refused, because then no canonical form is exact.
     """
     if _is_plain(value):
-        return _plain_encoder.encode(value).encode("utf-8")
+        return _plain_encoder.encode(value)
     try:
         return bytes(rfc8785.dumps(value))
     except rfc8785.CanonicalizationError as bad:

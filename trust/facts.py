@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import datetime
-from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any
 
 import msgspec
@@ -16,8 +15,12 @@ from trust.standing.score import Standing
 
 def cedar_time(seconds: int) -> JsonObject:
     """A moment (Unix seconds) as a Cedar ``datetime``."""
-    text = datetime.datetime.fromtimestamp(seconds, datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-    return {"__extn": {"fn": "datetime", "arg": text}}
+    return {"__extn": {"fn": "datetime", "arg": _iso(seconds)}}
+
+
+@lru_cache(maxsize=16)
+def _iso(seconds: int) -> str:
+    return datetime.datetime.fromtimestamp(seconds, datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 class Agent(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -53,8 +56,7 @@ class Agent(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return Uid("Agent", self.name)
 
 
-@dataclass(frozen=True, slots=True)
-class Run:
+class Run(msgspec.Struct, frozen=True):
     """What a run has done so far. ``labels`` include those that stay with the agent."""
 
     id: str
@@ -65,8 +67,7 @@ class Run:
     seconds: int
 
 
-@dataclass(frozen=True, slots=True)
-class Rate:
+class Rate(msgspec.Struct, frozen=True):
     """Calls in the last minute, hour and day, of the agent and of the agent to this tool, in flight included."""
 
     minute: int
@@ -77,8 +78,7 @@ class Rate:
     tool_day: int
 
 
-@dataclass(frozen=True)
-class Facts:
+class Facts(msgspec.Struct, frozen=True, dict=True):
     """``authority`` are the thumbprints of a delegation chain, root first; empty when nothing was delegated."""
 
     agent: Agent

@@ -10,7 +10,6 @@ from __future__ import annotations
 import base64
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Final, Literal
 
 import msgspec
@@ -87,8 +86,7 @@ PROTOCOL_TOOLS: Final[Mapping[str, Tool]] = {
 """What every MCP server offers beside its tools, as tools whose name no server can give itself."""
 
 
-@dataclass(frozen=True, slots=True)
-class Message:
+class Message(msgspec.Struct, frozen=True):
     """One JSON-RPC message (or a GET or DELETE of the transport) as an action."""
 
     kind: Literal["request", "notification", "response", "listen", "close"]

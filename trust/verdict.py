@@ -6,8 +6,9 @@ test holds both.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Literal, assert_never
+
+import msgspec
 
 from trust.action import Action
 from trust.policy.engine import Finding
@@ -17,8 +18,7 @@ from trust.reasons import Reason, Unverifiable
 Step = Literal[1, 2, 3, 4, 5, 6, 7, 8, 9, 10]
 
 
-@dataclass(frozen=True, slots=True)
-class Permit:
+class Permit(msgspec.Struct, frozen=True):
     """The action with this ``decision_id`` may leave, as exactly the bytes with digest ``payload_digest``."""
 
     decision_id: str
@@ -28,8 +28,7 @@ class Permit:
     approval: str | None
 
 
-@dataclass(frozen=True, slots=True)
-class Hold:
+class Hold(msgspec.Struct, frozen=True):
     """A person must decide, on these terms."""
 
     terms: Terms
@@ -37,8 +36,7 @@ class Hold:
     sentences: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Refusal:
+class Refusal(msgspec.Struct, frozen=True):
     """No, at ``step``, for ``reason``."""
 
     step: Step

@@ -27,6 +27,7 @@ AUDIT_HEADER: Final = "Licet-Audit"
 
 MAX_STATEMENT_BYTES: Final = 1 << 20
 _LENGTH_BYTES: Final = 4
+_encoder = msgspec.json.Encoder()
 
 
 class Place(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -75,7 +76,7 @@ Statement = TypeVar("Statement", Dispatch, Execute)
 
 
 def encode(statement: Dispatch | Execute, body: bytes) -> bytes:
-    head = msgspec.json.encode(statement)
+    head = _encoder.encode(statement)
     return len(head).to_bytes(_LENGTH_BYTES, "big") + head + body
 
 
@@ -85,11 +86,13 @@ def decode(data: bytes, kind: type[Statement]) -> tuple[Statement, bytes]:
     head = data[_LENGTH_BYTES : _LENGTH_BYTES + length]
     if len(data) < _LENGTH_BYTES or len(head) < length or length > MAX_STATEMENT_BYTES:
         raise Unverifiable(Reason.MALFORMED_REQUEST, "the statement is cut short")
-    read_object(head)  # refuses duplicate keys, which msgspec would not notice
     try:
-        return msgspec.json.decode(head, type=kind), data[_LENGTH_BYTES + length :]
+        statement = msgspec.json.decode(head, type=kind)
     except msgspec.DecodeError as bad:
         raise Unverifiable(Reason.MALFORMED_REQUEST, f"statement: {bad}") from None
+    if _encoder.encode(statement) != head:
+        read_object(head)  # not as our encoder writes it: refuse duplicate keys, which msgspec would not notice
+    return statement, data[_LENGTH_BYTES + length :]
 
 
 def payload_of(statement: Dispatch | Execute, body: bytes) -> Payload:
@@ -110,13 +113,14 @@ def message_of(payload: Payload) -> Message:
     raise Unverifiable(Reason.METHOD_NOT_ALLOWED, f"MCP uses POST, GET and DELETE, not {payload.method}")
 
 
-def action_of(dispatch: Dispatch, body: bytes) -> Action:
-    """The action as the bytes say it, or :class:`Unverifiable` (``permit_invalid``) if the statement says another."""
+def action_of(dispatch: Dispatch, body: bytes) -> tuple[Action, Message]:
+    """The action as the bytes say it, and the message that they are; :class:`Unverifiable` (``permit_invalid``)
+    if the statement says another."""
     payload = payload_of(dispatch, body)
     message = message_of(payload)
     if message.tool != dispatch.tool:
         raise Unverifiable(Reason.PERMIT_INVALID, f"the statement names {dispatch.tool}, the bytes are {message.tool}")
-    return Action(
+    action = Action(
         id=dispatch.action_id,
         decision_id=dispatch.decision_id,
         protocol="native" if dispatch.protocol == "native" else "mcp",
@@ -128,3 +132,4 @@ def action_of(dispatch: Dispatch, body: bytes) -> Action:
         trace_id=dispatch.trace_id,
         span_id=dispatch.span_id,
     )
+    return action, message

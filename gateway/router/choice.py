@@ -8,15 +8,15 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
+
+import msgspec
 
 from gateway.state import NodeRecord
 from trust.wire import Place
 
 
-@dataclass(frozen=True, slots=True)
-class Candidate:
+class Candidate(msgspec.Struct, frozen=True):
     """A node as the router knows it now. ``lease_s``: seconds until its lease ends; ``ejected``: it failed just now."""
 
     node: NodeRecord
@@ -25,8 +25,7 @@ class Candidate:
     ejected: bool
 
 
-@dataclass(frozen=True, slots=True)
-class Choice:
+class Choice(msgspec.Struct, frozen=True):
     """``eliminated`` counts nodes by reason; ``scores`` are costs by node, lowest wins. ``chosen`` is None if
     nobody is eligible."""
 

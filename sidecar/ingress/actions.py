@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-import pydantic
+import msgspec
 
 from edge.clock import new_id
 from edge.http import Incoming, Response, StreamResponse, json_response, problem
@@ -22,18 +22,11 @@ from trust.wire import Place
 RETRY_AFTER_S: Final = 5
 
 
-class _Place(pydantic.BaseModel):
-    model_config = pydantic.ConfigDict(extra="forbid", frozen=True, strict=True)
-    pin: str | None = None
-    slo_ms: int | None = None
-
-
-class _Asked(pydantic.BaseModel):
-    model_config = pydantic.ConfigDict(extra="forbid", frozen=True, strict=True)
+class _Asked(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     tool: str
     args: dict[str, Any] = {}
     run: str | None = None
-    place: _Place = _Place()
+    place: Place = Place()
     idempotency_key: str | None = None
 
 
@@ -54,7 +47,7 @@ class Actions:
         payload = mcp.payload(message, body, headers, known)
         run = require_run(asked.run or self._default_run)
         action = self._action(action_id, server, tool, arguments, payload, run)
-        answer = await self._pipeline.act(action, caller, Place(asked.place.pin, asked.place.slo_ms))
+        answer = await self._pipeline.act(action, caller, asked.place)
         return await respond(answer)
 
     def _action(
@@ -79,11 +72,9 @@ def _read(incoming: Incoming) -> tuple[_Asked, JsonObject]:
         raise Unverifiable(Reason.UNSUPPORTED_MEDIA_TYPE, "expected Content-Type: application/json")
     value = read_object(incoming.body)
     try:
-        asked = _Asked.model_validate(value)
-    except pydantic.ValidationError as bad:
-        first = bad.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise Unverifiable(Reason.MALFORMED_REQUEST, f"{where}: {first['msg']}") from None
+        asked = msgspec.convert(value, _Asked)
+    except msgspec.ValidationError as bad:
+        raise Unverifiable(Reason.MALFORMED_REQUEST, str(bad)) from None
     return asked, asked.args
 
 

@@ -89,7 +89,7 @@ class Node:
         )
         await self.ledger.append(entries.Start(VERSION, self.ledger.size))
         hosts: set[str] = set()
-        border = Border(hosts, {wire.TICKET_HEADER}, MAX_EXECUTE_BYTES)
+        border = Border(hosts, frozenset({wire.TICKET_HEADER}), MAX_EXECUTE_BYTES)
         self._routes = Routes()
         self._routes.add("GET", "/livez", self._livez)
         self._routes.add("GET", "/readyz", self._readyz)

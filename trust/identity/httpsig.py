@@ -12,8 +12,9 @@ import base64
 import hashlib
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Final
+
+import msgspec
 
 from trust.identity.keys import SIGNATURE_BYTES, PublicKey, SecretKey
 from trust.reasons import Reason, Unverifiable
@@ -45,8 +46,7 @@ _INPUT: Final = re.compile(
 _SIGNATURE: Final = re.compile(rf"{LABEL}=:(?P<value>[A-Za-z0-9+/]{{86}}==):")
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
+class Request(msgspec.Struct, frozen=True):
     """What is signed of an HTTP request. Header names are lowercase; a name appears once per field line."""
 
     method: str
@@ -63,8 +63,7 @@ class Request:
         return found[0].strip(" \t") if found else None
 
 
-@dataclass(frozen=True, slots=True)
-class Signed:
+class Signed(msgspec.Struct, frozen=True):
     """What a verified signature says beside the request itself."""
 
     nonce: str

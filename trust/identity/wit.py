@@ -6,7 +6,6 @@ and the key that its holder must prove (``cnf.jwk``). Source: draft-ietf-wimse-w
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Final, Literal
 
 import msgspec
@@ -24,8 +23,7 @@ CLOCK_SKEW_S: Final = 5
 WorkloadKind = Literal["agent", "node"]
 
 
-@dataclass(frozen=True, slots=True)
-class Workload:
+class Workload(msgspec.Struct, frozen=True):
     """Who a verified WIT speaks for."""
 
     trust_domain: str

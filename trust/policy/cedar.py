@@ -44,8 +44,7 @@ class Uid(NamedTuple):
         return f'{self.type}::"{self.id}"'
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
+class Answer(msgspec.Struct, frozen=True):
     """Cedar's answer. ``allowed`` alone is no permission: any error refuses."""
 
     allowed: bool

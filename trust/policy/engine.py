@@ -9,7 +9,6 @@ An error in any policy that was evaluated refuses, whatever Cedar says.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
 from typing import Any, Final, Literal
 
 import msgspec
@@ -25,8 +24,7 @@ MAX_CUTS: Final = 10_000
 """What is kept per bundle; beyond that a cache starts anew."""
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
+class Request(msgspec.Struct, frozen=True):
     """What Cedar is asked. ``context`` is complete Cedar JSON but for ``approved``."""
 
     principal: Uid
@@ -35,8 +33,7 @@ class Request:
     context: Mapping[str, Any]
 
 
-@dataclass(frozen=True, slots=True)
-class Finding:
+class Finding(msgspec.Struct, frozen=True):
     """What policy says of one request.
 
     ``policies`` are the ``@id``s that decided; ``shadow`` those of shadow policies that would have flipped it.
@@ -95,7 +92,7 @@ class Engine:
         with_shadows = self._find(whole, request, world, approved)
         if with_shadows.outcome == finding.outcome:
             return finding
-        return replace(finding, shadow=tuple(sorted(whole.ids - cut.ids)))
+        return msgspec.structs.replace(finding, shadow=tuple(sorted(whole.ids - cut.ids)))
 
     def visible(self, principal: Uid, action: str, resource: Uid, world: World) -> bool:
         """Whether the agent may be shown this action: some arguments might be permitted or held."""
