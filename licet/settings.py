@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from edge.config import BadConfig, Source
+from edge.config import BadConfig, Section, Source
 from gateway.config import GatewayConfig
 from sidecar.config import NodeConfig, SidecarConfig
 
-SECTIONS = {"gateway": GatewayConfig, "sidecar": SidecarConfig, "node": NodeConfig}
+SECTIONS: dict[str, type[Section]] = {"gateway": GatewayConfig, "sidecar": SidecarConfig, "node": NodeConfig}
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,17 +39,25 @@ def load() -> Settings:
     if named and not path.exists():
         raise BadConfig(f"LICET_CONFIG names {named}, which does not exist")
     source = Source(path if path.exists() else None, environ)
-    source.require_known(set(SECTIONS))
-    gateway = source.section("gateway", GatewayConfig)
-    sidecar = source.section("sidecar", SidecarConfig)
-    node = source.section("node", NodeConfig)
-    return Settings(
-        home,
-        gateway if "home" in gateway.model_fields_set else gateway.model_copy(update={"home": home / "gateway"}),
-        sidecar if "home" in sidecar.model_fields_set else sidecar.model_copy(update={"home": home / "sidecar"}),
-        node if "home" in node.model_fields_set else node.model_copy(update={"home": home / "node"}),
-        path if path.exists() else None,
-    )
+    made = {
+        name: section if "home" in section.model_fields_set else section.model_copy(update={"home": home / name})
+        for name, section in source.sections(SECTIONS).items()
+    }
+    _require_apart(made, source)
+    gateway, sidecar, node = (made[name] for name in SECTIONS)
+    return Settings(home, gateway, sidecar, node, path if path.exists() else None)  # type: ignore[arg-type]
+
+
+def _require_apart(made: dict[str, Any], source: Source) -> None:
+    """Two processes on one machine cannot listen on one port, nor write into one directory."""
+    for one, other in itertools.combinations(made, 2):
+        if not (source.mentions(one) or source.mentions(other)):
+            continue
+        a, b = made[one], made[other]
+        if a.port == b.port != 0 and a.host == b.host:
+            raise BadConfig(f"[{one}] and [{other}] both listen on {a.host}:{a.port}; expected different ports")
+        if a.home.resolve() == b.home.resolve():
+            raise BadConfig(f"[{one}] and [{other}] both have the home {a.home}; expected different directories")
 
 
 def read_token(path: Path, what: str) -> str:

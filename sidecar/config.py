@@ -3,10 +3,22 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Self
 
 from pydantic import Field, model_validator
 
-from edge.config import Section
+from edge.config import (
+    BaseUrl,
+    ExistingDirectory,
+    ExistingFile,
+    Name,
+    Port,
+    Seconds,
+    Section,
+    SegmentBytes,
+    Url,
+    WholeSeconds,
+)
 
 
 class SidecarConfig(Section):
@@ -14,47 +26,55 @@ class SidecarConfig(Section):
     person decides; ``labels_keep_s``: how long what an agent has seen stays with it beyond a run."""
 
     home: Path = Path(".licet/sidecar")
-    host: str = "127.0.0.1"
-    port: int = 7410
+    host: str = Field("127.0.0.1", min_length=1)
+    port: Port = 7410
     hostnames: tuple[str, ...] = ()
-    gateway_url: str = "http://127.0.0.1:7400"
+    gateway_url: BaseUrl = "http://127.0.0.1:7400"
     enrolment_token: str = ""
-    hold_wait_s: float = 120.0
-    labels_keep_s: int = 86_400
-    segment_bytes: int = 64 << 20
+    hold_wait_s: Seconds = 120.0
+    labels_keep_s: WholeSeconds = 86_400
+    segment_bytes: SegmentBytes = 64 << 20
 
 
 class ToolServer(Section):
     """One MCP server behind a node: an HTTP ``url``, or a ``command`` that is started and spoken to on stdio.
     ``manifest``: TOML that says of each tool what it does; what it does not mention is taken for the worst."""
 
-    name: str
+    name: Name
     command: tuple[str, ...] = ()
     env: dict[str, str] = Field(default_factory=dict)
-    cwd: Path | None = None
-    url: str = ""
-    manifest: Path | None = None
+    cwd: ExistingDirectory | None = None
+    url: Url | None = None
+    manifest: ExistingFile | None = None
     labels: tuple[str, ...] = ()
     zone: str = "default"
 
     @model_validator(mode="after")
-    def _one_way_in(self) -> ToolServer:
+    def _one_way_in(self) -> Self:
         if bool(self.command) == bool(self.url):
-            raise ValueError("give either command or url")
+            raise ValueError("either command or url")
         return self
 
 
 class NodeConfig(Section):
-    """Section ``[node]``: the inbound sidecar in front of tools."""
+    """Section ``[node]``: the inbound sidecar in front of tools. Times in seconds. ``recheck_s``: how often the
+    servers are asked again what they offer, so that a tool that changes is quarantined."""
 
     home: Path = Path(".licet/node")
-    host: str = "127.0.0.1"
-    port: int = 7420
+    host: str = Field("127.0.0.1", min_length=1)
+    port: Port = 7420
     hostnames: tuple[str, ...] = ()
-    gateway_url: str = "http://127.0.0.1:7400"
-    public_url: str = ""
+    gateway_url: BaseUrl = "http://127.0.0.1:7400"
+    public_url: BaseUrl | None = None
     enrolment_token: str = ""
-    heartbeat_s: float = 2.0
-    lease_ttl_s: float = 10.0
-    segment_bytes: int = 64 << 20
+    heartbeat_s: Seconds = 2.0
+    lease_ttl_s: Seconds = 10.0
+    recheck_s: Seconds = 30.0
+    segment_bytes: SegmentBytes = 64 << 20
     servers: tuple[ToolServer, ...] = ()
+
+    @model_validator(mode="after")
+    def _beats_within_its_lease(self) -> Self:
+        if self.heartbeat_s * 2 > self.lease_ttl_s:
+            raise ValueError("a heartbeat_s of at most half of lease_ttl_s")
+        return self

@@ -20,7 +20,8 @@ def check(as_json: bool = Json) -> None:
         sections[hidden].pop("enrolment_token")
 
     def people() -> None:
-        say(f"{settings.config_path or 'no licet.toml: defaults'} is fine", "green")
+        where = settings.config_path
+        say(f"{where} is fine" if where else "there is no licet.toml; these are the defaults", "green")
         for name, values in sections.items():
             say(f"[{name}]", "bold")
             for key, value in values.items():
