@@ -18,6 +18,8 @@ from yarl import URL
 
 CONNECT_TIMEOUT_S: Final = 2.0
 MAX_CONNECTIONS: Final = 512
+MAX_REPLY_BYTES: Final = 32 << 20
+"""What is held in memory of one answer; streams are passed on as they come and have no limit."""
 
 
 class Unreachable(Exception):
@@ -41,11 +43,27 @@ class Reply(msgspec.Struct, frozen=True):
         """The value of *name*, or an empty string."""
         return self.response.headers.get(name, "")
 
-    async def read(self) -> bytes:
+    async def read(self, limit: int = MAX_REPLY_BYTES) -> bytes:
+        """The complete body; :class:`Broken` if it has more than *limit* bytes."""
         try:
-            return await self.response.read()
+            declared = self.response.content_length
+            if declared is None:
+                return await self._read_counting(limit)
+            if declared <= limit:
+                return await self.response.read()
+            raise _too_large(self.response, limit)
         except (aiohttp.ClientError, TimeoutError, ConnectionError) as bad:
             raise Broken(str(bad)) from None
+
+    async def _read_counting(self, limit: int) -> bytes:
+        parts: list[bytes] = []
+        size = 0
+        async for part in self.response.content.iter_any():
+            size += len(part)
+            if size > limit:
+                raise _too_large(self.response, limit)
+            parts.append(part)
+        return b"".join(parts)
 
     def close(self) -> None:
         """Give the connection back, or close it if the answer was not read to its end."""
@@ -60,6 +78,11 @@ class Reply(msgspec.Struct, frozen=True):
                 yield chunk
         except (aiohttp.ClientError, TimeoutError, ConnectionError) as bad:
             raise Broken(str(bad)) from None
+
+
+def _too_large(response: aiohttp.ClientResponse, limit: int) -> Broken:
+    response.close()
+    return Broken(f"the answer has more than {limit} bytes")
 
 
 @lru_cache(maxsize=1024)

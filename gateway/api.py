@@ -15,6 +15,7 @@ import msgspec
 from edge.clock import SystemClock
 from edge.http import Incoming, Response, StreamResponse, json_response, relay
 from edge.routes import RouteHandler, Routes
+from gateway import offers
 from gateway.approvals.desk import Desk
 from gateway.bundles import Bundles
 from gateway.dispatch import Dispatcher
@@ -68,6 +69,10 @@ class _NewPerson(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class _Kill(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     target: str
     reason: str
+
+
+class _Accept(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    offer: str
 
 
 class _Activate(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -359,10 +364,10 @@ class Api:
         return json_response({"name": new.name, "enrolment_token": token}, 201)
 
     async def _list_servers(self, _incoming: Incoming, _person: Person) -> Response:
-        return json_response({"servers": [to_json(record.server) for record in self._records.store.all(ServerRecord)]})
+        return json_response({"servers": [_server(record) for record in self._records.store.all(ServerRecord)]})
 
-    async def _accept_server(self, _incoming: Incoming, person: Person, server: str) -> Response:
-        accepted = await self._registry.accept_server(server, person.name)
+    async def _accept_server(self, incoming: Incoming, person: Person, server: str) -> Response:
+        accepted = await self._registry.accept_server(server, _decode(incoming, _Accept).offer, person.name)
         await self._bundles.refresh(person.name)
         return json_response({"server": server, "accepted": list(accepted)})
 
@@ -405,6 +410,12 @@ class Api:
             return json_response({"rejected": str(bad), "problems": problems, **self._bundles.status()}, 422)
         self._feed.wake()
         return json_response(self._bundles.status())
+
+
+def _server(record: ServerRecord) -> dict[str, Any]:
+    """What was admitted, and how what is offered now differs."""
+    changes = msgspec.to_builtins(offers.changes(record.server, record.offered))
+    return {**to_json(record.server), "offer": {"digest": offers.digest(record.offered), "changes": changes}}
 
 
 def _state_of(record: ApprovalRecord) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from edge.clock import SystemClock, new_id
+from gateway import offers
 from gateway.people import new_token
 from gateway.records import Records
 from gateway.state import AgentRecord, Killed, NodeRecord, ServerRecord
@@ -176,7 +177,7 @@ class Registry:
         """First sight admits and pins. Later, what is new or changed waits in quarantine."""
         require_server_name(offered.name)
         known = self._store.get(ServerRecord, offered.name)
-        admitted, waiting = (offered, []) if known is None else _compare(known.server, offered)
+        admitted, waiting = (offered, []) if known is None else offers.compare(known.server, offered)
         both = {"offered": inventory.to_json(offered), "admitted": inventory.to_json(admitted)}
         if known is None:
             await self._records.change(entries.Server("admitted", offered.name, node, node=node, inventory=both))
@@ -186,12 +187,14 @@ class Registry:
             )
         await self._records.change(entries.Server("offered", offered.name, node, node=node))
 
-    async def accept_server(self, name: str, by: str) -> list[str]:
-        """Admit what the server offers now; the tools that this changes."""
+    async def accept_server(self, name: str, offer: str, by: str) -> list[str]:
+        """Admit what the server offers now, if it is still the *offer* that was looked at; the tools it changes."""
         async with self._records.deciding:
             known = self._store.get(ServerRecord, require_server_name(name))
             if known is None:
                 raise Unverifiable(Reason.UNKNOWN_SERVER, f'server "{name}"')
+            if offers.digest(known.offered) != offer:
+                raise Unverifiable(Reason.APPROVAL_MISMATCH, f"{name} offers something else now; look at it again")
             waiting = [tool.name for tool in known.server.tools.values() if tool.quarantined]
             offered = inventory.to_json(known.offered)
             await self._records.change(
@@ -260,20 +263,6 @@ _GROUP: Final = re.compile(r"[a-z][a-z0-9_-]{0,62}")
 _MINIMAL_SCHEMA: Final = (
     "entity Human; entity Agent; entity Server; type Trust = {}; type Run = {}; type Rate = {}; type Authority = {};"
 )
-
-
-def _compare(admitted: Server, offered: Server) -> tuple[Server, list[str]]:
-    """The inventory that holds from now on, and which tools wait in it for a person."""
-    tools = {}
-    waiting = []
-    for name, tool in offered.tools.items():
-        pinned = admitted.tools.get(name)
-        if pinned is not None and pinned.digest == tool.digest and pinned.manifest == tool.manifest:
-            tools[name] = pinned
-        else:
-            tools[name] = msgspec.structs.replace(pinned or tool, quarantined=True)
-            waiting.append(name)
-    return msgspec.structs.replace(admitted, tools=tools), sorted(waiting)
 
 
 def _require_name(name: str) -> None:

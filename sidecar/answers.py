@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
+from edge.client import MAX_REPLY_BYTES
 from sidecar.stream import Stream
 from trust.verdict import Refusal
 
@@ -32,10 +33,18 @@ class Allowed(msgspec.Struct, frozen=True):
     approved: bool = False
 
     async def read(self) -> bytes:
-        """The complete body, however it comes."""
+        """The complete body, however it comes; ConnectionError if it breaks or is too large to hold."""
         if self.stream is None:
             return self.body
-        return b"".join([chunk async for chunk in self.stream])
+        parts: list[bytes] = []
+        size = 0
+        async for part in self.stream:
+            size += len(part)
+            if size > MAX_REPLY_BYTES:
+                await self.stream.aclose()
+                raise ConnectionError(f"the answer has more than {MAX_REPLY_BYTES} bytes")
+            parts.append(part)
+        return b"".join(parts)
 
 
 class Held(msgspec.Struct, frozen=True):

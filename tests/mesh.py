@@ -60,6 +60,7 @@ class Mesh:
     servers: Sequence[ToolServer] = ()
     policies: dict[str, str] | None = None
     hold_wait_s: float = 2.0
+    recheck_s: float = 30.0
     bundle_ttl_s: int = 86_400
     sidecar_disk: Disk | None = None
     gateway_disk: Disk | None = None
@@ -117,6 +118,7 @@ class Mesh:
                 gateway_url=self.gateway_url,
                 enrolment_token=self.node_token,
                 heartbeat_s=0.2,
+                recheck_s=self.recheck_s,
                 segment_bytes=SEGMENT,
                 servers=tuple(self.servers) or (workbench(self.sandbox),),
             )

@@ -1,11 +1,12 @@
-"""``licet servers``: list, accept."""
+"""``licet servers``: list, diff, accept."""
 
 from __future__ import annotations
 
 import typer
 
 from licet.cli.gateway_api import gateway
-from licet.cli.output import Json, reporting, say, show, table
+from licet.cli.output import Json, fail, reporting, say, show, table
+from trust.reasons import visible
 
 app = typer.Typer(name="servers", help="Tool servers and their pinned tools.", no_args_is_help=True)
 
@@ -32,9 +33,38 @@ def list_servers(as_json: bool = Json) -> None:
     show(found, as_json, lambda: table(columns, rows, "no servers"))
 
 
+@app.command("diff")
+@reporting
+def diff(name: str, as_json: bool = Json) -> None:
+    """What a server offers now against what was admitted: descriptions, schemas, manifests, word by word."""
+    found = {server["name"]: server["offer"] for server in gateway().call("GET", "/v1/servers").body["servers"]}
+    if name not in found:
+        raise fail(f"no server {name}; known: {', '.join(sorted(found)) or 'none'}")
+    offer = found[name]
+
+    def people() -> None:
+        for change in offer["changes"]:
+            say(f"{change['kind']} {name}/{change['tool']}", "bold")
+            for part in change["differences"]:
+                if part["before"]:
+                    say(f"  - {part['part']}: {visible(part['before'], 4000)}", "red")
+                if part["after"]:
+                    say(f"  + {part['part']}: {visible(part['after'], 4000)}", "green")
+        if offer["changes"]:
+            say(f"To admit exactly this: licet servers accept {name} --offer {offer['digest']}")
+        else:
+            say(f"{name} offers what was admitted")
+
+    show(offer, as_json, people)
+
+
 @app.command("accept")
 @reporting
-def accept(name: str, as_json: bool = Json) -> None:
-    """Accept the tools of a server as it offers them now; they were quarantined because they changed."""
-    told = gateway().call("POST", f"/v1/servers/{name}/accept", {}).body
+def accept(
+    name: str,
+    offer: str = typer.Option(..., help="The digest that `licet servers diff` printed: what you looked at."),
+    as_json: bool = Json,
+) -> None:
+    """Accept the tools of a server as `licet servers diff` showed them; they were quarantined because they changed."""
+    told = gateway().call("POST", f"/v1/servers/{name}/accept", {"offer": offer}).body
     show(told, as_json, lambda: say(f"accepted: {', '.join(told['accepted']) or 'nothing was waiting'}"))

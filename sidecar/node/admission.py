@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import tomllib
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import msgspec
 
 from sidecar.config import ToolServer
-from sidecar.node.upstream import UpstreamFailed
+from sidecar.node.upstream import MAX_TOOLS, UpstreamFailed
 from trust.mcp import PROTOCOL_TOOLS
 from trust.policy.inventory import Manifest, Server, Tool, pin_of, require_server_name, require_tool_name
 from trust.reasons import Unverifiable
-
-MAX_TOOLS: Final = 2000
 
 
 class BadManifest(Exception):

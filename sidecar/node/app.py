@@ -42,6 +42,7 @@ from trust.identity.replay import Nonces
 from trust.identity.ticket import Ticket
 from trust.ledger import entries
 from trust.ledger.writer import LedgerUnavailable
+from trust.policy.inventory import Server as ToolServer
 from trust.reasons import Reason, Unverifiable
 from trust.verdict import Refusal
 from trust.wire import Execute
@@ -49,6 +50,7 @@ from trust.wire import Execute
 VERSION: Final = "0.1.0"
 LEASE_MARGIN_S: Final = 2.0
 """A node stops starting work this long before its lease ends, so that two never believe to hold it."""
+LIST_TIMEOUT_S: Final = 20.0
 MAX_EXECUTE_BYTES: Final = 8 << 20
 _log = logging.getLogger("licet.node")
 
@@ -63,6 +65,8 @@ class Node:
         self._renewed = float("-inf")
         self._tickets = Nonces()
         self._upstreams: dict[str, Upstream] = {}
+        self._joining = asyncio.Lock()
+        self._offered: list[ToolServer] = []
 
     async def start(self) -> None:
         require_c_parser()
@@ -99,7 +103,7 @@ class Node:
         hosts.update(f"{name}:{self.port}" for name in (config.host, "localhost", *config.hostnames))
         await asyncio.gather(*(self._start_upstream(server.name) for server in config.servers))
         await self._join()
-        self._beating = asyncio.create_task(self._beat())
+        self._tasks = [asyncio.create_task(self._beat()), asyncio.create_task(self._watch_tools())]
 
     # Servers and lease
 
@@ -116,15 +120,38 @@ class Node:
     async def _join(self) -> None:
         """Tell the gateway what is offered here now; it answers with a new epoch."""
         config = self.config
-        offered = [inventory_of(s, await self._upstreams[s.name].list_tools()) for s in config.servers]
-        url = config.public_url or f"http://{config.host}:{self.port}"
-        body = msgspec.json.encode({"url": url, "servers": offered})
-        async with self.identity.send("POST", "/v1/nodes/join", body, _JSON) as reply:
-            answer = await reply.read()
-        if reply.status != 200:
-            raise UpstreamFailed(f"the gateway did not let this node join: {answer.decode('utf-8', 'replace')[:500]}")
-        self._epoch = int(json.loads(answer)["epoch"])
-        self._renewed = self._clock.mono()
+        async with self._joining:
+            offered = await self._list()
+            url = config.public_url or f"http://{config.host}:{self.port}"
+            body = msgspec.json.encode({"url": url, "servers": offered})
+            async with self.identity.send("POST", "/v1/nodes/join", body, _JSON) as reply:
+                answer = await reply.read()
+            if reply.status != 200:
+                told = answer.decode("utf-8", "replace")[:500]
+                raise UpstreamFailed(f"the gateway did not let this node join: {told}")
+            self._offered = offered
+            self._epoch = int(json.loads(answer)["epoch"])
+            self._renewed = self._clock.mono()
+
+    async def _list(self) -> list[ToolServer]:
+        """What the servers offer now."""
+        try:
+            async with asyncio.timeout(LIST_TIMEOUT_S):
+                return [inventory_of(s, await self._upstreams[s.name].list_tools()) for s in self.config.servers]
+        except TimeoutError:
+            raise UpstreamFailed(f"a server did not list its tools within {LIST_TIMEOUT_S:.0f} s") from None
+
+    async def _watch_tools(self) -> None:
+        """A server may change its tools while it runs; what changed must not be called as what was pinned."""
+        while True:
+            await asyncio.sleep(self.config.recheck_s)
+            try:
+                if await self._list() != self._offered:
+                    await self._join()
+            except (Unreachable, Broken, Unverifiable, UpstreamFailed) as bad:
+                _log.warning("what the servers offer was not compared, trying again: %s", bad)
+            except Exception:
+                _log.exception("comparing what the servers offer failed; it is tried again")
 
     async def _beat(self) -> None:
         """Renew the lease, the identity, and servers that died."""
@@ -196,6 +223,9 @@ class Node:
         """Step 9: open the ticket, check that the bytes are its, spend it, record, pass them on."""
         execute, body = wire.decode(incoming.body, Execute)
         payload = wire.payload_of(execute, body)
+        if self._joining.locked():  # the gateway knows the new epoch before this node does
+            async with self._joining:
+                pass
         entitled = self._open(incoming.header(wire.TICKET_HEADER) or "", execute, payload)
         upstream = self._upstreams.get(entitled.server)
         if upstream is None:
@@ -266,7 +296,8 @@ class Node:
             _log.error("an outcome could not be recorded: %s", fault)
 
     async def stop(self) -> None:
-        self._beating.cancel()
+        for task in self._tasks:
+            task.cancel()
         await self._listener.close()
         await asyncio.gather(*(upstream.close() for upstream in self._upstreams.values()))
         await self._client.close()

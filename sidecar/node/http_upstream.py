@@ -11,7 +11,7 @@ from contextlib import asynccontextmanager
 from typing import Any, Final
 
 from edge.client import Broken, Client, Unreachable
-from sidecar.node.upstream import Replied, UpstreamFailed, result_of
+from sidecar.node.upstream import MAX_TOOLS, Replied, UpstreamFailed, result_of
 from trust import mcp
 from trust.action import Payload
 from trust.canonical import JsonObject, jcs
@@ -29,6 +29,7 @@ class HttpUpstream:
         self._url = url
         self._client = client
         self._session: dict[str, str] | None = None
+        self._session_lost = False
 
     async def start(self) -> None:
         """Find out which era the server speaks."""
@@ -52,8 +53,11 @@ class HttpUpstream:
         done = jcs({"jsonrpc": "2.0", "method": "notifications/initialized"})
         async with self._send("POST", self._session, done):
             pass
+        self._session_lost = False
 
     async def list_tools(self) -> list[dict[str, Any]]:
+        if self._session_lost:
+            await self._open_session()
         tools: list[dict[str, Any]] = []
         cursor: str | None = None
         while True:
@@ -62,15 +66,23 @@ class HttpUpstream:
             result = result_of(await self._ask(body, self._session or _modern("tools/list")))
             tools += result.get("tools", [])
             cursor = result.get("nextCursor")
-            if not cursor:
+            if not cursor or len(tools) > MAX_TOOLS:
                 return tools
 
     async def _ask(self, body: bytes, headers: dict[str, str]) -> JsonObject:
         async with self._send("POST", headers, body) as replied:
+            self._notice_lost_session(replied, headers)
             return _final(replied)
+
+    def _notice_lost_session(self, replied: Replied, sent: dict[str, str]) -> None:
+        """A server that was started again knows nothing of its sessions and says 404: open one before the next call."""
+        if replied.status == 404 and self._session and sent.get(mcp.SESSION_HEADER):
+            self._session_lost = sent[mcp.SESSION_HEADER] == self._session.get(mcp.SESSION_HEADER)
 
     @asynccontextmanager
     async def exchange(self, payload: Payload, credentials: dict[str, str]) -> AsyncIterator[Replied]:
+        if self._session_lost:
+            await self._open_session()
         headers = dict(payload.headers)
         stateless = payload.method == "POST" and mcp.SESSION_HEADER not in headers
         lent = self._session if stateless and headers.get(mcp.VERSION_HEADER) == mcp.MODERN else None
@@ -79,6 +91,7 @@ class HttpUpstream:
         complete = {**headers, **(lent or {}), **credentials}
         async with self._send(payload.method, complete, payload.body, stream=True) as replied:
             if lent is not None:
+                self._notice_lost_session(replied, lent)
                 replied.headers.pop("mcp-session-id", None)
             yield replied
 

@@ -20,7 +20,7 @@ from typing import Any, Final
 
 import msgspec
 
-from sidecar.node.upstream import Replied, UpstreamFailed, result_of
+from sidecar.node.upstream import MAX_TOOLS, Replied, UpstreamFailed, result_of
 from trust import mcp
 from trust.action import Payload
 from trust.canonical import JsonObject, jcs
@@ -104,7 +104,7 @@ class StdioUpstream:
             result = result_of(await self._ask("tools/list", jcs({} if cursor is None else {"cursor": cursor})))
             tools += result.get("tools", [])
             cursor = result.get("nextCursor")
-            if not cursor:
+            if not cursor or len(tools) > MAX_TOOLS:
                 return tools
 
     @asynccontextmanager

@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 from trust.action import Payload
+
+MAX_TOOLS: Final = 2000
+"""A server that lists more is not offered."""
 
 
 class UpstreamFailed(Exception):
@@ -31,7 +34,7 @@ class Upstream(Protocol):
         """Reach the server, or :class:`UpstreamFailed`."""
 
     async def list_tools(self) -> list[dict[str, Any]]:
-        """All tools as the server lists them, every page."""
+        """All tools as the server lists them, every page; no further than :data:`MAX_TOOLS` are passed."""
 
     def exchange(self, payload: Payload, credentials: dict[str, str]) -> AbstractAsyncContextManager[Replied]:
         """Send exactly *payload*."""

@@ -90,7 +90,10 @@ class Inventory(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         if found is None:
             raise Unverifiable(Reason.UNKNOWN_TOOL, f'tool "{visible(tool)}" of server "{server}"')
         if found.quarantined:
-            raise Unverifiable(Reason.TOOL_QUARANTINED, f"{server}/{tool}: see `licet servers list`")
+            raise Unverifiable(
+                Reason.TOOL_QUARANTINED,
+                f"{server}/{tool}: an operator must look at it with `licet servers diff {server}`",
+            )
         return found
 
 
