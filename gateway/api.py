@@ -16,7 +16,7 @@ from edge.clock import SystemClock
 from edge.http import Incoming, Response, StreamResponse, json_response, relay
 from edge.routes import RouteHandler, Routes
 from gateway import offers
-from gateway.approvals.desk import Desk
+from gateway.approvals.desk import Desk, denial
 from gateway.bundles import Bundles
 from gateway.dispatch import Dispatcher
 from gateway.feed import Feed
@@ -420,13 +420,12 @@ def _server(record: ServerRecord) -> dict[str, Any]:
 
 def _state_of(record: ApprovalRecord) -> dict[str, Any]:
     """What the asking agent may know."""
-    reasons = [vote.reason for vote in record.votes if vote.decision == "deny" and vote.reason]
     return {
         "id": record.id,
         "state": record.state,
         "action_digest": record.action_digest,
         "expires_at": record.expires_at_us // 1_000_000,
-        "reason": reasons[0] if reasons and record.state == "denied" else "",
+        "reason": denial(record) if record.state == "denied" else "",
     }
 
 

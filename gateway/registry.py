@@ -209,8 +209,8 @@ class Registry:
     # Kill
 
     async def kill(self, target: str, by: str, reason: str) -> None:
-        if target != EVERYBODY:
-            self.agent(target)
+        if target != EVERYBODY and self._store.get(AgentRecord, target) is None:
+            raise Unverifiable(Reason.NOT_FOUND, f'no agent "{visible(target)}" is registered')
         async with self._records.deciding:
             await self._records.change(entries.Kill("killed", target, by, reason))
 

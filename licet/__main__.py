@@ -6,7 +6,7 @@ from licet.cli import app
 
 
 def main() -> None:
-    app()
+    app(prog_name="licet")
 
 
 if __name__ == "__main__":

@@ -47,7 +47,7 @@ DOORS = {
     "aiohttp": {"edge.http", "edge.client"},
     "yarl": {"edge.client"},
     "uvloop": {"edge.run"},
-    "pydantic": {"edge.config", "sidecar.config"},
+    "pydantic": {"edge.config", "gateway.config", "sidecar.config"},
     "sqlite3": {"gateway.store"},
     "mcp": {"licet.workbench.server", "licet.demo"},
 }

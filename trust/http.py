@@ -52,7 +52,9 @@ def split_target(target: str) -> tuple[str, str]:
     """Path and query of a request target, or :class:`Unverifiable` (``ambiguous_path``)."""
     path, _, query = target.partition("?")
     if not path.startswith("/"):
-        raise _path(target, "expected a path; absolute URIs are not accepted")
+        raise _path(
+            target, "expected a path: this is no forward proxy, agents reach tools by /mcp/{server} and /v1/actions"
+        )
     if "%" in path:
         raise _path(target, "percent-encoding is not accepted in a path")
     if not _PATH.fullmatch(path):

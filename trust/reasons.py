@@ -98,7 +98,9 @@ TABLE: dict[Reason, Row] = {
     Reason.AMBIGUOUS_HEADERS: Row(
         400, _STRUCTURAL, False, _INVALID_REQUEST, "the headers can be read in more than one way"
     ),
-    Reason.AMBIGUOUS_JSON: Row(400, _STRUCTURAL, False, _PARSE_ERROR, "the JSON can be read in more than one way"),
+    Reason.AMBIGUOUS_JSON: Row(
+        400, _STRUCTURAL, False, _PARSE_ERROR, "the JSON is broken, or can be read in more than one way"
+    ),
     Reason.BODY_TOO_LARGE: Row(413, _STRUCTURAL, False, _INVALID_REQUEST, "the body is larger than the limit"),
     Reason.UNSUPPORTED_ENCODING: Row(
         415, _STRUCTURAL, False, _INVALID_REQUEST, "content codings are not accepted; send the bytes plain"

@@ -7,6 +7,7 @@ so of any number of racing claims one wins.
 from __future__ import annotations
 
 import asyncio
+import datetime
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -209,6 +210,18 @@ class Desk:
             async with self._records.deciding:
                 if self.get(record.id).state in ("pending", "approved"):
                     await self._records.change(entries.Approval("expired", record.id))
+
+
+def denial(record: ApprovalRecord) -> str:
+    """Who said no to what, why, and how long that holds."""
+    until = datetime.datetime.fromtimestamp((record.requested_at_us + DENIAL_HOLDS_US) / 1e6, datetime.UTC)
+    votes = [vote for vote in record.votes if vote.decision == "deny"]
+    by = ", ".join(vote.by for vote in votes) or "somebody"
+    because = "; ".join(vote.reason for vote in votes if vote.reason)
+    return (
+        f"{by} denied {record.id}{f': {because}' if because else ''}; "
+        f"the same action is refused until {until:%Y-%m-%d %H:%M} UTC"
+    )
 
 
 _REASON_OF: Final = {

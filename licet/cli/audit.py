@@ -76,7 +76,10 @@ def summary(index: int, line: Line) -> str:
     judgement = getattr(entry, "judgement", None)
     if judgement is not None and judgement.policies:
         what.append(f"by {', '.join(judgement.policies)}")
-    return f"{index:>7} {when} {kind:<9} {'  '.join(what)}"
+    if kind == "bundle":
+        what.append(f"version {entry.version}  digest={entry.digest[:12]}")
+    decision = deed.decision_id if deed is not None else getattr(entry, "decision_id", "")
+    return f"{index:>7} {when} {kind:<9} {'  '.join([*what, decision])}"
 
 
 def _short(arguments: object) -> str:
@@ -118,13 +121,17 @@ def show_entries(
 @reporting
 def verify(
     path: Path | None = typer.Argument(None, help="A ledger directory; without it, all ledgers of LICET_HOME."),
-    key: str | None = typer.Option(None, "--key", help="The log's verifier key (vkey), from somewhere you trust."),
+    key: str | None = typer.Option(
+        None, "--key", help="The log's verifier key (vkey), or a file that holds it, from somewhere you trust."
+    ),
     as_json: bool = Json,
 ) -> None:
     """Check frames, tiles, root, signature and schema, and make every decision again; says what it verified."""
     found = [path] if path is not None else ledgers.roots(load().home)
     if not found:
         raise fail("there is no ledger here; give a path or set LICET_HOME", FAILED)
+    if key is not None and Path(key).is_file():
+        key = Path(key).read_text("utf-8").strip()
     origin, public = checkpoint.parse_vkey(key) if key is not None else (None, None)
     reports = [verify_ledger(root, key=public, origin=origin, judge=Judge(root.parent)) for root in found]
     told = [

@@ -66,12 +66,28 @@ def _gateway(settings: Settings) -> Iterator[Checked]:
         yield Checked(
             "gateway", "policies", not status["degraded"], status["degraded"] or f"version {status['version']}"
         )
-        nodes = api.call("GET", "/v1/nodes").body["nodes"]
-        live = [n["name"] for n in nodes if n["lease"] == "live" and n["state"] == "ready"]
-        hint = "" if live else "start one with `licet node`; without a node every action gets no_eligible_node"
-        yield Checked("gateway", "nodes", bool(live), f"{len(live)} of {len(nodes)} are ready", hint)
+        yield from _registered(api)
     except Exception as bad:
         yield Checked("gateway", "operator", False, str(bad), "is LICET_HOME the one that the gateway runs with?")
+
+
+def _registered(api: Api) -> Iterator[Checked]:
+    """Nodes that cannot take work, agents that were stopped, tools that wait for an operator."""
+    nodes = api.call("GET", "/v1/nodes").body["nodes"]
+    live = {n["name"] for n in nodes if n["lease"] == "live" and n["state"] == "ready"}
+    others = [f"{n['name']} is {n['state']}, lease {n['lease']}" for n in nodes if n["name"] not in live]
+    hint = "" if live else "start one with `licet node`; without a node every action gets no_eligible_node"
+    yield Checked("gateway", "nodes", bool(live), "; ".join([f"{len(live)} of {len(nodes)} are ready", *others]), hint)
+    agents = api.call("GET", "/v1/agents").body["agents"]
+    killed = [a["name"] for a in agents if a["state"] == "killed"]
+    found = f"{len(agents)} registered" + (f"; stopped: {', '.join(killed)}" if killed else "")
+    hint = "let them go on with `licet agents unkill NAME --reason …`" if killed else ""
+    yield Checked("gateway", "agents", not killed, found, hint)
+    servers = api.call("GET", "/v1/servers").body["servers"]
+    changed = [s["name"] for s in servers if any(t["quarantined"] for t in s["tools"].values())]
+    hint = f"look at them with `licet servers diff {changed[0]}`" if changed else ""
+    found = f"{len(servers)} admitted" + (f"; changed tools wait in {', '.join(changed)}" if changed else "")
+    yield Checked("gateway", "servers", not changed, found, hint)
 
 
 def _sidecar(settings: Settings) -> Iterator[Checked]:

@@ -59,6 +59,11 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[object]], empty: str) 
         say(empty, "dim")
 
 
+def warn(text: str) -> None:
+    """A line for people beside the output."""
+    errors.print(escape(text), style="yellow")
+
+
 def fail(text: str, code: int = FAILED) -> typer.Exit:
     """Print *text* as an error; raise what comes back."""
     errors.print(escape(text), style="red")

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import typer
 
 from licet.cli.gateway_api import gateway
-from licet.cli.output import Json, reporting, say, show, table
+from licet.cli.output import USAGE, Json, fail, reporting, say, show, table
+from trust.ledger.tiles import write_atomically
 
 app = typer.Typer(name="people", help="People: who administers and who approves.", no_args_is_help=True)
 
@@ -15,11 +18,25 @@ app = typer.Typer(name="people", help="People: who administers and who approves.
 def register(
     name: str,
     role: list[str] = typer.Option(..., help="operator, author, or a role that policies name."),
+    token_file: Path | None = typer.Option(None, "--token-file", help="Write the token there, for `--as`."),
     as_json: bool = Json,
 ) -> None:
-    """Register a person; prints the token that signs them in, once."""
+    """Register a person; the token that signs them in is shown once, or written to a file."""
+    if token_file is not None and token_file.exists():
+        raise fail(f"{token_file} is there already; name a file that is not", USAGE)
     told = gateway().call("POST", "/v1/people", {"name": name, "roles": role}).body
-    show(told, as_json, lambda: say(f"{name} signs in with the token {told['token']}"))
+
+    def people() -> None:
+        if token_file is not None:
+            say(f"{name} is registered and signs in with --as {token_file}")
+        else:
+            say(f"{name} signs in with the token {told['token']}")
+            say("Keep it in a file that only they can read, for --as FILE; it is not shown again.", "dim")
+
+    if token_file is not None:
+        write_atomically(token_file, told["token"].encode() + b"\n", flush=True)
+        told = {**told, "token": str(token_file)}
+    show(told, as_json, people)
 
 
 @app.command("list")

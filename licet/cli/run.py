@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Mapping
 
 import typer
 
-from licet.cli.output import USAGE, fail, reporting
+from licet.cli.output import USAGE, fail, reporting, warn
 from licet.settings import Settings, load, read_token
 
 
@@ -42,7 +43,13 @@ def run(
     command = context.args[1:] if context.args[:1] == ["--"] else context.args
     if not command:
         raise fail("give a command: licet run -- python my_agent.py", USAGE)
+    settings = load()
+    environment = child_environment(settings, server, os.environ)
     try:
-        os.execvpe(command[0], command, child_environment(load(), server, os.environ))  # noqa: S606
+        socket.create_connection((settings.sidecar.host, settings.sidecar.port), timeout=1.0).close()
+    except OSError:
+        warn(f"no sidecar answers at {environment['LICET_URL']}; the program runs, but can do nothing (`licet check`)")
+    try:
+        os.execvpe(command[0], command, environment)  # noqa: S606
     except FileNotFoundError:
         raise fail(f"{command[0]}: no such program", 127) from None

@@ -15,7 +15,7 @@ from trust import mcp
 from trust.action import Action, Payload
 from trust.canonical import JsonObject, read_object
 from trust.policy.inventory import require_server_name, require_tool_name
-from trust.reasons import Reason, Unverifiable
+from trust.reasons import Reason, Unverifiable, visible
 from trust.verdict import Refusal
 from trust.wire import Place
 
@@ -39,7 +39,12 @@ class Actions:
 
     async def act(self, incoming: Incoming, caller: Caller) -> StreamResponse:
         asked, arguments = _read(incoming)
-        server, _, tool = asked.tool.partition("/")
+        server, slash, tool = asked.tool.partition("/")
+        if not slash:
+            raise Unverifiable(
+                Reason.UNKNOWN_TOOL,
+                f'tool "{visible(asked.tool)}": expected "server/tool", as in "files/read_file"',
+            )
         action_id = new_id("act")
         message, body = mcp.call(action_id, require_tool_name(tool), arguments)
         headers = {mcp.VERSION_HEADER: mcp.MODERN}
@@ -93,6 +98,8 @@ async def respond(answer: Answer) -> Response:
                 "action_digest": answer.action_digest,
                 "expires_at": answer.expires_at,
                 "because": list(answer.sentences),
+                "detail": "a person must decide; then send the same action again, or claim it with "
+                f"POST /v1/approvals/{answer.approval}/claim",
                 "audit": audit_member(answer),
             }
             location = {"Location": f"/v1/approvals/{answer.approval}", "Retry-After": str(RETRY_AFTER_S)}

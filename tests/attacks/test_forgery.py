@@ -236,7 +236,7 @@ async def test_a_node_executes_a_ticket_once_and_only_its_bytes(mesh: Mesh) -> N
 
 async def test_a_node_whose_lease_ran_out_starts_nothing(mesh: Mesh) -> None:
     body = mcp.call("x", "read_file", {"path": "notes.txt"})[1]
-    mesh.node._beating.cancel()
+    mesh.node._tasks[0].cancel()
     mesh.node._renewed -= 9.0
     answer = await execute(mesh, ticket.seal(entitled(mesh, Payload("POST", (), body)), gateway_key(mesh)), body)
     assert "lease ran out" in answer.json["detail"]

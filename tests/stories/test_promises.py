@@ -134,7 +134,9 @@ async def test_a_denied_action_stays_denied_and_says_why(mesh: Mesh) -> None:
     approval = (await mesh.call(*DELETE)).json["approval"]
     await mesh.vote(approval, "deny", reason="keep the notes")
     told = refused(await mesh.call(*DELETE), "approval_denied")
-    assert told["detail"] == "keep the notes"
+    assert told["detail"].startswith(
+        f"approver-1 denied {approval}: keep the notes; the same action is refused until 20"
+    )
     assert told["retryable"] is False
     refused(await mesh.claim(approval), "approval_denied")
     assert executed(mesh) == 0
