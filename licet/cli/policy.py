@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -13,6 +16,7 @@ import typer
 from licet import ledgers
 from licet.cli.gateway_api import As, gateway
 from licet.cli.output import BAD_POLICY, CASES_FAILED, FAILED, Json, fail, reporting, say, show, table
+from licet.cli.stories import tell
 from licet.client import ApiError
 from licet.judging import Judge
 from licet.policies import read_directory, to_request
@@ -38,6 +42,16 @@ def _compile(directory: Path) -> Compiled:
     sources = bundle.sources_from_files(read_directory(directory))
     now = int(time.time())
     return bundle.compile_bundle(Content(1, now, now + _OFFLINE_TTL_S, sources, sources.expected))
+
+
+@contextmanager
+def _placed(directory: Path) -> Iterator[None]:
+    """Complaints name files as the author would open them."""
+    try:
+        yield
+    except BundleRejected as bad:
+        moved = [replace(problem, file=f"{directory}/{problem.file}") for problem in bad.problems]
+        raise BundleRejected(moved) from None
 
 
 def _problem(problem: Problem) -> dict[str, Any]:
@@ -96,23 +110,29 @@ def fmt(
 @reporting
 def test(directory: Path | None = Directory, as_json: bool = Json) -> None:
     """Run all cases, then drop each policy in turn to see which no case would miss. Exit code 4 if a case fails."""
-    compiled = _compile(_directory(directory))
-    found = cases.read_cases(compiled.content.sources.cases)
+    where = _directory(directory)
+    with _placed(where):
+        compiled = _compile(where)
+        found = cases.read_cases(compiled.content.sources.cases)
     results = cases.run(compiled, found)
     failed = [r for r in results if not r.holds]
     unguarded = [] if failed else cases.unguarded(compiled, found)
+    idle = cases.idle(compiled)
     told = {
-        "cases": [{"case": str(r), "holds": r.holds} for r in results],
+        "cases": [{"file": r.case.file, "line": r.case.line, "case": str(r), "holds": r.holds} for r in results],
         "failed": len(failed),
         "unguarded": unguarded,
+        "idle": idle,
     }
 
     def people() -> None:
         for result in failed:
-            say(str(result), "red")
+            say(f"{where}/{result.case.file}:{result.case.line}: {result}", "red")
         say(f"{len(results) - len(failed)} of {len(results)} cases hold", "red" if failed else "green")
         for key in unguarded:
-            say(f"no case would miss the policy {key}", "yellow")
+            say(f"every case holds without the policy {key}: add one that only it decides", "yellow")
+        for key in idle:
+            say(f"{key} decides nothing yet: no tool of the inventory is in its action group", "dim")
 
     show(told, as_json, people)
     if failed or not results:
@@ -153,12 +173,7 @@ def explain(decision: str = typer.Argument(help="A decision id."), as_json: bool
             by = ", ".join(finding.policies) or "no policy"
             say(f"{request.principal.id} {request.action}: {finding.outcome} by {by}", "bold")
             for story in stories:
-                decided = story.policy in finding.policies
-                state = "applies" if story.applies else "does not apply"
-                say(f"{story.file}:{story.line} {story.effect} {story.policy} {state}", "green" if decided else "dim")
-                for part in story.parts:
-                    mark = "✓" if part.holds else "✗"
-                    say(f"    {mark} {part.kind} {part.text}   is {part.truth}")
+                tell(story, finding)
 
         show(told, as_json, people)
         return
@@ -180,8 +195,10 @@ def make_bundle(
     as_json: bool = Json,
 ) -> None:
     """Check everything, then write a signed bundle to a file."""
-    compiled = _compile(_directory(directory))
-    cases.require(compiled)
+    where = _directory(directory)
+    with _placed(where):
+        compiled = _compile(where)
+        cases.require(compiled)
     content = msgspec.structs.replace(compiled.content, version=version)
     sealed = bundle.seal(content, SecretKey.load_or_create(key))
     output.write_bytes(sealed.data)
@@ -193,13 +210,17 @@ def make_bundle(
 @reporting
 def activate(directory: Path | None = Directory, token_file: Path | None = As, as_json: bool = Json) -> None:
     """Hand the directory to the gateway: it becomes active if it parses, validates, lints and passes its cases."""
-    request = to_request(read_directory(_directory(directory)))
+    where = _directory(directory)
+    with _placed(where):
+        request = to_request(read_directory(where))
     try:
         told = gateway(token_file).call("POST", "/v1/bundles", request).body
     except ApiError as bad:
         if bad.status != 422:
             raise
-        raise fail(f"not activated, the last good bundle stays:\n{bad.problem['rejected']}", BAD_POLICY) from None
+        found = [str(msgspec.convert(problem, Problem)) for problem in bad.problem["problems"]]
+        said = "\n".join(f"{where}/{problem}" for problem in found)
+        raise fail(f"not activated, the last good bundle stays:\n{said}", BAD_POLICY) from None
     _show_status(told, as_json)
 
 

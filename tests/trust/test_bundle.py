@@ -71,6 +71,9 @@ def found(policy: str) -> list[tuple[str, int, int, str]]:
     return [(p.level, p.line, p.column, p.message) for p in problems(policy) if p.file == "x.cedar"]
 
 
+SCOPE = '@id("x") permit (principal, action in Action::"fs", resource)\n'
+
+
 @pytest.mark.parametrize(
     ("policy", "line", "column", "part"),
     [
@@ -98,7 +101,12 @@ def found(policy: str) -> list[tuple[str, int, int, str]]:
             "has no @approval",
         ),
         ('@id("protocol") permit (principal, action in Action::"fs", resource);', 1, 6, "used twice"),
-        ('@id("x") permit (principal, action in Action::"fs", resource)', 1, 1, ""),
+        ('@id("x") permit (principal, action in Action::"fs", resource)', 1, 62, "unexpected end"),
+        (f"{SCOPE}when {{ context.trust.score = 3 }};", 2, 28, "not a valid operator"),
+        (f"{SCOPE}when {{ context.trust.scor > 3 }};", 2, 22, "`trust.scor` in context not found (for workbench/"),
+        (f'{SCOPE}when {{ context.trust.score > "3" }};', 2, 22, "expected Long but saw String"),
+        (f"{SCOPE}when {{ context.trust.score >= 3 && context.risk }};", 2, 44, "expected Bool"),
+        (f'@reason("labels") {SCOPE}when {{ context.run.labels == "x" }};', 2, 20, "not compatible"),
     ],
 )
 def test_an_error_says_where(policy: str, line: int, column: int, part: str) -> None:
@@ -106,6 +114,21 @@ def test_an_error_says_where(policy: str, line: int, column: int, part: str) -> 
     assert errors
     assert errors[0][1:3] == (line, column), errors
     assert part in errors[0][3]
+
+
+@pytest.mark.parametrize(
+    ("condition", "hint"),
+    [
+        ("context.trust.scor > 3", "did you mean `score`?"),
+        ('context.run.lables.contains("x")', "did you mean `labels`?"),
+        ('context.run.labels.contain("x")', "did you mean `contains`?"),
+        ("context.trust.score = 3", "did you mean `==`?"),
+    ],
+)
+def test_a_misspelt_word_has_a_hint_wherever_it_stands(condition: str, hint: str) -> None:
+    said = [[str(p) for p in problems(f"{SCOPE}when {{ {condition} }};")] for _ in range(5)]
+    assert hint in said[0][0]
+    assert said.count(said[0]) == 5, "the same mistake is told in the same words each time"
 
 
 def test_an_unknown_annotation_and_a_policy_that_permits_everything_are_warned_of() -> None:
@@ -148,7 +171,7 @@ def test_the_default_cases_hold_and_an_important_policy_is_missed() -> None:
 
 
 def test_a_case_that_fails_refuses_the_bundle_and_names_itself() -> None:
-    with pytest.raises(BundleRejected, match=r"FAIL cases/workbench\.yaml: reading in the sandbox"):
+    with pytest.raises(BundleRejected, match=r"cases/workbench\.yaml:\d+:1: error: FAIL reading in the sandbox"):
         cases.require(compiled(x__cedar='@id("stop") forbid (principal, action in Action::"read", resource);'))
 
 
@@ -165,6 +188,24 @@ def test_a_case_that_fails_refuses_the_bundle_and_names_itself() -> None:
 def test_a_case_file_that_makes_no_sense_is_refused(text: str) -> None:
     with pytest.raises(BundleRejected):
         cases.read_cases({"cases/x.yaml": text})
+
+
+def test_a_mistake_in_a_case_file_is_named_with_its_line() -> None:
+    text = "agents:\n  a: {owner: x}\ncases:\n  - name: one\n    expect: permit\n  - name: two\n    expect: maybe\n"
+    with pytest.raises(BundleRejected) as bad:
+        cases.read_cases({"cases/x.yaml": text})
+    assert (bad.value.problems[0].line, bad.value.problems[0].column) == (7, 13)
+    with pytest.raises(BundleRejected) as bad:
+        cases.require(compiled(x__cedar='@id("stop") forbid (principal, action in Action::"read", resource);'))
+    lines = FILES["cases/workbench.yaml"].splitlines()
+    for problem in bad.value.problems:
+        assert lines[problem.line - 1].partition("name: ")[2] in problem.message
+
+
+def test_a_policy_that_no_tool_can_reach_is_told_apart_from_one_without_cases() -> None:
+    made = compiled(y__cedar='@id("models") permit (principal, action in Action::"model", resource);')
+    assert cases.idle(made) == ["models", "no-exfiltration"]
+    assert "models" not in cases.unguarded(made, cases.read_cases(made.content.sources.cases))
 
 
 def test_a_list_under_each_makes_one_case_per_combination() -> None:

@@ -8,20 +8,24 @@ from __future__ import annotations
 
 import datetime
 import itertools
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import msgspec
 import yaml
 
 from trust.facts import Agent, Facts, Rate, Run
-from trust.policy import judge
+from trust.policy import judge, schema
 from trust.policy.bundle import BundleRejected, Compiled
 from trust.policy.lint import Problem
+from trust.policy.slicing import action_keys
 from trust.reasons import Unverifiable
 from trust.standing.score import NEWCOMER, Standing
 
+PLACE: Final = "place"
+"""The action that placement policies are about; cases are about tools."""
 Expectation = Literal["permit", "hold", "refuse"]
 
 
@@ -64,6 +68,7 @@ class Case:
     agent: Agent
     written: _Written
     now_s: int
+    line: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,9 +88,8 @@ class Result:
     def __str__(self) -> str:
         by = ", ".join(self.policies) or "no policy"
         state = "ok  " if self.holds else "FAIL"
-        return (
-            f"{state} {self.case.file}: {self.case.name}: expected {self.case.written.expect}, "
-            f"found {self.found} by {by}" + (f" ({self.detail})" if self.detail else "")
+        return f"{state} {self.case.name}: expected {self.case.written.expect}, found {self.found} by {by}" + (
+            f" ({self.detail})" if self.detail else ""
         )
 
 
@@ -96,16 +100,36 @@ def read_cases(files: Mapping[str, str]) -> list[Case]:
 
 def _read_file(file: str, text: str) -> Iterator[Case]:
     try:
+        tree = yaml.compose(text, Loader=yaml.SafeLoader)
         written = msgspec.convert(yaml.safe_load(text), _File, strict=False)
-        for one in written.cases:
-            yield from _expand(file, written, one)
-    except (yaml.YAMLError, msgspec.ValidationError) as bad:
+        for number, one in enumerate(written.cases):
+            yield from _expand(file, written, one, _place(tree, f"$.cases[{number}]")[0])
+    except yaml.YAMLError as bad:
         mark = getattr(bad, "problem_mark", None)
-        line = mark.line + 1 if mark else 1
-        raise BundleRejected([Problem("error", file, line, 1, str(bad).splitlines()[0])]) from None
+        line, column = (mark.line + 1, mark.column + 1) if mark else (1, 1)
+        raise BundleRejected([Problem("error", file, line, column, str(bad).splitlines()[0])]) from None
+    except msgspec.ValidationError as bad:
+        message, _, path = str(bad).partition(" - at `")
+        raise BundleRejected([Problem("error", file, *_place(tree, path.rstrip("`")), message)]) from None
 
 
-def _expand(file: str, whole: _File, one: _Written) -> Iterator[Case]:
+def _place(tree: yaml.Node | None, path: str) -> tuple[int, int]:
+    """Line and column of what *path* (``$.cases[3].expect``) names, or of what it is in."""
+    node, mark = tree, tree.start_mark if tree is not None else None
+    for key, index in re.findall(r"\.(\w+)|\[(\d+)\]", path):
+        if isinstance(node, yaml.MappingNode):
+            node = next((value for name, value in node.value if name.value == key), None)
+        elif isinstance(node, yaml.SequenceNode) and index:
+            node = node.value[int(index)]
+        else:
+            node = None
+        if node is None:
+            break
+        mark = node.start_mark
+    return (mark.line + 1, mark.column + 1) if mark is not None else (1, 1)
+
+
+def _expand(file: str, whole: _File, one: _Written, line: int) -> Iterator[Case]:
     keys = list(one.each)
     for values in itertools.product(*one.each.values()):
         chosen = dict(zip(keys, values, strict=True))
@@ -124,7 +148,7 @@ def _expand(file: str, whole: _File, one: _Written) -> Iterator[Case]:
             given.attested,
         )
         suffix = " [" + ", ".join(f"{k}={v}" for k, v in chosen.items()) + "]" if chosen else ""
-        yield Case(file, one.name + suffix, agent, plain, int(whole.now.timestamp()))
+        yield Case(file, one.name + suffix, agent, plain, int(whole.now.timestamp()), line)
 
 
 def run(bundle: Compiled, cases: Iterable[Case]) -> list[Result]:
@@ -151,14 +175,32 @@ def require(bundle: Compiled) -> list[Result]:
     results = run(bundle, read_cases(bundle.content.sources.cases))
     failed = [r for r in results if not r.holds]
     if failed:
-        raise BundleRejected([Problem("error", r.case.file, 1, 1, str(r)) for r in failed])
+        raise BundleRejected([Problem("error", r.case.file, r.case.line, 1, str(r)) for r in failed])
     return results
 
 
 def unguarded(bundle: Compiled, cases: list[Case]) -> list[str]:
     """The policies that no case would miss: dropped one at a time, and every case still holds."""
+    reachable = _reached(bundle)
+    return [key for key in reachable if all(r.holds for r in run(bundle.without(key), cases))]
+
+
+def idle(bundle: Compiled) -> list[str]:
+    """The policies that decide nothing now, because no tool of the inventory is in their action groups."""
+    reachable = {*_reached(bundle), *_reached(bundle, {PLACE})}
+    return sorted(key for key in bundle.read.nodes.static_policies if key not in reachable)
+
+
+def _reached(bundle: Compiled, names: set[str] | None = None) -> list[str]:
+    """The policies whose action scope covers one of *names*: by default the tools and their groups."""
+    if names is None:
+        names = {
+            name
+            for server in bundle.content.typed_inventory.servers.values()
+            for tool in server.tools.values()
+            for name in (schema.action_name(server.name, tool.name), *schema.groups_of(server.name, tool))
+        }
+    nodes = {**bundle.read.nodes.static_policies, **bundle.read.nodes.templates}
     return [
-        key
-        for key in (*bundle.read.nodes.static_policies, *bundle.read.nodes.templates)
-        if all(r.holds for r in run(bundle.without(key), cases))
+        key for key, node in nodes.items() if any(uid is None or uid.id in names for uid in action_keys(node.action))
     ]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -10,14 +9,12 @@ from typing import Final, Literal
 
 from trust.policy import cedar, terms
 from trust.policy.cedar import CedarError, Schema, pst
-from trust.policy.positions import Place, Statement, statements
+from trust.policy.positions import Statement, statements
 from trust.policy.slicing import context_reads
 from trust.policy.terms import BadAnnotation
+from trust.policy.validation import SYNTAX, clean, complaints, did_you_mean, needle_of
 
 _ID: Final = re.compile(r"[a-z0-9][a-z0-9._-]{0,127}")
-_QUOTED: Final = re.compile(r"`([^`]+)`|variable in the policy scope: (\w+)|condition: (\w+)")
-_WORD: Final = re.compile(r"[A-Za-z_]\w*")
-_RECORD_ATTRIBUTE: Final = re.compile(r'"?([A-Za-z_]\w*)"?\??\s*:')
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +63,7 @@ def read_policies(files: Mapping[str, str], schema_text: str) -> Read:
     for file, text in sorted(files.items()):
         for statement in statements(text):
             source = Source(file, statement)
-            node = _parse(source, schema_text, problems)
+            node = _parse(source, problems)
             if node is not None:
                 _name(node, source, named, sources, problems)
     if not any(True for text in files.values() for _ in statements(text)):
@@ -75,8 +72,9 @@ def read_policies(files: Mapping[str, str], schema_text: str) -> Read:
     for key, node in named.items():
         problems += _lint(node, sources[key])
     if schema is not None:
-        for key in named:
-            problems += _validate(sources[key], schema, schema_text)
+        for key, node in named.items():
+            for found in complaints(sources[key].statement, node, schema, schema_text):
+                problems.append(_problem("error", sources[key], found.message, found.needle, found.hint))
     templates = {key: node for key, node in named.items() if _slots(node)}
     static = {key: node for key, node in named.items() if key not in templates}
     return Read(pst.PolicySet(templates, static, ()), sources, tuple(problems))
@@ -97,12 +95,18 @@ def _problem(
     return Problem(level, source.file, place.line, place.column, message, hint)
 
 
-def _parse(source: Source, schema_text: str, problems: list[Problem]) -> pst.Template | None:
+def _parse(source: Source, problems: list[Problem]) -> pst.Template | None:
     try:
         nodes = cedar.parse_policies(source.statement.text)
     except CedarError as bad:
-        needle = _needle(str(bad), source.statement)
-        problems.append(_problem("error", source, _clean(str(bad)), needle, _did_you_mean(needle, _SYNTAX)))
+        message = clean(str(bad))
+        if message.startswith("unexpected end of input"):
+            end = source.statement.end()
+            hint = "every policy ends with a semicolon, every brace is closed"
+            problems.append(Problem("error", source.file, end.line, end.column, message, hint))
+        else:
+            needle = needle_of(message, source.statement)
+            problems.append(_problem("error", source, message, needle, did_you_mean(needle, SYNTAX)))
         return None
     return next(iter((*nodes.static_policies.values(), *nodes.templates.values())))
 
@@ -136,7 +140,7 @@ def _slots(node: pst.Template) -> bool:
 def _lint(node: pst.Template, source: Source) -> Iterable[Problem]:
     for key in node.annotations:
         if key not in terms.KNOWN:
-            hint = _did_you_mean(key, terms.KNOWN)
+            hint = did_you_mean(key, terms.KNOWN)
             yield _problem("warning", source, f"@{key} means nothing to Licet", key, hint)
     mode = node.annotations.get("mode", "shadow")
     if mode != "shadow":
@@ -168,69 +172,3 @@ def _lint(node: pst.Template, source: Source) -> Iterable[Problem]:
 
 def _unconstrained(node: pst.Template) -> bool:
     return all(isinstance(c, pst.ScopeAny) for c in (node.principal, node.action, node.resource))
-
-
-def _validate(source: Source, schema: Schema, schema_text: str) -> Iterable[Problem]:
-    """One problem a place: the validator repeats itself for every action that a scope covers."""
-    seen: set[Place] = set()
-    for invalid in cedar.validate(source.statement.text, schema):
-        message = _clean(invalid.message)
-        if message.startswith(_NO_ACTION):
-            # A group of the schema that no tool belongs to yet; a name that is unknown has its own error.
-            hint = "no tool of the inventory belongs to it; the policy matches nothing until one does"
-            yield _problem("warning", source, "the action group is empty", "action", hint)
-            continue
-        needle = _needle(message, source.statement)
-        place = source.statement.place(needle)
-        if place not in seen:
-            seen.add(place)
-            yield _problem("error", source, message, needle, _did_you_mean(needle, _known_words(schema_text)))
-
-
-_NO_ACTION: Final = "unable to find an applicable action"
-_GENERAL_WORDS: Final = frozenset({"Action", "args", "context"})
-_SYNTAX: Final = frozenset(
-    [
-        "permit",
-        "forbid",
-        "when",
-        "unless",
-        "principal",
-        "action",
-        "resource",
-        "context",
-        "in",
-        "is",
-        "has",
-        "like",
-        "if",
-        "then",
-        "else",
-        "true",
-        "false",
-    ]
-)
-
-
-def _known_words(schema_text: str) -> frozenset[str]:
-    code = re.sub(r"//[^\n]*", "", schema_text)
-    return frozenset(_RECORD_ATTRIBUTE.findall(code)) | frozenset(re.findall(r'"([^"\n]+)"', code))
-
-
-def _needle(message: str, statement: Statement) -> str:
-    """The word of the statement that a message of Cedar is about, as far as the message names one."""
-    named = [word for groups in _QUOTED.findall(message) for part in groups for word in _WORD.findall(part)]
-    standing = [word for word in named if re.search(rf"\b{re.escape(word)}\b", statement.text)]
-    return min(standing, key=_GENERAL_WORDS.__contains__, default="")
-
-
-def _did_you_mean(word: str, known: Iterable[str]) -> str:
-    if not word or word in set(known):
-        return ""
-    close = difflib.get_close_matches(word, sorted(known), n=1, cutoff=0.6)
-    return f"did you mean `{close[0]}`?" if close else ""
-
-
-def _clean(message: str) -> str:
-    """Cedar's message without positional ids, which mean nothing to an author."""
-    return re.sub(r"(?:for|in|of) policy `policy\d+`,?\s*", "", message).strip()

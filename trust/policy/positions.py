@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
+_NO_CODE: Final = re.compile(r'"(?:[^"\\\n]|\\.)*"|//[^\n]*')
 _TOKEN: Final = re.compile(r'"(?:[^"\\\n]|\\.)*"|//[^\n]*|;|[^";/]+|.', re.DOTALL)
 
 
@@ -30,12 +31,27 @@ class Statement:
     offset: int
     source: str
 
+    def holds(self, needle: str) -> bool:
+        """Whether *needle*, a word or an operator, stands in it."""
+        return self._find(needle) is not None
+
     def place(self, needle: str = "") -> Place:
-        """Where *needle* first stands as a word of its own, or where the statement begins."""
-        at = self.offset
-        if needle:
-            found = re.search(rf"(?<![\w]){re.escape(needle)}(?![\w])", self.text)
-            at += found.start() if found else 0
+        """Where *needle* first stands, or where the statement begins."""
+        return self._place(self.offset + (self._find(needle) or 0 if needle else 0))
+
+    def end(self) -> Place:
+        """Behind its last character."""
+        return self._place(self.offset + len(self.text.rstrip()))
+
+    def _find(self, needle: str) -> int | None:
+        """In the code if it is there, else in strings and comments."""
+        around = r"\w" if needle[:1].isalnum() or needle[:1] in "_@" else r"=!<>&|+*\-"
+        pattern = rf"(?<![{around}]){re.escape(needle)}(?![{around}])"
+        code = _NO_CODE.sub(lambda found: " " * len(found[0]), self.text)
+        found = re.search(pattern, code) or re.search(pattern, self.text)
+        return found.start() if found else None
+
+    def _place(self, at: int) -> Place:
         line = self.source.count("\n", 0, at) + 1
         return Place(line, at - (self.source.rfind("\n", 0, at) + 1) + 1)
 

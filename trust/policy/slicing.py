@@ -80,7 +80,7 @@ class Slicer:
         self._nodes = nodes
         self._files: dict[tuple[Uid | None, Uid | None], list[_Scope]] = {}
         for scope in _scopes(nodes):
-            for action in _action_keys(scope.action):
+            for action in action_keys(scope.action):
                 self._files.setdefault((action, _principal_key(scope.principal)), []).append(scope)
 
     def cut(self, principal: Party, action: Party, resource: Party) -> Slice:
@@ -140,7 +140,8 @@ def _uid(entity: pst.EntityOrSlot) -> Uid:
     return Uid(str(entity.type), entity.id)
 
 
-def _action_keys(constraint: pst.ActionConstraint) -> list[Uid | None]:
+def action_keys(constraint: pst.ActionConstraint) -> list[Uid | None]:
+    """The actions and groups that a scope names; None stands for any."""
     match constraint:
         case pst.ActionEq(entity):
             return [_uid(entity)]
