@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from functools import lru_cache
 from typing import Final
 
 _CROCKFORD: Final = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
@@ -27,7 +28,8 @@ class SystemClock:
         return time.monotonic()
 
 
-_PAIRS: Final = [a + b for a in _CROCKFORD for b in _CROCKFORD]
+_FIVE_BITS: Final = bytes(ord(_CROCKFORD[value & 31]) for value in range(256))
+"""Turns random bytes into random Crockford digits, five bits of each."""
 _POOL_BYTES: Final = 4096
 
 
@@ -51,8 +53,12 @@ os.register_at_fork(after_in_child=_pool.__init__)  # type: ignore[misc]
 
 def new_id(prefix: str) -> str:
     """``<prefix>_<ULID>``: 48 bits of milliseconds, 80 random bits; sorts by time."""
-    value = (time.time_ns() // 1_000_000) << 80 | int.from_bytes(_pool.take(10), "big")
-    return f"{prefix}_" + "".join([_PAIRS[value >> shift & 1023] for shift in range(120, -10, -10)])
+    return f"{prefix}_{_moment(time.time_ns() // 1_000_000)}{_pool.take(16).translate(_FIVE_BITS).decode('ascii')}"
+
+
+@lru_cache(maxsize=2)
+def _moment(milliseconds: int) -> str:
+    return "".join(_CROCKFORD[milliseconds >> shift & 31] for shift in range(45, -5, -5))
 
 
 def new_nonce() -> str:

@@ -29,6 +29,7 @@ class Window:
         self._width = span_s / BUCKETS
         self._counts: OrderedDict[int, int] = OrderedDict()
         self._total = 0
+        self._oldest = 0
 
     def add(self, now: float) -> None:
         bucket = int(now / self._width)
@@ -37,6 +38,9 @@ class Window:
 
     def count(self, now: float) -> int:
         oldest = int(now / self._width) - BUCKETS
+        if oldest == self._oldest:
+            return self._total
+        self._oldest = oldest
         while self._counts and next(iter(self._counts)) < oldest:
             self._total -= self._counts.popitem(last=False)[1]
         return self._total

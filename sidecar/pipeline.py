@@ -26,7 +26,7 @@ from sidecar.stream import End, Stream
 from sidecar.world import World
 from trust import feed, report, wire
 from trust.action import Action
-from trust.canonical import jcs, sha256_hex
+from trust.canonical import sha256_hex
 from trust.facts import Facts
 from trust.ledger import entries
 from trust.ledger.writer import EntryTooLarge, LedgerUnavailable
@@ -225,7 +225,7 @@ class Pipeline:
 
     async def _deed(self, action: Action, caller: Caller, judged: Judged | None) -> entries.Deed:
         if not report.is_inline(action):
-            await self._blobs.put(jcs(action.arguments))
+            await self._blobs.put(action.canonical_arguments)
         agent = self._world.facts.agent if self._world.facts else None
         return report.deed(
             action,

@@ -7,7 +7,7 @@ from typing import Literal
 
 import msgspec
 
-from trust.canonical import JsonObject, digest_of, sha256_hex
+from trust.canonical import JsonObject, jcs, sha256_hex
 
 Protocol = Literal["native", "mcp"]
 
@@ -49,8 +49,12 @@ class Action(msgspec.Struct, frozen=True, dict=True):
         return self.payload.digest
 
     @cached_property
+    def canonical_arguments(self) -> bytes:
+        return jcs(self.arguments)
+
+    @cached_property
     def arguments_digest(self) -> str:
-        return digest_of(self.arguments)
+        return sha256_hex(self.canonical_arguments)
 
     @cached_property
     def name(self) -> str:
@@ -59,15 +63,15 @@ class Action(msgspec.Struct, frozen=True, dict=True):
 
     def digest(self, agent: str, principal: str, authority: tuple[str, ...], tool_digest: str) -> str:
         """What an approval is bound to: SHA-256 of the JCS form of everything that matters. Prose is left out."""
-        return digest_of(
-            {
-                "agent": agent,
-                "principal": principal,
-                "authority": list(authority),
-                "action": self.name,
-                "server": self.server,
-                "resource": f'Server::"{self.server}"',
-                "arguments": self.arguments,
-                "tool_schema": tool_digest,
-            }
-        )
+        everything = {
+            "action": self.name,
+            "agent": agent,
+            "arguments": msgspec.Raw(self.canonical_arguments),
+            "authority": authority,
+            "principal": principal,
+            "resource": f'Server::"{self.server}"',
+            "server": self.server,
+            "tool_schema": tool_digest,
+        }
+        # In the order and form of JCS already: names sorted, strings, and canonical bytes.
+        return sha256_hex(msgspec.json.encode(everything))

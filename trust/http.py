@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Sequence
+from functools import lru_cache
 from typing import Final
 
 from trust.reasons import Reason, Unverifiable, visible
@@ -48,6 +49,7 @@ _CONTROL: Final = re.compile(r"[\x00-\x08\x0a-\x1f]")
 _FORWARDING: Final = ("x-forwarded-", "forwarded", "x-real-ip")
 
 
+@lru_cache(maxsize=256)
 def split_target(target: str) -> tuple[str, str]:
     """Path and query of a request target, or :class:`Unverifiable` (``ambiguous_path``)."""
     path, _, query = target.partition("?")
