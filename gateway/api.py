@@ -7,7 +7,7 @@ token. Enrolment brings a one-time token and proves the key that it wants bound.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from typing import Any, Final, TypeVar
+from typing import Any, TypeVar
 from urllib.parse import parse_qs
 
 import msgspec
@@ -18,6 +18,7 @@ from edge.routes import RouteHandler, Routes
 from gateway import offers
 from gateway.approvals.desk import Desk, denial
 from gateway.bundles import Bundles
+from gateway.callers import Callers, Sender
 from gateway.dispatch import Dispatcher
 from gateway.feed import Feed
 from gateway.people import AUTHOR, OPERATOR, People
@@ -27,17 +28,13 @@ from gateway.router.nodes import Nodes
 from gateway.state import AgentRecord, ApprovalRecord, Person, ServerRecord
 from trust import wire
 from trust.canonical import read_object
-from trust.identity import httpsig, wit
 from trust.identity.keys import PublicKey, SecretKey, unb64url
-from trust.identity.replay import Nonces
-from trust.identity.wit import Workload
 from trust.ledger import entries
 from trust.policy.bundle import BundleRejected, Sources
 from trust.policy.inventory import Server, to_json
 from trust.reasons import Reason, Unverifiable
 from trust.verdict import Hold, Permit, Refusal
 
-MAX_CACHED_WITS: Final = 10_000
 Message = TypeVar("Message", bound=msgspec.Struct)
 
 
@@ -45,6 +42,10 @@ class _Enroll(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     token: str
     key: dict[str, str]
     proof: str
+
+
+class _OpenSession(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    key: str
 
 
 class _Join(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -108,6 +109,7 @@ class Api:
         desk: Desk,
         nodes: Nodes,
         dispatcher: Dispatcher,
+        callers: Callers,
         key: SecretKey,
         clock: SystemClock,
         trust_domain: str,
@@ -125,9 +127,7 @@ class Api:
         self._clock = clock
         self._trust_domain = trust_domain
         self._audience = audience
-        self._nonces = Nonces()
-        self._started = clock.now()
-        self._wits: dict[str, Workload] = {}
+        self._callers = callers
         self.routes = Routes()
         self._add_routes()
 
@@ -137,11 +137,12 @@ class Api:
         add("GET", "/livez", self._livez)
         add("GET", "/readyz", self._readyz)
         add("POST", "/v1/enroll", self._enroll)
-        add("POST", "/v1/wit", signed(self._renew))
+        add("POST", "/v1/wit", signed(self._renew, strong=True))
         add("GET", "/v1/bundle", signed(self._bundle))
         add("GET", "/v1/feed", signed(self._feed_stream))
+        add("POST", "/v1/session", signed(self._open_session, strong=True))
         add("POST", "/v1/dispatch", signed(self._dispatcher.dispatch))
-        add("POST", "/v1/nodes/join", signed(self._join))
+        add("POST", "/v1/nodes/join", signed(self._join, strong=True))
         add("POST", "/v1/nodes/heartbeat", signed(self._heartbeat))
         add("POST", "/v1/approvals", signed(self._request_approval))
         add("GET", "/v1/approvals/{approval}/action", signed(self._stored_action))
@@ -165,32 +166,9 @@ class Api:
 
     # Who calls
 
-    def identify(self, incoming: Incoming) -> Workload:
-        """The workload that signed *incoming*, or :class:`Unverifiable`."""
-        request = httpsig.Request(incoming.method, incoming.authority, incoming.target, incoming.headers, incoming.body)
-        token = incoming.header("workload-identity-token")
-        if token is None:
-            raise Unverifiable(Reason.UNAUTHENTICATED, "this needs a Workload-Identity-Token and a signature")
-        now = self._clock.now()
-        workload = self._workload(token, now)
-        signed = httpsig.verify(request, key=workload.key, audience=self._audience, now=now, not_before=self._started)
-        self._nonces.spend(signed.nonce, signed.expires_at, now)
-        self._registry.require_current(workload)
-        return workload
-
-    def _workload(self, token: str, now: float) -> Workload:
-        known = self._wits.get(token)
-        if known is not None and now < known.expires_at:
-            return known
-        workload = wit.verify(token, now=now, trust_domain=self._trust_domain, issuer=self._key.public)
-        if len(self._wits) >= MAX_CACHED_WITS:
-            self._wits.clear()
-        self._wits[token] = workload
-        return workload
-
-    def _signed(self, handler: Callable[..., Awaitable[StreamResponse]]) -> RouteHandler:
+    def _signed(self, handler: Callable[..., Awaitable[StreamResponse]], *, strong: bool = False) -> RouteHandler:
         async def handle(incoming: Incoming, **parameters: str) -> StreamResponse:
-            return await handler(incoming, self.identify(incoming), **parameters)
+            return await handler(incoming, self._callers.identify(incoming, strong=strong), **parameters)
 
         return handle
 
@@ -239,10 +217,16 @@ class Api:
             }
         )
 
-    async def _renew(self, _incoming: Incoming, workload: Workload) -> Response:
-        return json_response({"wit": self._registry.issue_wit(workload.kind, workload.name)})
+    async def _renew(self, _incoming: Incoming, sender: Sender) -> Response:
+        return json_response({"wit": self._registry.issue_wit(sender.workload.kind, sender.workload.name)})
 
-    async def _bundle(self, incoming: Incoming, _workload: Workload) -> Response:
+    async def _open_session(self, incoming: Incoming, sender: Sender) -> Response:
+        """A session for whoever signed with its key; that signature is in the ledger before the session counts."""
+        statement, entry = self._callers.open_session(sender, _decode(incoming, _OpenSession).key)
+        await self._records.note(entry)
+        return json_response({"statement": statement}, 201)
+
+    async def _bundle(self, incoming: Incoming, _sender: Sender) -> Response:
         known = (incoming.header("if-none-match") or "").strip('"')
         sealed = await self._bundles.wait_for_other_than(known, _seconds(incoming))
         if sealed is None:
@@ -252,34 +236,30 @@ class Api:
             return Response(status=304, headers={"ETag": headers["ETag"]})
         return Response(body=sealed.data, headers=headers)
 
-    async def _feed_stream(self, incoming: Incoming, workload: Workload) -> StreamResponse:
-        lines = self._feed.lines(workload.name)
+    async def _feed_stream(self, incoming: Incoming, sender: Sender) -> StreamResponse:
+        lines = self._feed.lines(sender.workload.name)
         response, _ = await relay(incoming, lines, 200, {"Content-Type": "application/x-ndjson"})
         return response
 
-    async def _join(self, incoming: Incoming, workload: Workload) -> Response:
+    async def _join(self, incoming: Incoming, sender: Sender) -> Response:
         asked = _decode(incoming, _Join)
-        self._require_node(workload)
-        epoch = await self._registry.join_node(workload.name, asked.url, asked.servers)
-        self._nodes.renew(workload.name, epoch, self._clock.mono())
-        await self._bundles.refresh(workload.name)
+        _require_node(sender)
+        epoch = await self._registry.join_node(sender.workload.name, asked.url, asked.servers)
+        self._nodes.renew(sender.workload.name, epoch, self._clock.mono())
+        await self._bundles.refresh(sender.workload.name)
         return json_response({"epoch": epoch})
 
-    async def _heartbeat(self, incoming: Incoming, workload: Workload) -> Response:
-        self._require_node(workload)
+    async def _heartbeat(self, incoming: Incoming, sender: Sender) -> Response:
+        _require_node(sender)
         epoch = _decode(incoming, _Heartbeat).epoch
-        if not self._nodes.renew(workload.name, epoch, self._clock.mono()):
-            raise Unverifiable(Reason.PERMIT_INVALID, f"epoch {epoch} of {workload.name} is over; join again")
-        return json_response({"state": self._registry.node(workload.name).state})
+        if not self._nodes.renew(sender.workload.name, epoch, self._clock.mono()):
+            raise Unverifiable(Reason.PERMIT_INVALID, f"epoch {epoch} of {sender.workload.name} is over; join again")
+        return json_response({"state": self._registry.node(sender.workload.name).state})
 
-    def _require_node(self, workload: Workload) -> None:
-        if workload.kind != "node":
-            raise Unverifiable(Reason.NOT_YOURS, "only nodes do this")
-
-    async def _request_approval(self, incoming: Incoming, workload: Workload) -> StreamResponse:
+    async def _request_approval(self, incoming: Incoming, sender: Sender) -> StreamResponse:
         if incoming.header("content-type") != wire.DISPATCH_TYPE:
             raise Unverifiable(Reason.UNSUPPORTED_MEDIA_TYPE, f"expected {wire.DISPATCH_TYPE}")
-        asked = self._dispatcher.read(incoming, workload)
+        asked = self._dispatcher.read(incoming, sender)
         match self._dispatcher.judge(asked, approved=False):
             case Hold(terms=terms):
                 record = await self._desk.request(asked.action, asked.dispatch, terms)
@@ -291,18 +271,18 @@ class Api:
             case Refusal() as no:
                 return await self._dispatcher.refuse(asked, no)
 
-    def _own(self, approval: str, workload: Workload) -> ApprovalRecord:
+    def _own(self, approval: str, sender: Sender) -> ApprovalRecord:
         record = self._desk.get(approval)
-        if workload.kind != "agent" or record.agent != workload.name:
+        if sender.workload.kind != "agent" or record.agent != sender.workload.name:
             raise Unverifiable(Reason.NOT_YOURS, "this approval belongs to another agent")
         return record
 
-    async def _approval_state(self, incoming: Incoming, workload: Workload, approval: str) -> Response:
-        self._own(approval, workload)
+    async def _approval_state(self, incoming: Incoming, sender: Sender, approval: str) -> Response:
+        self._own(approval, sender)
         return json_response(_state_of(await self._desk.wait(approval, _seconds(incoming))))
 
-    async def _stored_action(self, _incoming: Incoming, workload: Workload, approval: str) -> Response:
-        dispatch, body = self._desk.stored(self._own(approval, workload))
+    async def _stored_action(self, _incoming: Incoming, sender: Sender, approval: str) -> Response:
+        dispatch, body = self._desk.stored(self._own(approval, sender))
         return Response(body=wire.encode(dispatch, body), headers={"Content-Type": wire.DISPATCH_TYPE})
 
     # People
@@ -416,6 +396,11 @@ def _server(record: ServerRecord) -> dict[str, Any]:
     """What was admitted, and how what is offered now differs."""
     changes = msgspec.to_builtins(offers.changes(record.server, record.offered))
     return {**to_json(record.server), "offer": {"digest": offers.digest(record.offered), "changes": changes}}
+
+
+def _require_node(sender: Sender) -> None:
+    if sender.workload.kind != "node":
+        raise Unverifiable(Reason.NOT_YOURS, "only nodes do this")
 
 
 def _state_of(record: ApprovalRecord) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from edge.http import Border, Incoming, Listener, Response, Server, StreamRespon
 from gateway.api import Api
 from gateway.approvals.desk import Desk
 from gateway.bundles import Bundles
+from gateway.callers import Callers
 from gateway.config import GatewayConfig
 from gateway.dispatch import Dispatcher
 from gateway.feed import Feed
@@ -79,6 +80,7 @@ class Gateway:
             clock,
             _credentials(config),
         )
+        audience = f"wimse://{config.trust_domain}/gateway/main"
         self._api = Api(
             records=self.records,
             registry=registry,
@@ -88,10 +90,11 @@ class Gateway:
             desk=self.desk,
             nodes=nodes,
             dispatcher=dispatcher,
+            callers=Callers(registry, key, clock, config.trust_domain, audience),
             key=key,
             clock=clock,
             trust_domain=config.trust_domain,
-            audience=f"wimse://{config.trust_domain}/gateway/main",
+            audience=audience,
         )
         hosts: set[str] = set()
         server = Server(self._serve, self._refuse_unread, Border(hosts, _INTERNAL_HEADERS, MAX_DISPATCH_BYTES))

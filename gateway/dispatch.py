@@ -16,6 +16,7 @@ from edge.clock import SystemClock, new_id
 from edge.http import Incoming, Response, StreamResponse, problem, relay
 from gateway.approvals.desk import Desk
 from gateway.bundles import Bundles
+from gateway.callers import Sender
 from gateway.records import Records
 from gateway.registry import Registry
 from gateway.router.choice import Choice, choose
@@ -29,13 +30,12 @@ from trust.facts import Agent, cedar_time
 from trust.identity import ticket
 from trust.identity.keys import SecretKey
 from trust.identity.replay import Nonces
-from trust.identity.wit import Workload
 from trust.ledger import entries
 from trust.ledger.writer import LedgerUnavailable
 from trust.policy import judge
 from trust.policy.bundle import Compiled
 from trust.policy.engine import Finding
-from trust.policy.inventory import Tool
+from trust.policy.inventory import RISK_HIGH, Tool
 from trust.policy.terms import Terms
 from trust.reasons import Reason, Unverifiable
 from trust.standing.score import NEWCOMER, Standing
@@ -56,6 +56,7 @@ class Asked(msgspec.Struct, frozen=True):
     action: Action
     agent: Agent
     bundle: Compiled
+    sender: Sender
 
 
 class Sent(msgspec.Struct, frozen=True):
@@ -101,9 +102,10 @@ class Dispatcher:
             if isinstance(line.entry, entries.Dispatch) and at > now - REMEMBER_S:
                 self._seen.spend(line.entry.action_id, at + REMEMBER_S, at)
 
-    async def dispatch(self, incoming: Incoming, workload: Workload) -> StreamResponse:
-        """Route the action in *incoming*, which *workload* signed; the node's answer, streamed."""
-        asked = self.read(incoming, workload)
+    async def dispatch(self, incoming: Incoming, sender: Sender) -> StreamResponse:
+        """Route the action in *incoming*; the node's answer, streamed."""
+        asked = self.read(incoming, sender)
+        _require_key_for_high_risk(asked)
         now = self._clock.now()
         self._seen.spend(asked.action.id, now + REMEMBER_S, now)
         verdict = self.judge(asked, approved=asked.dispatch.approval is not None)
@@ -116,23 +118,23 @@ class Dispatcher:
         except Unverifiable as bad:
             return await self.refuse(asked, Refusal.of(8, bad))
 
-    def read(self, incoming: Incoming, workload: Workload) -> Asked:
+    def read(self, incoming: Incoming, sender: Sender) -> Asked:
         """The dispatch in *incoming*, or :class:`Unverifiable`."""
         dispatch, body = wire.decode(incoming.body, Dispatch)
-        if workload.kind != "agent" or dispatch.agent != workload.name:
+        if sender.workload.kind != "agent" or dispatch.agent != sender.workload.name:
             raise Unverifiable(Reason.NOT_YOURS, "an agent dispatches only for itself")
         bundle = self._bundles.compiled
         if bundle is None:
             raise Unverifiable(Reason.NO_BUNDLE, "no bundle is active")
         action, message = wire.action_of(dispatch, body)
-        agent = self._registry.agent(workload.name).agent
+        agent = self._registry.agent(sender.workload.name).agent
         tool = bundle.inventory.tool(action.server, action.tool)
         _require_own_headers(action, message, tool)
         if dispatch.principal != agent.owner:
             raise Unverifiable(Reason.PERMIT_INVALID, "the principal is not this agent's")
         if action.digest(agent.name, agent.owner, dispatch.authority, tool.digest) != dispatch.action_digest:
             raise Unverifiable(Reason.PERMIT_INVALID, "the action digest is not that of these bytes")
-        return Asked(dispatch, action, agent, bundle)
+        return Asked(dispatch, action, agent, bundle, sender)
 
     def judge(self, asked: Asked, *, approved: bool) -> Permit | Hold | Refusal:
         """Policy, now, with the gateway's own word on trust."""
@@ -271,6 +273,7 @@ class Dispatcher:
             intent=dispatch.intent,
             ticket=ticket_id,
             approval=dispatch.approval,
+            authn=asked.sender.authn,
             trace=trace,
         )
 
@@ -280,7 +283,7 @@ class Dispatcher:
             asked.action,
             agent=asked.dispatch.agent,
             principal=asked.dispatch.principal,
-            authn="wit",
+            authn=asked.sender.authn,
             authority=asked.dispatch.authority,
             action_digest=asked.dispatch.action_digest,
         )
@@ -291,6 +294,13 @@ class Dispatcher:
         except LedgerUnavailable as fault:
             no = Refusal(8, Reason.LEDGER_UNAVAILABLE, str(fault))
         return problem(no, asked.action.decision_id)
+
+
+def _require_key_for_high_risk(asked: Asked) -> None:
+    """A MAC proves nothing to others: what can do great harm carries a signature."""
+    risk = asked.bundle.inventory.tool(asked.action.server, asked.action.tool).manifest.risk
+    if risk >= RISK_HIGH and not asked.sender.strong:
+        raise Unverifiable(Reason.UNAUTHENTICATED, f"an action of risk {risk} must be signed with the key")
 
 
 def _require_own_headers(action: Action, message: mcp.Message, tool: Tool) -> None:

@@ -173,6 +173,7 @@ class Sidecar:
         while True:
             try:
                 await self.identity.renew_when_due()
+                await self.identity.open_session_when_due()
             except (Unreachable, Broken, Unverifiable) as bad:
                 _log.warning("the identity was not renewed, trying again: %s", bad)
             except Exception:

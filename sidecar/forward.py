@@ -26,14 +26,19 @@ class Forwarded(msgspec.Struct, frozen=True):
     reply: Reply | None
 
 
-async def forward(identity: Identity, action: Action, permit: Permit, dispatch: Dispatch) -> Forwarded | Refusal:
-    """Send *action* under *permit*. A refusal by gateway or node is a value; a lost answer is
-    :class:`Unverifiable` (``outcome_unknown``)."""
+async def forward(
+    identity: Identity, action: Action, permit: Permit, dispatch: Dispatch, *, strong: bool
+) -> Forwarded | Refusal:
+    """Send *action* under *permit*; *strong*: signed with the agent's key, not within a session.
+
+    A refusal by gateway or node is a value; a lost answer is :class:`Unverifiable` (``outcome_unknown``).
+    """
     if permit.payload_digest != action.payload_digest or permit.decision_id != action.decision_id:
         raise Unverifiable(Reason.PERMIT_INVALID, "the permit is for another action")
     body = wire.encode(dispatch, action.payload.body)
     try:
-        reply = await identity.request("POST", "/v1/dispatch", body, {"Content-Type": wire.DISPATCH_TYPE})
+        headers = {"Content-Type": wire.DISPATCH_TYPE}
+        reply = await identity.request("POST", "/v1/dispatch", body, headers, strong=strong)
     except Unreachable as bad:
         return Refusal(8, Reason.GATEWAY_UNREACHABLE, str(bad))
     except Broken as bad:

@@ -13,12 +13,14 @@ import msgspec
 
 from edge.client import Client, Reply
 from edge.clock import SystemClock, new_nonce
-from trust.identity import httpsig, wit
-from trust.identity.keys import PublicKey, SecretKey, b64url
+from trust.identity import httpsig, session, wit
+from trust.identity.keys import Exchange, PublicKey, SecretKey, b64url
 from trust.ledger.tiles import write_atomically
 from trust.reasons import Reason, Unverifiable
 
 RENEW_BEFORE_S: Final = 600
+REOPEN_BEFORE_S: Final = 60
+"""A session is replaced while it still holds, so that no request has to wait for the next one."""
 
 
 class Enrolment(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -33,13 +35,24 @@ class Enrolment(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     gateway_key: dict[str, str]
 
 
+class _Session(msgspec.Struct, frozen=True):
+    """An open session; ``secret`` never leaves this process."""
+
+    name: str
+    secret: bytes
+    expires_at: int
+
+
 class NotEnrolled(Exception):
     """There is no enrolment and no token to get one."""
 
 
 @dataclass(slots=True)
 class Identity:
-    """Signs requests to one gateway. ``enrolment`` changes when the WIT is renewed."""
+    """Signs requests to one gateway: within a session while one is open, else with the key.
+
+    ``enrolment`` changes when the WIT is renewed.
+    """
 
     key: SecretKey
     enrolment: Enrolment
@@ -48,6 +61,7 @@ class Identity:
     client: Client
     clock: SystemClock
     path: Path
+    session: _Session | None = None
 
     @classmethod
     async def obtain(cls, home: Path, gateway_url: str, token: str, client: Client, clock: SystemClock) -> Self:
@@ -87,12 +101,36 @@ class Identity:
         """Get a fresh WIT while the old one still signs."""
         if self.expires_at() - self.clock.now() > RENEW_BEFORE_S:
             return
-        async with self.send("POST", "/v1/wit") as reply:
+        async with self.send("POST", "/v1/wit", strong=True) as reply:
             body = await reply.read()
         if reply.status != 200:
             raise Unverifiable(Reason.UNAUTHENTICATED, f"the WIT was not renewed: {body[:200]!r}")
         self.enrolment = msgspec.structs.replace(self.enrolment, wit=json.loads(body)["wit"])
         write_atomically(self.path, msgspec.json.encode(self.enrolment), flush=True)
+
+    async def open_session_when_due(self) -> None:
+        """Have a session that lasts: the first one, or the next before the last one ends."""
+        if self.session is not None and self.session.expires_at - self.clock.now() > REOPEN_BEFORE_S:
+            return
+        own = Exchange()
+        body = msgspec.json.encode({"key": b64url(own.public)})
+        async with self.send("POST", "/v1/session", body, {"Content-Type": "application/json"}, strong=True) as reply:
+            answer = await reply.read()
+        if reply.status != 201:
+            raise Unverifiable(Reason.UNAUTHENTICATED, f"no session was opened: {_detail(answer)}")
+        terms, secret = session.accept(
+            json.loads(answer)["statement"],
+            own,
+            subject=self.subject,
+            audience=self.enrolment.audience,
+            now=self.clock.now(),
+            responder=self.gateway,
+        )
+        self.session = _Session(terms.session, secret, terms.expires_at)
+
+    @property
+    def subject(self) -> str:
+        return f"wimse://{self.enrolment.trust_domain}/{self.enrolment.kind}/{self.enrolment.name}"
 
     async def request(
         self,
@@ -102,21 +140,36 @@ class Identity:
         headers: Mapping[str, str] | None = None,
         *,
         timeout_s: float | None = None,
+        strong: bool = False,
     ) -> Reply:
-        """One signed request to the gateway; the caller reads or closes the reply."""
+        """One signed request to the gateway; the caller reads or closes the reply. *strong*: with the key."""
         given = dict(headers or {})
+        within = None if strong else self._usable_session()
+        signature = self._signature(method, target, given, body, within)
+        url = self.gateway_url + target
+        reply = await self.client.request(method, url, given | signature, body or None, timeout_s=timeout_s)
+        if reply.status == 401 and within is not None:
+            # A gateway that was started again knows none of its sessions; it did nothing, so ask with the key.
+            reply.close()
+            self.session = None
+            return await self.request(method, target, body, headers, timeout_s=timeout_s, strong=True)
+        return reply
+
+    def _usable_session(self) -> _Session | None:
+        found = self.session
+        return found if found is not None and self.clock.now() < found.expires_at - 1 else None
+
+    def _signature(
+        self, method: str, target: str, given: dict[str, str], body: bytes, within: _Session | None
+    ) -> dict[str, str]:
         request = httpsig.Request(method, self.authority, target, httpsig.headers_of(given), body)
-        signature = httpsig.sign(
-            request,
-            wit=self.enrolment.wit,
-            key=self.key,
-            audience=self.enrolment.audience,
-            created=int(self.clock.now()),
-            nonce=new_nonce(),
-        )
-        return await self.client.request(
-            method, self.gateway_url + target, given | signature, body or None, timeout_s=timeout_s
-        )
+        audience, created, nonce = self.enrolment.audience, int(self.clock.now()), new_nonce()
+        if within is not None:
+            return httpsig.mac(
+                request, session=within.name, key=within.secret, audience=audience, created=created, nonce=nonce
+            )
+        token = self.enrolment.wit
+        return httpsig.sign(request, wit=token, key=self.key, audience=audience, created=created, nonce=nonce)
 
     @asynccontextmanager
     async def send(
@@ -127,9 +180,10 @@ class Identity:
         headers: Mapping[str, str] | None = None,
         *,
         timeout_s: float | None = None,
+        strong: bool = False,
     ) -> AsyncIterator[Reply]:
         """Like :meth:`request`, closed at the end."""
-        reply = await self.request(method, target, body, headers, timeout_s=timeout_s)
+        reply = await self.request(method, target, body, headers, timeout_s=timeout_s, strong=strong)
         try:
             yield reply
         finally:

@@ -34,7 +34,7 @@ from trust.policy import judge, schema
 from trust.policy.bundle import Compiled
 from trust.policy.cedar import Uid
 from trust.policy.engine import Finding
-from trust.policy.inventory import Tool, pin_of
+from trust.policy.inventory import RISK_HIGH, Tool, pin_of
 from trust.reasons import Reason, Unverifiable
 from trust.standing.score import Standing
 from trust.verdict import Hold, Permit, Refusal, decide
@@ -360,7 +360,8 @@ class Pipeline:
         action = judged.action
         started = self._clock.mono_ns()
         try:
-            came = await forward(self._identity, action, permit, self._dispatch(judged, audit))
+            strong = judged.tool.manifest.risk >= RISK_HIGH
+            came = await forward(self._identity, action, permit, self._dispatch(judged, audit), strong=strong)
         except Unverifiable as bad:
             self._outcome(action, "unknown", started, bad.reason, bad.detail)
             return Refused(action.decision_id, audit, Refusal.of(8, bad))

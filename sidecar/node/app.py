@@ -124,7 +124,7 @@ class Node:
             offered = await self._list()
             url = config.public_url or f"http://{config.host}:{self.port}"
             body = msgspec.json.encode({"url": url, "servers": offered})
-            async with self.identity.send("POST", "/v1/nodes/join", body, _JSON) as reply:
+            async with self.identity.send("POST", "/v1/nodes/join", body, _JSON, strong=True) as reply:
                 answer = await reply.read()
             if reply.status != 200:
                 told = answer.decode("utf-8", "replace")[:500]
@@ -161,6 +161,7 @@ class Node:
                 await self._revive()
                 await self._renew()
                 await self.identity.renew_when_due()
+                await self.identity.open_session_when_due()
             except (Unreachable, Broken, Unverifiable, UpstreamFailed) as bad:
                 _log.warning("the lease was not renewed, trying again: %s", bad)
             except Exception:

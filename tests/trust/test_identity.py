@@ -176,7 +176,7 @@ def sign(
     return replace(asked, headers=[*asked.headers, *added.items()])
 
 
-def verify(asked: Request, now: float = NOW + 1, audience: str = "gw", **more: float) -> httpsig.Signed:
+def verify(asked: Request, now: float = NOW + 1, audience: str = "gw", **more: float) -> httpsig.Claim:
     return httpsig.verify(asked, key=KEY.public, audience=audience, now=now, **more)
 
 

@@ -16,7 +16,10 @@ from typing import Final
 
 import base58
 from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from trust.reasons import Reason, Unverifiable
 
@@ -163,3 +166,19 @@ class SecretKey:
         if not path.exists():
             cls.generate().save(path)
         return cls.load(path)
+
+
+class Exchange:
+    """One side of one X25519 key agreement (RFC 7748); its secret lives as long as this object."""
+
+    def __init__(self) -> None:
+        self._secret = X25519PrivateKey.generate()
+        self.public: bytes = self._secret.public_key().public_bytes_raw()
+
+    def agree(self, peer: bytes, info: bytes) -> bytes:
+        """32 bytes that only both sides know (HKDF-SHA256 over the shared point), bound to *info*."""
+        try:
+            shared = self._secret.exchange(X25519PublicKey.from_public_bytes(peer))
+        except ValueError:
+            raise _refuse("not a usable X25519 key") from None
+        return HKDF(algorithm=hashes.SHA256(), length=KEY_BYTES, salt=None, info=info).derive(shared)

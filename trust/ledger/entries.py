@@ -126,6 +126,7 @@ class Dispatch(_Entry, frozen=True, tag="dispatch"):
     intent: str
     ticket: str
     step: int = 8
+    authn: str = ""
     approval: str | None = None
     trace: JsonObject | None = None
 
@@ -207,6 +208,18 @@ class Node(_Entry, frozen=True, tag="node"):
     servers: list[str] = []
 
 
+class Session(_Entry, frozen=True, tag="session"):
+    """A workload opened a session. ``base`` and ``signature`` (base64url) are those of its strong request: a MAC
+    proves nothing to third parties, so this is what its later requests are traced to. ``key``: raw, base64url."""
+
+    session: str
+    subject: str
+    key: str
+    base: str
+    signature: str
+    expires_at: int
+
+
 class Server(_Entry, frozen=True, tag="server"):
     """A tool server was admitted, or one of its tools was quarantined or accepted."""
 
@@ -263,6 +276,7 @@ AnyEntry = (
     | Bundle
     | Agent
     | Node
+    | Session
     | Server
     | Person
     | Kill

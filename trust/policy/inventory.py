@@ -19,6 +19,8 @@ from trust.reasons import Reason, Unverifiable, visible
 Category = Literal["fs", "net", "ui", "process", "data", "model", "agent", "protocol"]
 Effect = Literal["read", "write", "destructive"]
 
+RISK_HIGH: Final = 2
+"""From here on an action needs a request that is signed with the agent's own key."""
 RISK_CRITICAL: Final = 3
 _SERVER_NAME: Final = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
 _TOOL_NAME: Final = re.compile(r"[A-Za-z0-9_.\-/]{1,128}")

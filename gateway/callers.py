@@ -1,0 +1,98 @@
+"""Which workload sent a request: by its key and WIT (the strong form), or by a session that it opened."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import msgspec
+
+from edge.clock import SystemClock
+from edge.http import Incoming
+from gateway.registry import Registry
+from gateway.sessions import Sessions
+from trust.identity import httpsig, wit
+from trust.identity.httpsig import Claim
+from trust.identity.keys import SecretKey, b64url
+from trust.identity.replay import Nonces
+from trust.identity.wit import Workload
+from trust.ledger import entries
+from trust.reasons import Reason, Unverifiable
+
+MAX_CACHED_WITS: Final = 10_000
+WIT_HEADER: Final = "workload-identity-token"
+
+
+class Sender(msgspec.Struct, frozen=True):
+    """Who sent a request, and what proves it."""
+
+    workload: Workload
+    claim: Claim
+
+    @property
+    def strong(self) -> bool:
+        """Whether it was signed with the workload's own key."""
+        return not self.claim.session
+
+    @property
+    def authn(self) -> str:
+        """How it is recorded."""
+        return "wit" if self.strong else f"session:{self.claim.session}"
+
+
+class Callers:
+    """Identifies what workloads send to one gateway process."""
+
+    def __init__(
+        self, registry: Registry, key: SecretKey, clock: SystemClock, trust_domain: str, audience: str
+    ) -> None:
+        self._registry = registry
+        self._issuer = key.public
+        self._clock = clock
+        self._trust_domain = trust_domain
+        self._audience = audience
+        self._nonces = Nonces()
+        self._started = clock.now()
+        self._wits: dict[str, Workload] = {}
+        self._sessions = Sessions(key, audience)
+
+    def identify(self, incoming: Incoming, *, strong: bool = False) -> Sender:
+        """Who sent *incoming*, or :class:`Unverifiable`; with *strong*, only by its key."""
+        request = httpsig.Request(incoming.method, incoming.authority, incoming.target, incoming.headers, incoming.body)
+        now = self._clock.now()
+        claim = httpsig.read(request, audience=self._audience, now=now, not_before=self._started)
+        if claim.session and strong:
+            raise Unverifiable(Reason.UNAUTHENTICATED, "this must be signed with the key, not within a session")
+        if claim.session:
+            session = self._sessions.get(claim.session, now)
+            workload = session.workload
+            httpsig.prove(claim, request, session.secret)
+        else:
+            workload = self._workload(incoming.header(WIT_HEADER), now)
+            httpsig.prove(claim, request, workload.key)
+        self._nonces.spend(claim.nonce, claim.expires_at, now)
+        self._registry.require_current(workload)
+        return Sender(workload, claim)
+
+    def _workload(self, token: str | None, now: float) -> Workload:
+        if token is None:
+            raise Unverifiable(Reason.UNAUTHENTICATED, "this needs a Workload-Identity-Token and a signature")
+        known = self._wits.get(token)
+        if known is not None and now < known.expires_at:
+            return known
+        workload = wit.verify(token, now=now, trust_domain=self._trust_domain, issuer=self._issuer)
+        if len(self._wits) >= MAX_CACHED_WITS:
+            self._wits.clear()
+        self._wits[token] = workload
+        return workload
+
+    def open_session(self, sender: Sender, client: str) -> tuple[str, entries.Session]:
+        """The statement for *sender*, whose X25519 key is *client*, and the entry that must be durable first."""
+        terms, statement = self._sessions.open(sender.workload, client, int(self._clock.now()))
+        return statement, entries.Session(
+            terms.session,
+            terms.subject,
+            b64url(sender.workload.key.raw),
+            sender.claim.base.decode("ascii"),
+            b64url(sender.claim.signature),
+            terms.expires_at,
+        )

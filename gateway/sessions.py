@@ -1,0 +1,71 @@
+"""The sessions that workloads opened here: in memory only, each for five minutes, few for each workload."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from typing import Final
+
+import msgspec
+
+from edge.clock import new_id
+from trust.identity import session
+from trust.identity.keys import SecretKey
+from trust.identity.session import Terms
+from trust.identity.wit import Workload
+from trust.reasons import Reason, Unverifiable
+
+MAX_SESSIONS: Final = 50_000
+MAX_OF_ONE: Final = 8
+"""Of one workload; its oldest ends when it opens another."""
+
+
+class Session(msgspec.Struct, frozen=True):
+    """``secret`` is what its requests are authenticated with."""
+
+    workload: Workload
+    terms: Terms
+    secret: bytes
+
+
+class Sessions:
+    """Of one gateway process."""
+
+    def __init__(self, key: SecretKey, audience: str) -> None:
+        self._key = key
+        self._audience = audience
+        self._open: OrderedDict[str, Session] = OrderedDict()
+        self._of: dict[str, list[str]] = {}
+
+    def open(self, workload: Workload, client: str, now: int) -> tuple[Terms, str]:
+        """A new session for *workload*: its terms, and the statement for its holder."""
+        self._forget_over(now)
+        own = self._of.setdefault(workload.subject, [])
+        while len(own) >= MAX_OF_ONE:
+            self._forget(own[0])
+        if len(self._open) >= MAX_SESSIONS:
+            raise Unverifiable(Reason.OVERLOADED, "too many sessions are open")
+        terms, secret, statement = session.answer(
+            client, session=new_id("ses"), subject=workload.subject, audience=self._audience, now=now, key=self._key
+        )
+        self._open[terms.session] = Session(workload, terms, secret)
+        self._of.setdefault(workload.subject, []).append(terms.session)
+        return terms, statement
+
+    def get(self, name: str, now: float) -> Session:
+        """The open session of this *name*, or :class:`Unverifiable`."""
+        found = self._open.get(name)
+        if found is None or now >= found.terms.expires_at:
+            raise Unverifiable(Reason.UNAUTHENTICATED, "this session is not open (any more); sign with the key")
+        return found
+
+    def _forget_over(self, now: float) -> None:
+        """Sessions live equally long, so the oldest end first."""
+        while self._open and next(iter(self._open.values())).terms.expires_at <= now:
+            self._forget(next(iter(self._open)))
+
+    def _forget(self, name: str) -> None:
+        over = self._open.pop(name)
+        own = self._of[over.workload.subject]
+        own.remove(name)
+        if not own:
+            del self._of[over.workload.subject]
