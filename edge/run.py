@@ -38,7 +38,7 @@ def run(part: Part, on_started: Callable[[], None]) -> None:
     uvloop.run(_run(part, on_started))
 
 
-def _calm_the_collector() -> None:
+def calm_the_collector() -> None:
     """What is there after the start stays: looking through it again and again costs tens of milliseconds."""
     gc.collect()
     gc.freeze()
@@ -51,7 +51,7 @@ async def _run(part: Part, on_started: Callable[[], None]) -> None:
     for name in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(name, stopping.set)
     await part.start()
-    _calm_the_collector()
+    calm_the_collector()
     on_started()
     await stopping.wait()
     try:
