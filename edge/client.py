@@ -17,7 +17,9 @@ import msgspec
 from yarl import URL
 
 CONNECT_TIMEOUT_S: Final = 2.0
-MAX_CONNECTIONS: Final = 512
+MAX_CONNECTIONS: Final = 4096
+POOL_TIMEOUT_S: Final = 10.0
+"""How long a request waits for one of them."""
 MAX_REPLY_BYTES: Final = 32 << 20
 """What is held in memory of one answer; streams are passed on as they come and have no limit."""
 
@@ -94,7 +96,9 @@ class Client:
     """Keeps connections; safe to use from any task of one loop."""
 
     def __init__(self, *, total_timeout_s: float | None = 300.0) -> None:
-        self._timeout = aiohttp.ClientTimeout(total=total_timeout_s, sock_connect=CONNECT_TIMEOUT_S)
+        self._timeout = aiohttp.ClientTimeout(
+            total=total_timeout_s, connect=POOL_TIMEOUT_S, sock_connect=CONNECT_TIMEOUT_S
+        )
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=MAX_CONNECTIONS, keepalive_timeout=60.0),
             auto_decompress=False,

@@ -41,7 +41,7 @@ def _base_url(text: str) -> str:
 
 
 def _url(text: str) -> str:
-    if re.fullmatch(r"https?://[^\s/?#@]+[^\s#]*", text) is None:
+    if re.fullmatch(r"https?://[^\s/?#@]+(?:[/?][^\s#]*)?", text) is None:
         raise ValueError('an address such as "http://127.0.0.1:9000/mcp"')
     return text
 

@@ -211,28 +211,28 @@ async def relay(
     chunks: AsyncIterator[bytes],
     status: int,
     headers: dict[str, str],
-    on_chunk: Callable[[bytes], None] | None = None,
+    stopped: Callable[[], object] | None = None,
 ) -> tuple[web.StreamResponse, bool]:
     """Pass *chunks* on as they come; the response, and whether the stream came to its own end.
 
-    When the caller goes away, or the source breaks, the stream is cut: headers are gone already, so closing
-    the connection is the only honest end.
+    When the caller goes away, the source breaks, or *stopped* (asked at least once a second) says so, the stream
+    is cut: headers are gone already, so closing the connection is the only honest end.
     """
     response = web.StreamResponse(status=status, headers=headers)
-    await response.prepare(incoming.raw)
     pending: asyncio.Task[bytes] | None = None
     try:
+        await response.prepare(incoming.raw)
         while True:
             if pending is None:
                 pending = asyncio.ensure_future(anext(chunks))
             done, _ = await asyncio.wait([pending], timeout=DISCONNECT_CHECK_S)
             if incoming.raw.transport is None or incoming.raw.transport.is_closing():
                 return response, False
+            if stopped is not None and stopped():
+                return response, False
             if not done:
                 continue
             chunk, pending = pending.result(), None
-            if on_chunk is not None:
-                on_chunk(chunk)
             await response.write(chunk)
     except StopAsyncIteration:
         await response.write_eof()

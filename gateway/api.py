@@ -15,7 +15,6 @@ import msgspec
 from edge.clock import SystemClock
 from edge.http import Incoming, Response, StreamResponse, json_response, relay
 from edge.routes import RouteHandler, Routes
-from gateway import offers
 from gateway.approvals.desk import Desk, denial
 from gateway.bundles import Bundles
 from gateway.callers import Callers, Sender
@@ -237,6 +236,8 @@ class Api:
         return Response(body=sealed.data, headers=headers)
 
     async def _feed_stream(self, incoming: Incoming, sender: Sender) -> StreamResponse:
+        if sender.workload.kind != "agent":
+            raise Unverifiable(Reason.NOT_YOURS, "the feed is for agents' sidecars")
         lines = self._feed.lines(sender.workload.name)
         response, _ = await relay(incoming, lines, 200, {"Content-Type": "application/x-ndjson"})
         return response
@@ -244,9 +245,10 @@ class Api:
     async def _join(self, incoming: Incoming, sender: Sender) -> Response:
         asked = _decode(incoming, _Join)
         _require_node(sender)
-        epoch = await self._registry.join_node(sender.workload.name, asked.url, asked.servers)
+        epoch, grown = await self._registry.join_node(sender.workload.name, asked.url, asked.servers)
         self._nodes.renew(sender.workload.name, epoch, self._clock.mono())
-        await self._bundles.refresh(sender.workload.name)
+        if grown:
+            await self._bundles.refresh(sender.workload.name)
         return json_response({"epoch": epoch})
 
     async def _heartbeat(self, incoming: Incoming, sender: Sender) -> Response:
@@ -344,7 +346,15 @@ class Api:
         return json_response({"name": new.name, "enrolment_token": token}, 201)
 
     async def _list_servers(self, _incoming: Incoming, _person: Person) -> Response:
-        return json_response({"servers": [_server(record) for record in self._records.store.all(ServerRecord)]})
+        servers = [
+            {
+                **to_json(self._registry.admitted(record)),
+                "admitted": record.admitted,
+                "offers": self._registry.offers(record),
+            }
+            for record in self._records.store.all(ServerRecord)
+        ]
+        return json_response({"servers": servers})
 
     async def _accept_server(self, incoming: Incoming, person: Person, server: str) -> Response:
         accepted = await self._registry.accept_server(server, _decode(incoming, _Accept).offer, person.name)
@@ -390,12 +400,6 @@ class Api:
             return json_response({"rejected": str(bad), "problems": problems, **self._bundles.status()}, 422)
         self._feed.wake()
         return json_response(self._bundles.status())
-
-
-def _server(record: ServerRecord) -> dict[str, Any]:
-    """What was admitted, and how what is offered now differs."""
-    changes = msgspec.to_builtins(offers.changes(record.server, record.offered))
-    return {**to_json(record.server), "offer": {"digest": offers.digest(record.offered), "changes": changes}}
 
 
 def _require_node(sender: Sender) -> None:

@@ -18,6 +18,7 @@ from gateway.callers import Callers
 from gateway.config import GatewayConfig
 from gateway.dispatch import Dispatcher
 from gateway.feed import Feed
+from gateway.offers import Inventories
 from gateway.people import AUTHOR, OPERATOR, People
 from gateway.records import Records
 from gateway.registry import Registry
@@ -63,10 +64,11 @@ class Gateway:
         await self.records.note(entries.Start(VERSION, self.ledger.size))
         people = People(self.records)
         await self._first_operator(people)
-        registry = Registry(self.records, key, config.trust_domain, clock)
+        blobs = Blobs(home / "blobs")
+        registry = Registry(self.records, Inventories(blobs), key, config.trust_domain, clock)
         self.bundles = Bundles(home / "bundles", self.records, registry, people, key, clock, config.bundle_ttl_s)
         self._feed = Feed(self.records, registry, self.bundles, key, clock)
-        self.desk = Desk(self.records, registry, Blobs(home / "blobs"), clock)
+        self.desk = Desk(self.records, registry, blobs, clock)
         nodes = Nodes(self._store, config.lease_ttl_s)
         self._client = Client()
         dispatcher = Dispatcher(

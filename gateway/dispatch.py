@@ -7,6 +7,9 @@ policy says of them now, whether the agent was stopped and whether an approval i
 from __future__ import annotations
 
 import secrets
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, Final
 
 import msgspec
@@ -19,7 +22,7 @@ from gateway.bundles import Bundles
 from gateway.callers import Sender
 from gateway.records import Records
 from gateway.registry import Registry
-from gateway.router.choice import Choice, choose
+from gateway.router.choice import ANOTHER_VERSION, Choice, choose
 from gateway.router.nodes import Nodes
 from gateway.router.placement import Placement
 from gateway.state import NodeRecord
@@ -42,6 +45,8 @@ from trust.standing.score import NEWCOMER, Standing
 from trust.verdict import Hold, Permit, Refusal, decide
 from trust.wire import Dispatch, Execute
 
+MAX_IN_FLIGHT: Final = 64
+"""Of one agent, streams included."""
 MAX_ATTEMPTS: Final = 3
 """Nodes tried for one action; only when no connection was made, so nothing can have happened."""
 TICKET_LIFE_S: Final = 30
@@ -92,6 +97,7 @@ class Dispatcher:
         self._credentials = credentials
         self._placement = Placement()
         self._seen = Nonces()
+        self._busy: Counter[str] = Counter()
         self._remember_recent()
 
     def _remember_recent(self) -> None:
@@ -106,6 +112,23 @@ class Dispatcher:
         """Route the action in *incoming*; the node's answer, streamed."""
         asked = self.read(incoming, sender)
         _require_key_for_high_risk(asked)
+        with self._in_flight(sender.workload.name):
+            return await self._decide_and_route(incoming, asked)
+
+    @contextmanager
+    def _in_flight(self, agent: str) -> Iterator[None]:
+        """One agent may not take the connections of all."""
+        if self._busy[agent] >= MAX_IN_FLIGHT:
+            raise Unverifiable(Reason.OVERLOADED, f"{self._busy[agent]} actions of {agent} are in flight")
+        self._busy[agent] += 1
+        try:
+            yield
+        finally:
+            self._busy[agent] -= 1
+            if not self._busy[agent]:
+                del self._busy[agent]
+
+    async def _decide_and_route(self, incoming: Incoming, asked: Asked) -> StreamResponse:
         now = self._clock.now()
         self._seen.spend(asked.action.id, now + REMEMBER_S, now)
         verdict = self.judge(asked, approved=asked.dispatch.approval is not None)
@@ -130,6 +153,10 @@ class Dispatcher:
         agent = self._registry.agent(sender.workload.name).agent
         tool = bundle.inventory.tool(action.server, action.tool)
         _require_own_headers(action, message, tool)
+        if dispatch.authority:
+            raise Unverifiable(Reason.PERMIT_INVALID, "delegated authority is not accepted yet")
+        if not dispatch.intent.startswith(f"{sender.workload.trust_domain}/sidecar/{sender.workload.name}#"):
+            raise Unverifiable(Reason.PERMIT_INVALID, "the intent is not in the sender's own ledger")
         if dispatch.principal != agent.owner:
             raise Unverifiable(Reason.PERMIT_INVALID, "the principal is not this agent's")
         if action.digest(agent.name, agent.owner, dispatch.authority, tool.digest) != dispatch.action_digest:
@@ -176,15 +203,15 @@ class Dispatcher:
         if permit.payload_digest != asked.action.payload_digest:
             raise Unverifiable(Reason.PERMIT_INVALID, "the permit is for other bytes")
         approval = asked.dispatch.approval
-        terms = self._present_terms(asked) if approval is not None else None
         if approval is not None:
-            self._desk.require_approved(approval, asked.dispatch, asked.action.payload_digest, terms)
+            payload = asked.action.payload_digest
+            self._desk.require_approved(approval, asked.dispatch, payload, self._present_terms(asked))
         unreachable: set[str] = set()
         spent = False
         for _ in range(MAX_ATTEMPTS):
             sent = self._choose(asked, unreachable)
             if approval is not None and not spent:
-                await self._desk.consume(approval, asked.dispatch, asked.action.payload_digest, terms)
+                await self._consume(asked, approval)
                 spent = True
             try:
                 return await self._send(incoming, asked, sent)
@@ -192,6 +219,23 @@ class Dispatcher:
                 self._nodes.failed(sent.node.name, self._clock.mono())
                 unreachable.add(sent.node.name)
         raise Unverifiable(Reason.NODE_UNREACHABLE, f"tried {', '.join(sorted(unreachable))}")
+
+    async def _consume(self, asked: Asked, approval: str) -> None:
+        """Spend the approval under the policy of the very moment in which it is spent."""
+
+        def terms() -> Terms | None:
+            self._require_unchanged(asked)
+            return self._present_terms(asked)
+
+        await self._desk.consume(approval, asked.dispatch, asked.action.payload_digest, terms)
+
+    def _require_unchanged(self, asked: Asked) -> None:
+        """What was awaited may have taken long: a kill or another bundle since then ends this attempt."""
+        killed = self._registry.killed(asked.agent.name)
+        if killed is not None:
+            raise Unverifiable(Reason.KILLED, killed.reason)
+        if asked.bundle is not self._bundles.compiled:
+            raise Unverifiable(Reason.PERMIT_INVALID, "policy was changed while this waited; ask again")
 
     def _present_terms(self, asked: Asked) -> Terms | None:
         """Whom policy would ask today, if anybody."""
@@ -202,7 +246,11 @@ class Dispatcher:
 
     def _choose(self, asked: Asked, unreachable: set[str]) -> Sent:
         action = asked.action
-        labels = tuple(asked.bundle.inventory.servers[action.server].labels)
+        judged = asked.bundle.inventory.servers[action.server]
+        labels = tuple(judged.labels)
+
+        def offered(node: NodeRecord) -> bool:
+            return self._registry.offers_exactly(node.name, judged, action.tool)
 
         def permitted(node: NodeRecord) -> bool:
             return self._placement.permits(asked.bundle, asked.agent, action.server, action.tool, labels, node)
@@ -212,7 +260,11 @@ class Dispatcher:
             for candidate in self._nodes.candidates(self._clock.mono())
             if candidate.node.name not in unreachable
         ]
-        choice = choose(candidates, action.server, asked.dispatch.place, permitted, secrets.randbelow(1000) / 1000)
+        chance = secrets.randbelow(1000) / 1000
+        choice = choose(candidates, action.server, asked.dispatch.place, offered, permitted, chance)
+        if choice.chosen is None and choice.eliminated.get(ANOTHER_VERSION):
+            todo = f"an operator looks at it with `licet servers diff {action.server}`"
+            raise Unverifiable(Reason.TOOL_QUARANTINED, f"{action.name} is not offered as it was admitted: {todo}")
         if choice.chosen is None:
             counts = {**choice.eliminated, **({"unreachable": len(unreachable)} if unreachable else {})}
             why = ", ".join(f"{count} {reason}" for reason, count in sorted(counts.items())) or "no node is registered"
@@ -234,6 +286,7 @@ class Dispatcher:
             principal=dispatch.principal,
             run=action.run,
             payload=action.payload_digest,
+            tool_digest=asked.bundle.inventory.tool(action.server, action.tool).digest,
             action_digest=dispatch.action_digest,
             approval=dispatch.approval,
             credentials=digest_of(dict(credentials)),
@@ -242,6 +295,7 @@ class Dispatcher:
         )
         trace = sent.choice.trace()
         await self._records.note(self._entry(asked, node, entitled.id, trace))
+        self._require_unchanged(asked)
         body = wire.encode(
             Execute(action.server, dispatch.method, dispatch.headers, credentials),
             action.payload.body,
@@ -250,7 +304,7 @@ class Dispatcher:
         with self._nodes.working(node.name):
             try:
                 async with self._client.send("POST", f"{node.url}/v1/execute", headers, body) as reply:
-                    response = await _pass_on(incoming, reply, node, trace)
+                    response = await _pass_on(incoming, reply, node, lambda: self._registry.killed(dispatch.agent))
             except Broken as bad:
                 self._nodes.failed(node.name, self._clock.mono())
                 raise Unverifiable(Reason.OUTCOME_UNKNOWN, f"the connection to {node.name} broke: {bad}") from None
@@ -311,8 +365,8 @@ def _require_own_headers(action: Action, message: mcp.Message, tool: Tool) -> No
         raise Unverifiable(Reason.PERMIT_INVALID, "the headers are not those of the message")
 
 
-async def _pass_on(incoming: Incoming, reply: Reply, node: NodeRecord, trace: dict[str, Any]) -> StreamResponse:
-    """The node's answer to the sidecar, chunk by chunk when it is a stream."""
+async def _pass_on(incoming: Incoming, reply: Reply, node: NodeRecord, stopped: Callable[[], object]) -> StreamResponse:
+    """The node's answer to the sidecar, chunk by chunk when it is a stream, until it ends or is *stopped*."""
     headers = {
         name: value
         for name in ("Content-Type", "mcp-session-id", wire.UPSTREAM_STATUS_HEADER)
@@ -321,5 +375,5 @@ async def _pass_on(incoming: Incoming, reply: Reply, node: NodeRecord, trace: di
     headers[wire.NODE_HEADER] = node.name
     if not reply.header("Content-Type").startswith("text/event-stream"):
         return Response(status=reply.status, headers=headers, body=await reply.read())
-    response, _ = await relay(incoming, reply.chunks(), reply.status, headers)
+    response, _ = await relay(incoming, reply.chunks(), reply.status, headers, stopped)
     return response

@@ -20,7 +20,6 @@ from gateway.store import Store
 from trust.facts import Agent
 from trust.ledger import entries
 from trust.ledger.entries import AnyEntry, Stamp
-from trust.policy import inventory
 
 ACTIVE: Final = "active"
 
@@ -98,13 +97,14 @@ def _node(store: Store, entry: entries.Node) -> None:
 
 
 def _server(store: Store, entry: entries.Server) -> None:
+    known = store.get(ServerRecord, entry.server)
+    if known is None or entry.event == "accepted":
+        known = ServerRecord(entry.server, entry.offer, known.offers if known else {})
     if entry.event == "offered" and (node := store.get(NodeRecord, entry.node)) is not None:
         servers = tuple(sorted({*node.servers, entry.server}))
         store.put(entry.node, msgspec.structs.replace(node, servers=servers))
-    if entry.inventory is not None:
-        offered = inventory.server_from_json(entry.inventory["offered"])
-        admitted = inventory.server_from_json(entry.inventory["admitted"])
-        store.put(entry.server, ServerRecord(admitted, offered))
+        known = msgspec.structs.replace(known, offers={**known.offers, entry.node: entry.offer})
+    store.put(entry.server, known)
 
 
 def _kill(store: Store, entry: entries.Kill) -> None:

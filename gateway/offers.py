@@ -1,20 +1,63 @@
-"""What a server offers now against what was admitted of it: compared for people, and named by a digest."""
+"""What nodes offer of each server against what was admitted of it: kept by digest, compared for people.
+
+What was admitted may be called, and only on nodes that offer exactly that. So a tool that changes anywhere is
+not called there until a person has seen the change and accepted it; nothing else waits for that.
+"""
 
 from __future__ import annotations
 
 import json
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import msgspec
 
-from trust.canonical import sha256_hex
+from edge.blobs import Blobs
 from trust.policy.inventory import Server, Tool, to_json
 
-_SHOWN = ("description", "input_schema", "manifest")
+_OF_SERVER: Final = ("labels", "zone")
+_OF_TOOL: Final = ("description", "input_schema", "manifest", "rest")
+
+
+class LostInventory(Exception):
+    """An inventory that the ledger names is not beside it any more."""
+
+
+class Inventories:
+    """Servers by the digest of what they offer."""
+
+    def __init__(self, blobs: Blobs) -> None:
+        self._blobs = blobs
+        self._read: dict[str, Server] = {}
+
+    async def keep(self, server: Server) -> str:
+        """The digest of *server*, which can be read from now on."""
+        digest = await self._blobs.put(msgspec.json.encode(to_json(server), order="sorted"))
+        self._read[digest] = server
+        return digest
+
+    def get(self, digest: str) -> Server:
+        found = self._read.get(digest)
+        if found is None:
+            data = self._blobs.get(digest)
+            if data is None:
+                raise LostInventory(f"the inventory {digest} is lost")
+            found = self._read[digest] = msgspec.json.decode(data, type=Server)
+        return found
+
+
+def same(offered: Server, admitted: Server, tool: str) -> bool:
+    """Whether *tool* is offered exactly as it was admitted, on data with the same labels and place."""
+    now, pinned = offered.tools.get(tool), admitted.tools.get(tool)
+    return (
+        now is not None
+        and pinned is not None
+        and (now.digest, now.manifest) == (pinned.digest, pinned.manifest)
+        and (offered.labels, offered.zone) == (admitted.labels, admitted.zone)
+    )
 
 
 class Difference(msgspec.Struct, frozen=True):
-    """One part of one tool, before and after; JSON texts, or empty where there is nothing."""
+    """One part, before and after; JSON texts, or empty where there is nothing."""
 
     part: str
     before: str
@@ -22,51 +65,36 @@ class Difference(msgspec.Struct, frozen=True):
 
 
 class Change(msgspec.Struct, frozen=True):
-    """What is new, gone or different about one tool."""
+    """What is new, gone or different about one tool, or (``tool`` empty) about the server."""
 
     tool: str
     kind: Literal["added", "removed", "changed"]
     differences: tuple[Difference, ...]
 
 
-def digest(offered: Server) -> str:
-    """What an acceptance is bound to: SHA-256 of everything that is offered."""
-    return sha256_hex(msgspec.json.encode(to_json(offered), order="sorted"))
-
-
 def changes(admitted: Server, offered: Server) -> list[Change]:
-    """Tool by tool; empty when nothing differs but quarantine marks."""
-    names = sorted({*admitted.tools, *offered.tools})
-    compared = [(name, admitted.tools.get(name), offered.tools.get(name)) for name in names]
-    return [change for name, before, after in compared if (change := _change(name, before, after)) is not None]
+    """The server first, then tool by tool; empty when nothing differs."""
+    of_server = _differences(admitted, offered, _OF_SERVER)
+    found = [Change("", "changed", of_server)] if of_server else []
+    for name in sorted({*admitted.tools, *offered.tools}):
+        before, after = admitted.tools.get(name), offered.tools.get(name)
+        differences = _differences(before, after, _OF_TOOL)
+        if differences or before is None or after is None:
+            kind: Literal["added", "removed", "changed"] = (
+                "added" if before is None else "removed" if after is None else "changed"
+            )
+            found.append(Change(name, kind, differences))
+    return found
 
 
-def _change(name: str, before: Tool | None, after: Tool | None) -> Change | None:
-    differences = tuple(
-        Difference(part, old, new) for part in _SHOWN if (old := _text(before, part)) != (new := _text(after, part))
+def _differences(
+    before: Server | Tool | None, after: Server | Tool | None, parts: tuple[str, ...]
+) -> tuple[Difference, ...]:
+    return tuple(
+        Difference(part, old, new) for part in parts if (old := _text(before, part)) != (new := _text(after, part))
     )
-    # A tool that nobody admitted yet stands in quarantine as it was first seen: for people it is new.
-    if before is None or (before.quarantined and not differences):
-        return Change(name, "added", tuple(Difference(part, "", _text(after, part)) for part in _SHOWN))
-    if after is None:
-        return Change(name, "removed", differences)
-    return Change(name, "changed", differences) if differences else None
 
 
-def _text(tool: Tool | None, part: str) -> str:
-    value: Any = None if tool is None else msgspec.to_builtins(getattr(tool, part))
+def _text(of: Server | Tool | None, part: str) -> str:
+    value: Any = None if of is None else msgspec.to_builtins(getattr(of, part))
     return "" if value is None else json.dumps(value, sort_keys=True)
-
-
-def compare(admitted: Server, offered: Server) -> tuple[Server, list[str]]:
-    """The inventory that holds from now on, and which tools wait in it for a person."""
-    tools = {}
-    waiting = []
-    for name, tool in offered.tools.items():
-        pinned = admitted.tools.get(name)
-        if pinned is not None and pinned.digest == tool.digest and pinned.manifest == tool.manifest:
-            tools[name] = pinned
-        else:
-            tools[name] = msgspec.structs.replace(pinned or tool, quarantined=True)
-            waiting.append(name)
-    return msgspec.structs.replace(admitted, tools=tools), sorted(waiting)

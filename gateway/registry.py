@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Final
-from urllib.parse import urlsplit
+from typing import Annotated, Any, Final
 
 import msgspec
 
 from edge.clock import SystemClock, new_id
 from gateway import offers
+from gateway.offers import Inventories
 from gateway.people import new_token
 from gateway.records import Records
 from gateway.state import AgentRecord, Killed, NodeRecord, ServerRecord
@@ -19,7 +19,7 @@ from trust.identity.keys import PublicKey, SecretKey, b64url, unb64url
 from trust.identity.wit import Workload, WorkloadKind
 from trust.ledger import entries
 from trust.mcp import PROTOCOL_TOOLS
-from trust.policy import cedar, inventory, schema
+from trust.policy import cedar, schema
 from trust.policy.inventory import Inventory, Server, pin, require_server_name, require_tool_name
 from trust.reasons import Reason, Unverifiable, visible
 
@@ -55,8 +55,11 @@ class NewNode(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Registry:
     """Commands that look, record and let the fold apply."""
 
-    def __init__(self, records: Records, key: SecretKey, trust_domain: str, clock: SystemClock) -> None:
+    def __init__(
+        self, records: Records, inventories: Inventories, key: SecretKey, trust_domain: str, clock: SystemClock
+    ) -> None:
         self._records = records
+        self._inventories = inventories
         self._store = records.store
         self._key = key
         self._trust_domain = trust_domain
@@ -89,6 +92,8 @@ class Registry:
     async def register_node(self, new: NewNode, by: str) -> str:
         """The one-time enrolment token; shown once."""
         _require_name(new.name)
+        if new.url and _ADDRESS.fullmatch(new.url) is None:
+            raise Unverifiable(Reason.MALFORMED_REQUEST, f"url {visible(new.url)}: expected http://host:port, no more")
         token = new_token()
         async with self._records.deciding:
             if self._store.get(NodeRecord, new.name) is not None:
@@ -158,8 +163,8 @@ class Registry:
             raise Unverifiable(Reason.UNAUTHENTICATED, f'no node "{visible(name)}" is registered')
         return record
 
-    async def join_node(self, name: str, url: str, servers: list[Server]) -> int:
-        """A node starts: it gets a new epoch, and what it offers is compared with what was admitted."""
+    async def join_node(self, name: str, url: str, servers: list[Server]) -> tuple[int, bool]:
+        """A node starts, or its servers changed: it gets a new epoch. (epoch, whether a server is new to all)."""
         async with self._records.deciding:
             node = self.node(name)
             _require_bound(node, url, servers)
@@ -167,44 +172,59 @@ class Registry:
                 _require_sound(server)
             epoch = node.epoch + 1
             await self._records.change(entries.Node("joined", name, name, url=url, epoch=epoch))
-            for server in servers:
-                await self._offer(name, server)
-        return epoch
+            seen = [await self._offer(name, server) for server in servers]
+        return epoch, any(seen)
 
     # Servers and their tools
 
-    async def _offer(self, node: str, offered: Server) -> None:
-        """First sight admits and pins. Later, what is new or changed waits in quarantine."""
-        require_server_name(offered.name)
+    async def _offer(self, node: str, offered: Server) -> bool:
+        """What is seen for the first time is admitted; what a node offers now is recorded either way."""
+        digest = await self._inventories.keep(offered)
         known = self._store.get(ServerRecord, offered.name)
-        admitted, waiting = (offered, []) if known is None else offers.compare(known.server, offered)
-        both = {"offered": inventory.to_json(offered), "admitted": inventory.to_json(admitted)}
         if known is None:
-            await self._records.change(entries.Server("admitted", offered.name, node, node=node, inventory=both))
-        elif waiting:
-            await self._records.change(
-                entries.Server("quarantined", offered.name, node, node=node, inventory=both, tools=waiting)
-            )
-        await self._records.change(entries.Server("offered", offered.name, node, node=node))
+            await self._records.change(entries.Server("admitted", offered.name, node, digest, node=node))
+        elif known.offers.get(node) == digest and offered.name in self.node(node).servers:
+            return False
+        changed = [] if known is None else [c.tool for c in offers.changes(self.admitted(known), offered)]
+        await self._records.change(entries.Server("offered", offered.name, node, digest, node=node, tools=changed))
+        return known is None
 
     async def accept_server(self, name: str, offer: str, by: str) -> list[str]:
-        """Admit what the server offers now, if it is still the *offer* that was looked at; the tools it changes."""
+        """Admit what a node offers, exactly as it was looked at; what this changes."""
         async with self._records.deciding:
             known = self._store.get(ServerRecord, require_server_name(name))
             if known is None:
                 raise Unverifiable(Reason.UNKNOWN_SERVER, f'server "{name}"')
-            if offers.digest(known.offered) != offer:
-                raise Unverifiable(Reason.APPROVAL_MISMATCH, f"{name} offers something else now; look at it again")
-            waiting = [tool.name for tool in known.server.tools.values() if tool.quarantined]
-            offered = inventory.to_json(known.offered)
-            await self._records.change(
-                entries.Server("accepted", name, by, inventory={"offered": offered, "admitted": offered}, tools=waiting)
-            )
-        return waiting
+            if offer not in known.offers.values():
+                raise Unverifiable(Reason.APPROVAL_MISMATCH, f"no node offers this of {name} now; look at it again")
+            changed = [c.tool for c in offers.changes(self.admitted(known), self._inventories.get(offer))]
+            await self._records.change(entries.Server("accepted", name, by, offer, tools=changed))
+        return changed
+
+    def admitted(self, record: ServerRecord) -> Server:
+        """What may be called of a server."""
+        return self._inventories.get(record.admitted)
+
+    def offers(self, record: ServerRecord) -> list[dict[str, Any]]:
+        """What nodes offer that was not admitted: digest, nodes, and every difference."""
+        return [
+            {
+                "digest": digest,
+                "nodes": sorted(node for node, theirs in record.offers.items() if theirs == digest),
+                "changes": msgspec.to_builtins(offers.changes(self.admitted(record), self._inventories.get(digest))),
+            }
+            for digest in sorted({*record.offers.values()} - {record.admitted})
+        ]
+
+    def offers_exactly(self, node: str, admitted: Server, tool: str) -> bool:
+        """Whether *node* offers *tool* just as *admitted* has it."""
+        record = self._store.get(ServerRecord, admitted.name)
+        digest = record.offers.get(node) if record is not None else None
+        return digest is not None and offers.same(self._inventories.get(digest), admitted, tool)
 
     def inventory(self) -> Inventory:
         """What may be called."""
-        return Inventory({record.server.name: record.server for record in self._store.all(ServerRecord)})
+        return Inventory({record.name: self.admitted(record) for record in self._store.all(ServerRecord)})
 
     # Kill
 
@@ -222,14 +242,17 @@ class Registry:
         return self._store.get(Killed, EVERYBODY) or self._store.get(Killed, agent)
 
 
+_AT_HOME: Final = re.compile(r"http://(?:127\.0\.0\.1|localhost|\[::1\]):[0-9]{1,5}")
+_ADDRESS: Final = re.compile(r"https?://[A-Za-z0-9.\-\[\]:]+")
+
+
 def _require_bound(node: NodeRecord, url: str, servers: list[Server]) -> None:
     """A node offers what an operator said that it may, from where it was said to be."""
     for server in servers:
         if server.name not in node.may_offer:
             allowed = ", ".join(node.may_offer) or "nothing"
             raise Unverifiable(Reason.NOT_YOURS, f"{node.name} may offer {allowed}, not {visible(server.name)}")
-    parts = urlsplit(url)
-    at_home = parts.scheme == "http" and parts.hostname in ("127.0.0.1", "localhost", "::1")
+    at_home = _AT_HOME.fullmatch(url) is not None
     if url != node.may_live_at and not (at_home and not node.may_live_at):
         expected = node.may_live_at or "an http address on loopback"
         raise Unverifiable(Reason.NOT_YOURS, f"{node.name} is expected at {expected}, not at {visible(url)}")
@@ -249,7 +272,7 @@ def _require_sound(server: Server) -> None:
         for group in tool.manifest.groups:
             if _GROUP.fullmatch(group) is None:
                 raise Unverifiable(Reason.MALFORMED_REQUEST, f'{server.name}/{name}: "{visible(group)}" is no group')
-        if tool.name != name or tool.digest != pin(name, tool.description, tool.input_schema):
+        if tool.name != name or tool.digest != pin(name, tool.description, tool.input_schema, tool.rest):
             raise Unverifiable(Reason.MALFORMED_REQUEST, f"{server.name}/{name}: its digest is not that of its schema")
     try:
         cedar.parse_schema(schema.complete(_MINIMAL_SCHEMA, Inventory({server.name: server})))

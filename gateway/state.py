@@ -7,7 +7,6 @@ from typing import Any, Literal
 import msgspec
 
 from trust.facts import Agent
-from trust.policy.inventory import Server
 
 
 class Person(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -50,10 +49,12 @@ class NodeRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class ServerRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """``offered`` is what the server shows now, ``server`` what was admitted of it."""
+    """``admitted`` and ``offers`` (by node) are digests of inventories. What was admitted is what may be called;
+    a node that offers something else gets no calls of it."""
 
-    server: Server
-    offered: Server
+    name: str
+    admitted: str
+    offers: dict[str, str] = {}
 
 
 class Killed(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -117,7 +117,7 @@ class Identity:
         async with self.send("POST", "/v1/session", body, {"Content-Type": "application/json"}, strong=True) as reply:
             answer = await reply.read()
         if reply.status != 201:
-            raise Unverifiable(Reason.UNAUTHENTICATED, f"no session was opened: {_detail(answer)}")
+            raise Unverifiable(Reason.UNAUTHENTICATED, f"no session was opened: {detail_of(answer)}")
         terms, secret = session.accept(
             json.loads(answer)["statement"],
             own,
@@ -203,11 +203,11 @@ async def _enroll(gateway_url: str, token: str, key: SecretKey, client: Client) 
     ) as reply:
         answer = await reply.read()
     if reply.status != 200:
-        raise NotEnrolled(f"the gateway refused the enrolment: {_detail(answer)}; register again for a new token")
+        raise NotEnrolled(f"the gateway refused the enrolment: {detail_of(answer)}; register again for a new token")
     return msgspec.json.decode(answer, type=Enrolment)
 
 
-def _detail(answer: bytes) -> str:
+def detail_of(answer: bytes) -> str:
     """The sentence in a problem document."""
     try:
         return str(json.loads(answer)["detail"])

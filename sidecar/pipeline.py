@@ -155,7 +155,7 @@ class Pipeline:
         if bundle is None or told is None or not isinstance(listed, dict):
             return False
         tool = self.tool(server, str(listed.get("name")))
-        if tool is None or tool.quarantined or tool.digest != pin_of(listed):
+        if tool is None or tool.digest != pin_of(listed):
             return False
         world = bundle.engine.world(told.agent.entities())
         name = schema.action_name(server, tool.name)

@@ -104,11 +104,15 @@ def read_message(body: bytes) -> Message:
         raise _refuse("batches are not part of MCP since 2025-06-18; send one message at a time")
     if not isinstance(value, dict) or value.get("jsonrpc") != "2.0":
         raise _refuse('expected one JSON-RPC object with "jsonrpc": "2.0"')
+    for member in value:
+        if member not in _TOP_LEVEL:
+            raise _refuse(f'the member "{visible(member)}" is not part of a JSON-RPC message')
     method, rpc_id = value.get("method"), value.get("id")
     if isinstance(rpc_id, bool) or not isinstance(rpc_id, str | int | None):
         raise _refuse("the id of a JSON-RPC message is a string or an integer")
     if method is None and ("result" in value or "error" in value):
-        return Message("response", rpc_id, "", "mcp:response", {}, False)
+        _require_small("a response", value)
+        return Message("response", rpc_id, "", "mcp:response", {"response": value}, False)
     if not isinstance(method, str):
         raise _refuse('expected a JSON-RPC message with a "method"')
     if "result" in value or "error" in value:
@@ -116,11 +120,12 @@ def read_message(body: bytes) -> Message:
     params = value.get("params", {})
     if not isinstance(params, dict):
         raise _refuse('"params" must be an object')
-    modern = _modern(params)
+    modern = _version(params) is not None
     if "id" not in value:
         if not method.startswith("notifications/"):
             raise _refuse(f'"{visible(method)}" without an id: only notifications have none')
-        return Message("notification", None, method, "mcp:notifications", {}, modern)
+        _require_small(method, params)
+        return Message("notification", None, method, "mcp:notifications", params, modern)
     if rpc_id is None:
         raise _refuse("the id of a JSON-RPC request may not be null")
     tool, arguments = _tool_and_arguments(method, params)
@@ -131,9 +136,15 @@ def _refuse(detail: str) -> Unverifiable:
     return Unverifiable(Reason.MALFORMED_REQUEST, detail)
 
 
-def _modern(params: JsonObject) -> bool:
+def _version(params: JsonObject) -> str | None:
+    """The protocol version that a stateless request carries, None for one of a session."""
     meta = params.get("_meta")
-    return isinstance(meta, dict) and VERSION_META in meta
+    if not isinstance(meta, dict) or VERSION_META not in meta:
+        return None
+    version = meta[VERSION_META]
+    if version != MODERN:
+        raise _refuse(f"{VERSION_META} says {visible(str(version))}, expected {MODERN}")
+    return MODERN
 
 
 def _tool_and_arguments(method: str, params: JsonObject) -> tuple[str, JsonObject]:
@@ -152,6 +163,7 @@ def _tool_and_arguments(method: str, params: JsonObject) -> tuple[str, JsonObjec
         raise Unverifiable(Reason.UNKNOWN_TOOL, f'the MCP method "{visible(method)}" is not known')
     if PROTOCOL_TOOLS[tool].manifest.category == "protocol":
         _require_members(method, given, _PROTOCOL_MEMBERS.get(method, frozenset()))
+        _require_small(method, given)
     return tool, given
 
 
@@ -166,8 +178,16 @@ _PROTOCOL_MEMBERS: Final[Mapping[str, frozenset[str]]] = {
     "subscriptions/listen": frozenset({"notifications"}),
 }
 _OWN_META: Final = frozenset({VERSION_META, CLIENT_INFO_META, CLIENT_CAPABILITIES_META, "progressToken"})
+_TOP_LEVEL: Final = frozenset({"jsonrpc", "id", "method", "params", "result", "error"})
 MAX_META_BYTES: Final = 1024
 """Of ``_meta`` beyond the protocol's own: trace context and clients' ids pass, cargo that no policy sees does not."""
+MAX_UNJUDGED_BYTES: Final = 8192
+"""Of what MCP itself carries (handshakes, notifications, capabilities), which policies do not look into."""
+
+
+def _require_small(what: str, value: JsonObject) -> None:
+    if len(jcs(value)) > MAX_UNJUDGED_BYTES:
+        raise _refuse(f"{what} carries more than {MAX_UNJUDGED_BYTES} bytes, which no policy would judge")
 
 
 def _require_members(method: str, given: JsonObject, known: frozenset[str]) -> None:
@@ -184,6 +204,7 @@ def _check_meta(meta: JsonValue) -> None:
         raise _refuse('"_meta" must be an object')
     if len(jcs({key: value for key, value in meta.items() if key not in _OWN_META})) > MAX_META_BYTES:
         raise _refuse(f'"_meta" carries more than {MAX_META_BYTES} bytes of its own')
+    _require_small('"_meta"', meta)
 
 
 def require_headers_agree(message: Message, headers: Mapping[str, str]) -> None:
@@ -191,8 +212,8 @@ def require_headers_agree(message: Message, headers: Mapping[str, str]) -> None:
     if message.kind != "request":
         return
     version = headers.get(VERSION_HEADER)
-    if message.modern and version is None:
-        raise _mismatch(f"{VERSION_HEADER} is missing")
+    if message.modern and version != MODERN:
+        raise _mismatch(f"{VERSION_HEADER} says {visible(version or 'nothing')}, the body {MODERN}")
     if version == MODERN and not message.modern:
         raise _mismatch(f"{VERSION_HEADER} says {MODERN}, but the body has no {VERSION_META}")
     method = headers.get(METHOD_HEADER)

@@ -6,12 +6,12 @@ The whole body is covered by the content digest of the signed request, or by the
 
 from __future__ import annotations
 
-from typing import Any, Final, TypeVar
+from typing import Annotated, Any, Final, TypeVar
 
 import msgspec
 
 from trust.action import Action, Payload
-from trust.canonical import read_object
+from trust.canonical import MAX_DEPTH, read_object
 from trust.mcp import Message, read_message
 from trust.reasons import Reason, Unverifiable
 
@@ -30,10 +30,14 @@ _LENGTH_BYTES: Final = 4
 _encoder = msgspec.json.Encoder()
 
 
+Id = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9_.:-]{1,64}$")]
+"""What is remembered, recorded and shown of one action: short and plain."""
+
+
 class Place(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What a caller may narrow: a node by name, and how soon it wants an answer (milliseconds)."""
 
-    pin: str | None = None
+    pin: Id | None = None
     slo_ms: int | None = None
 
 
@@ -41,9 +45,9 @@ class Dispatch(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A permitted action on its way to the gateway. ``facts`` are those of the decision;
     ``intent`` is ``<origin>#<index>`` of its entry."""
 
-    action_id: str
-    decision_id: str
-    run: str
+    action_id: Id
+    decision_id: Id
+    run: Id
     agent: str
     principal: str
     protocol: str
@@ -53,14 +57,14 @@ class Dispatch(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     headers: list[tuple[str, str]]
     action_digest: str
     facts: dict[str, Any]
-    intent: str
-    bundle: str
+    intent: Annotated[str, msgspec.Meta(max_length=320)]
+    bundle: Annotated[str, msgspec.Meta(max_length=64)]
     authority: tuple[str, ...] = ()
-    approval: str | None = None
+    approval: Id | None = None
     terms: dict[str, Any] | None = None
     place: Place = Place()
-    trace_id: str = ""
-    span_id: str = ""
+    trace_id: Annotated[str, msgspec.Meta(max_length=64)] = ""
+    span_id: Annotated[str, msgspec.Meta(max_length=64)] = ""
 
 
 class Execute(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -88,9 +92,9 @@ def decode(data: bytes, kind: type[Statement]) -> tuple[Statement, bytes]:
         raise Unverifiable(Reason.MALFORMED_REQUEST, "the statement is cut short")
     try:
         statement = msgspec.json.decode(head, type=kind)
-    except msgspec.DecodeError as bad:
+    except (msgspec.DecodeError, RecursionError) as bad:
         raise Unverifiable(Reason.MALFORMED_REQUEST, f"statement: {bad}") from None
-    if _encoder.encode(statement) != head:
+    if _encoder.encode(statement) != head or head.count(b"{") + head.count(b"[") > MAX_DEPTH:
         read_object(head)  # not as our encoder writes it: refuse duplicate keys, which msgspec would not notice
     return statement, data[_LENGTH_BYTES + length :]
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import datetime
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 import msgspec
@@ -41,10 +41,28 @@ class Desk:
         self._blobs = blobs
         self._clock = clock
         self._changed = asyncio.Event()
+        self._open: set[str] = set()
+        self._of_action: dict[tuple[str, str], list[str]] = {}
+        for record in self.all():
+            self._index(record)
         records.listen(self._on_change)
+
+    def _index(self, record: ApprovalRecord) -> None:
+        """Finished requests are many and stay: nothing that happens often may look at them all."""
+        if record.state in ("pending", "approved"):
+            self._open.add(record.id)
+        else:
+            self._open.discard(record.id)
+        known = self._of_action.setdefault((record.agent, record.action_digest), [])
+        if record.id not in known:
+            known.append(record.id)
+
+    def _live(self) -> list[ApprovalRecord]:
+        return [self.get(approval) for approval in self._open]
 
     def _on_change(self, entry: AnyEntry) -> None:
         if isinstance(entry, entries.Approval):
+            self._index(self.get(entry.approval))
             changed, self._changed = self._changed, asyncio.Event()
             changed.set()
 
@@ -62,14 +80,14 @@ class Desk:
 
         A denial holds for a day in whatever run, so that asking again does not wear people down.
         """
-        body = await self._blobs.put(action.payload.body)
         async with self._records.deciding:
             known = self._same(dispatch)
             if known is not None:
                 return known
-            waiting = sum(one.state == "pending" and one.agent == dispatch.agent for one in self.all())
+            waiting = sum(one.state == "pending" and one.agent == dispatch.agent for one in self._live())
             if waiting >= MAX_PENDING:
                 raise Unverifiable(Reason.OVERLOADED, f"{waiting} actions of {dispatch.agent} wait for people already")
+            body = await self._blobs.put(action.payload.body)
             approval = new_id("apr")
             asked: dict[str, Any] = {
                 **msgspec.to_builtins(dispatch),
@@ -91,10 +109,10 @@ class Desk:
     def _same(self, dispatch: Dispatch) -> ApprovalRecord | None:
         now = self._clock.wall_us()
         found: ApprovalRecord | None = None
-        for one in self._records.store.all(ApprovalRecord):
-            if (one.agent, one.action_digest) != (dispatch.agent, dispatch.action_digest):
-                continue
-            live = one.state in ("pending", "approved") and one.run == dispatch.run and one.expires_at_us > now
+        for approval in self._of_action.get((dispatch.agent, dispatch.action_digest), ()):
+            one = self.get(approval)
+            asked_alike = (one.run, one.request["place"]) == (dispatch.run, msgspec.to_builtins(dispatch.place))
+            live = one.state in ("pending", "approved") and asked_alike and one.expires_at_us > now
             if live or (one.state == "denied" and one.requested_at_us > now - DENIAL_HOLDS_US):
                 found = one
         return found
@@ -180,10 +198,10 @@ class Desk:
             raise Unverifiable(Reason.APPROVAL_MISMATCH, "policy asks for other people now than those who approved")
         return record
 
-    async def consume(self, approval: str, dispatch: Dispatch, payload: str, terms: Terms | None) -> None:
-        """Spend the approval: of all who try, one returns."""
+    async def consume(self, approval: str, dispatch: Dispatch, payload: str, terms: Callable[[], Terms | None]) -> None:
+        """Spend the approval: of all who try, one returns. *terms* are asked for when nothing can change any more."""
         async with self._records.deciding:
-            self.require_approved(approval, dispatch, payload, terms)
+            self.require_approved(approval, dispatch, payload, terms())
             await self._records.change(
                 entries.Approval("claimed", approval, by=dispatch.agent, claim=dispatch.action_id)
             )
@@ -205,7 +223,7 @@ class Desk:
     async def expire_due(self) -> None:
         """Called every second: what nobody decided, or nobody used, in time is over."""
         now = self._clock.wall_us()
-        due = [r for r in self.all() if r.state in ("pending", "approved") and r.expires_at_us <= now]
+        due = [record for record in self._live() if record.expires_at_us <= now]
         for record in due:
             async with self._records.deciding:
                 if self.get(record.id).state in ("pending", "approved"):

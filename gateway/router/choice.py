@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 
@@ -48,17 +48,26 @@ class Choice(msgspec.Struct, frozen=True):
 
 
 Permitted = Callable[[NodeRecord], bool]
-"""Placement policy's answer for one node."""
+"""What is asked of one node."""
+
+
+ANOTHER_VERSION: Final = "offers_another_version"
 
 
 def choose(
-    candidates: Sequence[Candidate], server: str, place: Place, permitted: Permitted, tie_break: float
+    candidates: Sequence[Candidate],
+    server: str,
+    place: Place,
+    offered: Permitted,
+    permitted: Permitted,
+    tie_break: float,
 ) -> Choice:
-    """The node for one call to *server*; *tie_break* from 0 to 1 decides among equals."""
+    """The node for one call to *server*, offered there as it was *offered* to whoever judged the call;
+    *tie_break* from 0 to 1 decides among equals."""
     eliminated: Counter[str] = Counter()
     eligible: list[Candidate] = []
     for candidate in candidates:
-        reason = _ineligible(candidate, server, place, permitted)
+        reason = _ineligible(candidate, server, place, offered, permitted)
         if reason is None:
             eligible.append(candidate)
         else:
@@ -75,7 +84,9 @@ def choose(
     return Choice(chosen.node, eliminated, scores, constraints)
 
 
-def _ineligible(candidate: Candidate, server: str, place: Place, permitted: Permitted) -> str | None:
+def _ineligible(
+    candidate: Candidate, server: str, place: Place, offered: Permitted, permitted: Permitted
+) -> str | None:
     """Why not, cheapest question first."""
     node = candidate.node
     if place.pin is not None and place.pin != node.name:
@@ -86,6 +97,8 @@ def _ineligible(candidate: Candidate, server: str, place: Place, permitted: Perm
         return node.state
     if candidate.lease_s <= 0:
         return "lease_expired"
+    if not offered(node):
+        return ANOTHER_VERSION
     if not permitted(node):
         return "placement_policy"
     return None

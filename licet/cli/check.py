@@ -84,7 +84,7 @@ def _registered(api: Api) -> Iterator[Checked]:
     hint = "let them go on with `licet agents unkill NAME --reason …`" if killed else ""
     yield Checked("gateway", "agents", not killed, found, hint)
     servers = api.call("GET", "/v1/servers").body["servers"]
-    changed = [s["name"] for s in servers if any(t["quarantined"] for t in s["tools"].values())]
+    changed = [s["name"] for s in servers if s["offers"]]
     hint = f"look at them with `licet servers diff {changed[0]}`" if changed else ""
     found = f"{len(servers)} admitted" + (f"; changed tools wait in {', '.join(changed)}" if changed else "")
     yield Checked("gateway", "servers", not changed, found, hint)

@@ -22,14 +22,14 @@ def list_servers(as_json: bool = Json) -> None:
             tool["manifest"]["category"],
             tool["manifest"]["effect"],
             "yes" if tool["manifest"]["privileged"] else "",
-            "quarantined" if tool["quarantined"] else "",
+            "changed" if any(c["tool"] in ("", tool["name"]) for o in server["offers"] for c in o["changes"]) else "",
             tool["digest"][:12],
         )
         for server in found
         for tool in server["tools"].values()
         if not tool["name"].startswith("mcp:")
     ]
-    columns = ("TOOL", "CATEGORY", "EFFECT", "PRIVILEGED", "STATE", "PINNED")
+    columns = ("TOOL", "CATEGORY", "EFFECT", "PRIVILEGED", "OFFERED", "PINNED")
     show(found, as_json, lambda: table(columns, rows, "no servers"))
 
 
@@ -37,25 +37,25 @@ def list_servers(as_json: bool = Json) -> None:
 @reporting
 def diff(name: str, as_json: bool = Json) -> None:
     """What a server offers now against what was admitted: descriptions, schemas, manifests, word by word."""
-    found = {server["name"]: server["offer"] for server in gateway().call("GET", "/v1/servers").body["servers"]}
+    found = {server["name"]: server["offers"] for server in gateway().call("GET", "/v1/servers").body["servers"]}
     if name not in found:
         raise fail(f"no server {name}; known: {', '.join(sorted(found)) or 'none'}")
-    offer = found[name]
 
     def people() -> None:
-        for change in offer["changes"]:
-            say(f"{change['kind']} {name}/{change['tool']}", "bold")
-            for part in change["differences"]:
-                if part["before"]:
-                    say(f"  - {part['part']}: {visible(part['before'], 4000)}", "red")
-                if part["after"]:
-                    say(f"  + {part['part']}: {visible(part['after'], 4000)}", "green")
-        if offer["changes"]:
+        for offer in found[name]:
+            say(f"{', '.join(offer['nodes'])} offers {offer['digest'][:12]}:", "bold")
+            for change in offer["changes"]:
+                say(f"{change['kind']} {name}{'/' + change['tool'] if change['tool'] else ' itself'}", "bold")
+                for part in change["differences"]:
+                    if part["before"]:
+                        say(f"  - {part['part']}: {visible(part['before'], 20_000)}", "red")
+                    if part["after"]:
+                        say(f"  + {part['part']}: {visible(part['after'], 20_000)}", "green")
             say(f"To admit exactly this: licet servers accept {name} --offer {offer['digest']}")
-        else:
-            say(f"{name} offers what was admitted")
+        if not found[name]:
+            say(f"every node offers {name} as it was admitted")
 
-    show(offer, as_json, people)
+    show(found[name], as_json, people)
 
 
 @app.command("accept")
@@ -65,6 +65,6 @@ def accept(
     offer: str = typer.Option(..., help="The digest that `licet servers diff` printed: what you looked at."),
     as_json: bool = Json,
 ) -> None:
-    """Accept the tools of a server as `licet servers diff` showed them; they were quarantined because they changed."""
+    """Accept the tools of a server as `licet servers diff` showed them; until then changed tools are not called."""
     told = gateway().call("POST", f"/v1/servers/{name}/accept", {"offer": offer}).body
-    show(told, as_json, lambda: say(f"accepted: {', '.join(told['accepted']) or 'nothing was waiting'}"))
+    show(told, as_json, lambda: say(f"accepted: {', '.join(filter(None, told['accepted'])) or name}"))

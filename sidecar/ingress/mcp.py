@@ -169,7 +169,7 @@ def _session(answer: Allowed) -> dict[str, str]:
 def _refused(call: _Call, refused: Refused) -> Response:
     """Denied by policy: 200 and a result that the model can read. Anything else: status and JSON-RPC error."""
     row = TABLE[refused.refusal.reason]
-    if call.is_tool_call and row.status not in (400, 401):
+    if call.is_tool_call and row.status not in (400, 401, 404):
         return _json(call, _tool_result(call.message, refused), refused, 200)
     return _fault(refused, call.message)
 

@@ -11,7 +11,7 @@ import msgspec
 from sidecar.config import ToolServer
 from sidecar.node.upstream import MAX_TOOLS, UpstreamFailed
 from trust.mcp import PROTOCOL_TOOLS
-from trust.policy.inventory import Manifest, Server, Tool, pin_of, require_server_name, require_tool_name
+from trust.policy.inventory import Manifest, Server, Tool, as_listed, require_server_name, require_tool_name
 from trust.reasons import Unverifiable
 
 
@@ -43,13 +43,9 @@ def inventory_of(config: ToolServer, listed: list[dict[str, Any]]) -> Server:
         require_server_name(config.name)
         for tool in listed:
             name = require_tool_name(str(tool.get("name")))
-            tools[name] = Tool(
-                name=name,
-                digest=pin_of(tool),
-                input_schema=tool.get("inputSchema") or {},
-                manifest=manifests.get(name, Manifest()),
-                description=str(tool.get("description") or ""),
-            )
+            if name in tools:
+                raise UpstreamFailed(f"{config.name} lists the tool {name} twice")
+            tools[name] = as_listed(tool, manifests.get(name, Manifest()))
     except Unverifiable as bad:
         raise UpstreamFailed(f"{config.name}: {bad.detail}") from None
     return Server(config.name, tools, list(config.labels), config.zone)

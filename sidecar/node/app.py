@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 import traceback
@@ -10,6 +11,7 @@ from typing import Final
 
 import msgspec
 
+from edge import http
 from edge.client import Broken, Client, Unreachable
 from edge.clock import SystemClock, new_id
 from edge.durable import DurableLedger
@@ -18,7 +20,6 @@ from edge.http import (
     Incoming,
     Listener,
     Response,
-    Server,
     StreamResponse,
     caller_of,
     json_response,
@@ -27,10 +28,11 @@ from edge.http import (
     require_c_parser,
 )
 from edge.routes import Routes
-from sidecar.config import NodeConfig
-from sidecar.identity import Identity
+from sidecar.config import NodeConfig, ToolServer
+from sidecar.identity import Identity, detail_of
 from sidecar.node.admission import inventory_of
 from sidecar.node.http_upstream import HttpUpstream
+from sidecar.node.sessions import Sessions
 from sidecar.node.stdio_upstream import StdioUpstream
 from sidecar.node.upstream import Replied, Upstream, UpstreamFailed
 from trust import wire
@@ -42,7 +44,7 @@ from trust.identity.replay import Nonces
 from trust.identity.ticket import Ticket
 from trust.ledger import entries
 from trust.ledger.writer import LedgerUnavailable
-from trust.policy.inventory import Server as ToolServer
+from trust.policy.inventory import Server
 from trust.reasons import Reason, Unverifiable
 from trust.verdict import Refusal
 from trust.wire import Execute
@@ -53,6 +55,13 @@ LEASE_MARGIN_S: Final = 2.0
 LIST_TIMEOUT_S: Final = 20.0
 MAX_EXECUTE_BYTES: Final = 8 << 20
 _log = logging.getLogger("licet.node")
+
+
+class _Offer(msgspec.Struct, frozen=True):
+    """What a server listed, and which of its processes or sessions said so."""
+
+    generation: int
+    server: Server
 
 
 class Node:
@@ -66,7 +75,10 @@ class Node:
         self._tickets = Nonces()
         self._upstreams: dict[str, Upstream] = {}
         self._joining = asyncio.Lock()
-        self._offered: list[ToolServer] = []
+        self._offers: dict[str, _Offer] = {}
+        self._told: dict[str, Server] = {}
+        self._look_again = asyncio.Event()
+        self._sessions = Sessions()
 
     async def start(self) -> None:
         require_c_parser()
@@ -98,10 +110,14 @@ class Node:
         self._routes.add("GET", "/livez", self._livez)
         self._routes.add("GET", "/readyz", self._readyz)
         self._routes.add("POST", "/v1/execute", self._execute)
-        self._listener = Listener(Server(self._serve, self._refuse, border))
+        self._listener = Listener(http.Server(self._serve, self._refuse, border))
         self.port = await self._listener.open(config.host, config.port)
         hosts.update(f"{name}:{self.port}" for name in (config.host, "localhost", *config.hostnames))
         await asyncio.gather(*(self._start_upstream(server.name) for server in config.servers))
+        await self._look()
+        if len(self._offers) < len(config.servers):
+            silent = ", ".join(server.name for server in config.servers if server.name not in self._offers)
+            raise UpstreamFailed(f"{silent}: no list of tools (the reason was logged)")
         await self._join()
         self._tasks = [asyncio.create_task(self._beat()), asyncio.create_task(self._watch_tools())]
 
@@ -121,37 +137,52 @@ class Node:
         """Tell the gateway what is offered here now; it answers with a new epoch."""
         config = self.config
         async with self._joining:
-            offered = await self._list()
+            offered = {name: found.server for name, found in self._offers.items()}
             url = config.public_url or f"http://{config.host}:{self.port}"
-            body = msgspec.json.encode({"url": url, "servers": offered})
+            body = msgspec.json.encode({"url": url, "servers": list(offered.values())})
             async with self.identity.send("POST", "/v1/nodes/join", body, _JSON, strong=True) as reply:
                 answer = await reply.read()
             if reply.status != 200:
-                told = answer.decode("utf-8", "replace")[:500]
-                raise UpstreamFailed(f"the gateway did not let this node join: {told}")
-            self._offered = offered
+                raise UpstreamFailed(f"the gateway did not let this node join: {detail_of(answer)}")
+            self._told = offered
             self._epoch = int(json.loads(answer)["epoch"])
             self._renewed = self._clock.mono()
 
-    async def _list(self) -> list[ToolServer]:
-        """What the servers offer now."""
+    async def _look(self) -> None:
+        """What each server offers now; one that does not say is not offered."""
+        await asyncio.gather(*(self._look_at(server) for server in self.config.servers))
+
+    async def _look_at(self, server: ToolServer) -> None:
+        upstream = self._upstreams[server.name]
+        generation = upstream.generation
         try:
             async with asyncio.timeout(LIST_TIMEOUT_S):
-                return [inventory_of(s, await self._upstreams[s.name].list_tools()) for s in self.config.servers]
-        except TimeoutError:
-            raise UpstreamFailed(f"a server did not list its tools within {LIST_TIMEOUT_S:.0f} s") from None
+                listed = await upstream.list_tools()
+            self._offers[server.name] = _Offer(generation, inventory_of(server, listed))
+        except (UpstreamFailed, TimeoutError) as bad:
+            self._offers.pop(server.name, None)
+            _log.warning("%s is not offered: %s", server.name, bad or f"no list within {LIST_TIMEOUT_S:.0f} s")
 
     async def _watch_tools(self) -> None:
         """A server may change its tools while it runs; what changed must not be called as what was pinned."""
         while True:
-            await asyncio.sleep(self.config.recheck_s)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self.config.recheck_s):
+                    await self._look_again.wait()
+            self._look_again.clear()
             try:
-                if await self._list() != self._offered:
+                await self._look()
+                if {name: found.server for name, found in self._offers.items()} != self._told:
                     await self._join()
             except (Unreachable, Broken, Unverifiable, UpstreamFailed) as bad:
-                _log.warning("what the servers offer was not compared, trying again: %s", bad)
+                _log.warning("what the servers offer was not told, trying again: %s", bad)
+                self._retry_soon()
             except Exception:
                 _log.exception("comparing what the servers offer failed; it is tried again")
+                self._retry_soon()
+
+    def _retry_soon(self) -> None:
+        asyncio.get_running_loop().call_later(self.config.heartbeat_s, self._look_again.set)
 
     async def _beat(self) -> None:
         """Renew the lease, the identity, and servers that died."""
@@ -178,13 +209,15 @@ class Node:
             await self._join()
 
     async def _revive(self) -> None:
-        """Start dead children again; what they offer then may have changed, so join again."""
+        """Start dead children again; what they offer then may have changed, so nothing is called before a look."""
         dead = [n for n, u in self._upstreams.items() if isinstance(u, StdioUpstream) and not u.alive]
         for name in dead:
+            self._offers.pop(name, None)
             await self._upstreams[name].close()
-            await self._start_upstream(name)
+        for name in dead:
+            await self._upstreams[name].start()
         if dead:
-            await self._join()
+            self._look_again.set()
 
     def _lease_left_s(self) -> float:
         return self.config.lease_ttl_s - LEASE_MARGIN_S - (self._clock.mono() - self._renewed)
@@ -228,9 +261,8 @@ class Node:
             async with self._joining:
                 pass
         entitled = self._open(incoming.header(wire.TICKET_HEADER) or "", execute, payload)
-        upstream = self._upstreams.get(entitled.server)
-        if upstream is None:
-            raise Unverifiable(Reason.TICKET_INVALID, f"{entitled.server} is not offered here")
+        upstream = self._upstream_as_judged(entitled)
+        self._sessions.require_own(entitled, payload)
         self.ledger.append_later(_dispatch(entitled, self.identity.name))
         started = self._clock.mono_ns()
         try:
@@ -244,6 +276,20 @@ class Node:
             _log.error("executing failed:\n%s", traceback.format_exc())
             self._outcome(entitled, "unknown", started, detail=type(bug).__name__)
             raise Unverifiable(Reason.OUTCOME_UNKNOWN, f"{type(bug).__name__} while executing") from None
+
+    def _upstream_as_judged(self, entitled: Ticket) -> Upstream:
+        """The server, if what runs now was looked at, and offers the tool exactly as it was judged."""
+        upstream, offer = self._upstreams.get(entitled.server), self._offers.get(entitled.server)
+        if upstream is None:
+            raise Unverifiable(Reason.TICKET_INVALID, f"{entitled.server} is not offered here")
+        if offer is None or offer.generation != upstream.generation:
+            self._look_again.set()
+            again = f"{entitled.server} was started again; its tools are compared first"
+            raise Unverifiable(Reason.NO_ELIGIBLE_NODE, again)
+        tool = offer.server.tools.get(entitled.tool)
+        if tool is None or tool.digest != entitled.tool_digest:
+            raise Unverifiable(Reason.TOOL_QUARANTINED, f"{entitled.tool} is not offered here as it was judged")
+        return upstream
 
     def _open(self, token: str, execute: Execute, payload: Payload) -> Ticket:
         now = self._clock.now()
@@ -268,6 +314,7 @@ class Node:
 
     async def _answer(self, incoming: Incoming, entitled: Ticket, replied: Replied, started: int) -> StreamResponse:
         headers = {**replied.headers, wire.UPSTREAM_STATUS_HEADER: str(replied.status)}
+        self._sessions.note(entitled, replied)
         if replied.chunks is None:
             self._outcome(entitled, "done", started, replied)
             return Response(headers=headers, body=replied.body)

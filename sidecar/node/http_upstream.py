@@ -30,6 +30,7 @@ class HttpUpstream:
         self._client = client
         self._session: dict[str, str] | None = None
         self._session_lost = False
+        self.generation = 0
 
     async def start(self) -> None:
         """Find out which era the server speaks."""
@@ -75,14 +76,14 @@ class HttpUpstream:
             return _final(replied)
 
     def _notice_lost_session(self, replied: Replied, sent: dict[str, str]) -> None:
-        """A server that was started again knows nothing of its sessions and says 404: open one before the next call."""
-        if replied.status == 404 and self._session and sent.get(mcp.SESSION_HEADER):
-            self._session_lost = sent[mcp.SESSION_HEADER] == self._session.get(mcp.SESSION_HEADER)
+        """A server that was started again knows nothing of its sessions and says 404: what it lists may be new."""
+        if replied.status == 404 and mcp.SESSION_HEADER in sent:
+            self.generation += 1
+            if self._session and sent[mcp.SESSION_HEADER] == self._session.get(mcp.SESSION_HEADER):
+                self._session_lost = True
 
     @asynccontextmanager
     async def exchange(self, payload: Payload, credentials: dict[str, str]) -> AsyncIterator[Replied]:
-        if self._session_lost:
-            await self._open_session()
         headers = dict(payload.headers)
         stateless = payload.method == "POST" and mcp.SESSION_HEADER not in headers
         lent = self._session if stateless and headers.get(mcp.VERSION_HEADER) == mcp.MODERN else None
@@ -90,8 +91,8 @@ class HttpUpstream:
             raise UpstreamFailed("this session is the node's own")
         complete = {**headers, **(lent or {}), **credentials}
         async with self._send(payload.method, complete, payload.body, stream=True) as replied:
+            self._notice_lost_session(replied, complete)
             if lent is not None:
-                self._notice_lost_session(replied, lent)
                 replied.headers.pop("mcp-session-id", None)
             yield replied
 

@@ -29,6 +29,8 @@ HANDSHAKE_TIMEOUT_S: Final = 30.0
 MAX_LINE_BYTES: Final = 64 << 20
 KILL_AFTER_S: Final = 1.0
 CALL_TIMEOUT_S: Final = 300.0
+MAX_UNREAD_BYTES: Final = 16 << 20
+"""What may wait for a child that is busy; more is refused."""
 _OFFERED_VERSION: Final = "2025-11-25"
 _STATELESS_ENVELOPE: Final = (mcp.VERSION_META, mcp.CLIENT_INFO_META, mcp.CLIENT_CAPABILITIES_META)
 _JSON: Final = {"Content-Type": "application/json"}
@@ -53,6 +55,14 @@ class _Out(msgspec.Struct):
     id: int | msgspec.UnsetType = msgspec.UNSET
 
 
+class _Listening:
+    """A caller that waits for progress, under the token that it chose."""
+
+    def __init__(self, token: str | int) -> None:
+        self.token = token
+        self.heard: asyncio.Queue[bytes] = asyncio.Queue()
+
+
 class StdioUpstream:
     """*command* is started without a shell and without this process's secrets in its environment."""
 
@@ -63,11 +73,13 @@ class StdioUpstream:
         self._process: asyncio.subprocess.Process | None = None
         self._reader: asyncio.Task[None] | None = None
         self._waiting: dict[int, asyncio.Future[JsonObject]] = {}
-        self._progress: dict[str | int, asyncio.Queue[bytes]] = {}
+        self._progress: dict[str, _Listening] = {}
         self._next = 0
+        self.generation = 0
         self._hello: JsonObject = {}
 
     async def start(self) -> None:
+        self.generation += 1
         try:
             self._process = await asyncio.create_subprocess_exec(
                 *self._command,
@@ -125,9 +137,11 @@ class StdioUpstream:
         own = self._own_answer(message, payload)
         if own is not None:
             return own
-        params, token = _for_session(bytes(raw.params))
+        own_token = f"licet-{secrets.token_hex(8)}"
+        params, token = _for_session(bytes(raw.params), own_token)
         if token is not None:
-            return self._streamed(message, raw.method, params, token)
+            events = self._events(message, raw.method, params, own_token, token)
+            return Replied(200, {"Content-Type": "text/event-stream"}, b"", events)
         response = await self._ask(raw.method, params)
         return Replied(200, _JSON, _answer(message, response))
 
@@ -154,24 +168,22 @@ class StdioUpstream:
             return Replied(200, _JSON, mcp.result(message.rpc_id, {}))
         return None
 
-    def _streamed(self, message: mcp.Message, method: str, params: bytes, token: str | int) -> Replied:
-        """A call that asked for progress: notifications as they come, then the response."""
-        if token in self._progress:
-            body = mcp.error(message.rpc_id, -32600, "this progress token is in use by another call")
-            return Replied(400, _JSON, body)
-        self._progress[token] = asyncio.Queue()
-        return Replied(200, {"Content-Type": "text/event-stream"}, b"", self._events(message, method, params, token))
+    async def _events(
+        self, message: mcp.Message, method: str, params: bytes, own_token: str, token: str | int
+    ) -> AsyncIterator[bytes]:
+        """A call that asked for progress: notifications as they come, then the response.
 
-    async def _events(self, message: mcp.Message, method: str, params: bytes, token: str | int) -> AsyncIterator[bytes]:
-        queue = self._progress[token]
+        The child is shared, and callers choose their tokens: it gets one of ours, which nobody else knows.
+        """
+        listening = self._progress[own_token] = _Listening(token)
         asking = asyncio.create_task(self._ask(method, params))
-        asking.add_done_callback(lambda _: queue.put_nowait(b""))
+        asking.add_done_callback(lambda _: listening.heard.put_nowait(b""))
         try:
-            while notification := await queue.get():
+            while notification := await listening.heard.get():
                 yield mcp.event(notification)
             yield mcp.event(_answer(message, await asking))
         finally:
-            del self._progress[token]
+            del self._progress[own_token]
             asking.cancel()
 
     async def _ask(self, method: str, params: bytes) -> JsonObject:
@@ -182,19 +194,25 @@ class StdioUpstream:
         future: asyncio.Future[JsonObject] = asyncio.get_running_loop().create_future()
         self._waiting[rpc_id] = future
         try:
-            self._write(_Out(method, msgspec.Raw(params), id=rpc_id))
+            stdin = self._write(_Out(method, msgspec.Raw(params), id=rpc_id))
             async with asyncio.timeout(CALL_TIMEOUT_S):
+                await stdin.drain()
                 return await future
+        except ConnectionError as bad:
+            raise UpstreamFailed(f"{self._command[0]} ended: {bad}") from None
         except TimeoutError:
             raise UpstreamFailed(f"{self._command[0]} did not answer within {CALL_TIMEOUT_S:.0f} s") from None
         finally:
             self._waiting.pop(rpc_id, None)
 
-    def _write(self, message: _Out) -> None:
+    def _write(self, message: _Out) -> asyncio.StreamWriter:
         stdin = self._process.stdin if self._process else None
         if stdin is None or stdin.is_closing():
             raise UpstreamFailed(f"{self._command[0]} is not running")
+        if stdin.transport.get_write_buffer_size() > MAX_UNREAD_BYTES:
+            raise UpstreamFailed(f"{self._command[0]} does not read what it is sent")
         stdin.write(msgspec.json.encode(message) + b"\n")
+        return stdin
 
     async def _read(self) -> None:
         """Hand every line of the child to whoever waits for it, until it ends."""
@@ -224,14 +242,21 @@ class StdioUpstream:
             if future is not None and not future.done():
                 future.set_result(message)
         elif message["method"] == "notifications/progress":
-            params = message.get("params")
-            token = params.get("progressToken") if isinstance(params, dict) else None
-            if isinstance(token, str | int) and token in self._progress:
-                self._progress[token].put_nowait(line.strip())
+            self._hear_progress(message)
         elif "id" in message:
             refusal = mcp.error(message["id"], -32601, "the node offers nothing to servers")
             if self._process is not None and self._process.stdin is not None:
                 self._process.stdin.write(refusal + b"\n")
+
+    def _hear_progress(self, message: JsonObject) -> None:
+        """To the one caller whose token ours stands for."""
+        params = message.get("params")
+        if not isinstance(params, dict):
+            return
+        listening = self._progress.get(str(params.get("progressToken")))
+        if listening is not None:
+            told: JsonObject = {**message, "params": {**params, "progressToken": listening.token}}
+            listening.heard.put_nowait(msgspec.json.encode(told))
 
     def _kill(self, how: signal.Signals) -> None:
         if self._process is not None and self._process.returncode is None:
@@ -253,17 +278,17 @@ class StdioUpstream:
             await self._reader
 
 
-def _for_session(params: bytes) -> tuple[bytes, str | int | None]:
-    """*params* without the stateless envelope, and the progress token if there is one."""
-    if b'"_meta"' not in params:
-        return params, None
+def _for_session(params: bytes, own_token: str) -> tuple[bytes, str | int | None]:
+    """*params* without the stateless envelope, and the caller's progress token, in whose place *own_token* goes."""
     parts = msgspec.json.decode(params, type=dict[str, msgspec.Raw])
     if "_meta" not in parts:
         return params, None
     meta = msgspec.json.decode(parts["_meta"], type=dict[str, Any])
     kept = {key: value for key, value in meta.items() if key not in _STATELESS_ENVELOPE}
-    parts["_meta"] = msgspec.Raw(msgspec.json.encode(kept))
     token = kept.get("progressToken")
+    if "progressToken" in kept:
+        kept["progressToken"] = own_token
+    parts["_meta"] = msgspec.Raw(msgspec.json.encode(kept))
     return msgspec.json.encode(parts), token if isinstance(token, str | int) else None
 
 

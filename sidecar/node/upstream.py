@@ -30,6 +30,9 @@ class Replied:
 class Upstream(Protocol):
     """One MCP server."""
 
+    generation: int
+    """Rises when what was listed may not hold any more: another process, a lost session."""
+
     async def start(self) -> None:
         """Reach the server, or :class:`UpstreamFailed`."""
 

@@ -42,7 +42,7 @@ def statement(
     made = Dispatch(
         action_id=action.id, decision_id=action.decision_id, run="run-x", agent="demo", principal="ada", protocol="native",
         server="workbench", tool=tool, method=payload.method, headers=list(payload.headers), action_digest=digest,
-        facts={"context": facts}, intent="x#1", bundle="",
+        facts={"context": facts}, intent=f"{mesh.sidecar.ledger.origin}#1", bundle="",
     )  # fmt: skip
     return msgspec.structs.replace(made, **changed), body
 
@@ -189,6 +189,7 @@ def entitled(mesh: Mesh, payload: Payload, **changed: Any) -> Ticket:
     now = int(mesh.sidecar.identity.clock.now())
     made = Ticket(
         id=new_id("tkt"), action_id="act", node="node-1", epoch=mesh.node._epoch, server="workbench", tool="read_file",
+        tool_digest=mesh.sidecar.pipeline.tool("workbench", "read_file").digest,
         agent="demo", principal="ada", run="r", payload=payload.digest, action_digest="d", approval=None, credentials=digest_of({}), issued_at=now, deadline=now + 30,
     )  # fmt: skip
     return msgspec.structs.replace(made, **changed)

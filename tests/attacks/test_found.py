@@ -96,7 +96,9 @@ BAD_OFFERS = {
 async def test_a_node_that_lies_about_its_tools_does_not_join_and_bricks_nothing(mesh: Mesh, server: Server) -> None:
     before = mesh.gateway._store.dump()
     body = msgspec.json.encode({"url": "http://127.0.0.1:1", "servers": [server]})
-    async with mesh.node.identity.send("POST", "/v1/nodes/join", body, {"Content-Type": "application/json"}) as reply:
+    async with mesh.node.identity.send(
+        "POST", "/v1/nodes/join", body, {"Content-Type": "application/json"}, strong=True
+    ) as reply:
         assert reply.status in (400, 403)
     assert mesh.gateway._store.dump() == before
     assert (await mesh.call("workbench/read_file", {"path": "notes.txt"})).status == 200
@@ -115,24 +117,35 @@ async def test_a_node_that_lies_about_its_tools_does_not_join_and_bricks_nothing
     ids=["odd required", "recursive with fan-out"],
 )
 async def test_an_odd_schema_is_admitted_or_refused_but_harms_nothing(mesh: Mesh, schema: dict[str, Any]) -> None:
-    known = mesh.gateway._store.get(ServerRecord, "workbench").server
+    registry = mesh.gateway._api._registry
+    known = registry.admitted(mesh.gateway._store.get(ServerRecord, "workbench"))
     odd = offer(input_schema=schema, digest=pin("x", "", schema)).tools["x"]
     server = msgspec.structs.replace(known, tools={**known.tools, "x": odd})
     body = msgspec.json.encode({"url": "http://127.0.0.1:1", "servers": [server]})
     async with (
         asyncio.timeout(5),
-        mesh.node.identity.send("POST", "/v1/nodes/join", body, {"Content-Type": "application/json"}),
+        mesh.node.identity.send("POST", "/v1/nodes/join", body, {"Content-Type": "application/json"}, strong=True),
     ):
         pass
     assert (await mesh.activate(policy_files())).status == 200
 
 
 @pytest.mark.parametrize(
-    "url", ["http://evil.test:80", "https://127.0.0.1", "http://169.254.169.254/", "file:///etc/passwd"]
+    "url",
+    [
+        "http://evil.test:80",
+        "https://127.0.0.1",
+        "http://169.254.169.254/",
+        "file:///etc/passwd",
+        "http://root:pw@127.0.0.1:9",
+        "http://127.0.0.1:9/admin/drop?x=",
+    ],
 )
 async def test_a_node_cannot_send_the_gateway_elsewhere(mesh: Mesh, url: str) -> None:
     body = msgspec.json.encode({"url": url, "servers": []})
-    async with mesh.node.identity.send("POST", "/v1/nodes/join", body, {"Content-Type": "application/json"}) as reply:
+    async with mesh.node.identity.send(
+        "POST", "/v1/nodes/join", body, {"Content-Type": "application/json"}, strong=True
+    ) as reply:
         assert reply.status == 403
     assert mesh.gateway._store.get(NodeRecord, "node-1").url.startswith("http://127.0.0.1:")
 

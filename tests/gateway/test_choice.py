@@ -19,10 +19,14 @@ def candidate(
     return Candidate(record, lease_s, outstanding, ejected)
 
 
+def every(_node: NodeRecord) -> bool:
+    return True
+
+
 def chosen(
     candidates: list[Candidate], place: Place = ANYWHERE, permitted: set[str] | None = None, tie: float = 0.0
 ) -> str | None:
-    choice = choose(candidates, "s", place, lambda n: permitted is None or n.name in permitted, tie)
+    choice = choose(candidates, "s", place, every, lambda n: permitted is None or n.name in permitted, tie)
     return choice.chosen.name if choice.chosen else None
 
 
@@ -43,14 +47,17 @@ candidates = st.lists(
 )
 
 
-@given(candidates, st.none() | st.sampled_from("abcdef"), st.sets(st.sampled_from("abcdef")), st.floats(0, 1))
+NAMES = st.sets(st.sampled_from("abcdef"))
+
+
+@given(candidates, st.none() | st.sampled_from("abcdef"), NAMES, NAMES, st.floats(0, 1))
 def test_whatever_is_chosen_is_eligible(
-    found: list[Candidate], pin: str | None, permitted: set[str], tie: float
+    found: list[Candidate], pin: str | None, as_judged: set[str], permitted: set[str], tie: float
 ) -> None:
-    choice = choose(found, "s", Place(pin=pin), lambda n: n.name in permitted, tie)
+    choice = choose(found, "s", Place(pin=pin), lambda n: n.name in as_judged, lambda n: n.name in permitted, tie)
     eligible = {
         c.node.name for c in found
-        if c.node.state == "ready" and c.lease_s > 0 and "s" in c.node.servers and c.node.name in permitted and pin in (None, c.node.name)
+        if c.node.state == "ready" and c.lease_s > 0 and "s" in c.node.servers and c.node.name in permitted & as_judged and pin in (None, c.node.name)
     }  # fmt: skip
     assert (choice.chosen is None) == (not eligible)
     assert choice.chosen is None or choice.chosen.name in eligible
@@ -79,7 +86,7 @@ def test_the_trace_tells_who_fell_out_and_why() -> None:
         candidate("c", state="draining"),
         candidate("d", lease_s=-1),
     ]
-    trace = choose(found, "s", ANYWHERE, lambda n: True, 0.0).trace()
+    trace = choose(found, "s", ANYWHERE, every, lambda n: True, 0.0).trace()
     assert trace["chosen"] == "a"
     assert trace["runner_up"] == "b"
     assert trace["eliminated"] == {"draining": 1, "lease_expired": 1}

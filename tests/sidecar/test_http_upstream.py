@@ -97,8 +97,11 @@ async def test_a_session_that_the_server_forgot_is_opened_again() -> None:
         alive.clear()  # the server was started again
         message, body = mcp.call("1", "add", {})
         payload = mcp.payload(message, body, {mcp.VERSION_HEADER: mcp.MODERN}, None)
+        before = server.generation
         async with server.exchange(payload, {}) as replied:
             assert replied.status == 404
+        assert server.generation > before, "whoever listed before must list again"
+        assert [t["name"] for t in await server.list_tools()] == ["add"]
         async with server.exchange(payload, {}) as replied:
             assert replied.status == 200
         assert opened == 2

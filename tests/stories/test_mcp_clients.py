@@ -346,7 +346,7 @@ async def test_a_tool_that_changed_waits_in_quarantine_until_somebody_accepts_it
 
 async def _offer(mesh: Mesh, server: str) -> dict[str, Any]:
     servers = (await mesh.admin("GET", "/v1/servers")).json["servers"]
-    found: dict[str, Any] = next(s["offer"] for s in servers if s["name"] == server)
+    found: dict[str, Any] = next(s["offers"][0] for s in servers if s["name"] == server)
     return found
 
 

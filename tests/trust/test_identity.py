@@ -255,7 +255,7 @@ def test_a_nonce_is_spent_once_until_it_expires() -> None:
 
 TICKET = Ticket(
     id="tkt", action_id="act", node="n1", epoch=3, server="s", tool="t", agent="a", principal="p", run="r",
-    payload="d" * 64, action_digest="e" * 64, approval=None, credentials="c", issued_at=NOW, deadline=NOW + 30,
+    payload="d" * 64, tool_digest="f" * 64, action_digest="e" * 64, approval=None, credentials="c", issued_at=NOW, deadline=NOW + 30,
 )  # fmt: skip
 
 

@@ -16,8 +16,8 @@ CLOCK_SKEW_S: Final = 5
 
 
 class Ticket(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """``payload`` is the SHA-256 of the exact bytes to execute, ``credentials`` of what the gateway injects;
-    ``epoch`` is the node's lease."""
+    """``payload`` is the SHA-256 of the exact bytes to execute, ``credentials`` of what the gateway injects,
+    ``tool_digest`` pins the tool as it was judged; ``epoch`` is the node's lease."""
 
     id: str
     action_id: str
@@ -29,6 +29,7 @@ class Ticket(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     principal: str
     run: str
     payload: str
+    tool_digest: str
     action_digest: str
     approval: str | None
     credentials: str

@@ -221,13 +221,14 @@ class Session(_Entry, frozen=True, tag="session"):
 
 
 class Server(_Entry, frozen=True, tag="server"):
-    """A tool server was admitted, or one of its tools was quarantined or accepted."""
+    """A server was seen for the first time (``admitted``), a node said what it offers of it, or a person accepted an
+    offer. ``offer`` is the SHA-256 of the inventory, which is kept beside the log; ``tools`` are those that changed."""
 
-    event: Literal["admitted", "offered", "quarantined", "accepted"]
+    event: Literal["admitted", "offered", "accepted"]
     server: str
     by: str
+    offer: str
     node: str = ""
-    inventory: JsonObject | None = None
     tools: list[str] = []
 
 

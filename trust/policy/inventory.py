@@ -59,14 +59,15 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Tool(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One pinned tool. ``digest``: SHA-256 of the JCS form of name, description and schema."""
+    """One pinned tool. ``digest``: SHA-256 of the JCS form of everything that its server lists of it; ``rest`` is
+    what it lists beside name, description and schema (title, annotations, output schema)."""
 
     name: str
     digest: str
     input_schema: dict[str, Any]
     manifest: Manifest
     description: str = ""
-    quarantined: bool = False
+    rest: dict[str, Any] = {}
 
 
 class Server(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -84,18 +85,13 @@ class Inventory(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     servers: dict[str, Server]
 
     def tool(self, server: str, tool: str) -> Tool:
-        """The tool, or :class:`Unverifiable` that says what is unknown or quarantined."""
+        """The tool, or :class:`Unverifiable` that says what is unknown."""
         known = self.servers.get(server)
         if known is None:
             raise Unverifiable(Reason.UNKNOWN_SERVER, f'server "{visible(server)}"; known: {_names(self.servers)}')
         found = known.tools.get(tool)
         if found is None:
             raise Unverifiable(Reason.UNKNOWN_TOOL, f'tool "{visible(tool)}" of server "{server}"')
-        if found.quarantined:
-            raise Unverifiable(
-                Reason.TOOL_QUARANTINED,
-                f"{server}/{tool}: an operator must look at it with `licet servers diff {server}`",
-            )
         return found
 
 
@@ -103,17 +99,23 @@ def _names(known: Mapping[str, object]) -> str:
     return ", ".join(sorted(known)) or "none"
 
 
-def pin(name: str, description: str, input_schema: JsonObject) -> str:
+def pin(name: str, description: str, input_schema: JsonObject, rest: JsonObject | None = None) -> str:
     """The digest that pins a tool."""
-    return digest_of({"name": name, "description": description, "inputSchema": input_schema})
+    return digest_of({**(rest or {}), "name": name, "description": description, "inputSchema": input_schema})
+
+
+def as_listed(listed: Mapping[str, Any], manifest: Manifest) -> Tool:
+    """The tool that an MCP server lists, pinned."""
+    schema = listed.get("inputSchema")
+    name, description = str(listed.get("name")), str(listed.get("description") or "")
+    input_schema = schema if isinstance(schema, dict) else {}
+    rest = {key: value for key, value in listed.items() if key not in ("name", "description", "inputSchema")}
+    return Tool(name, pin(name, description, input_schema, rest), input_schema, manifest, description, rest)
 
 
 def pin_of(listed: Mapping[str, Any]) -> str:
     """The digest of a tool as an MCP server lists it."""
-    schema = listed.get("inputSchema")
-    return pin(
-        str(listed.get("name")), str(listed.get("description") or ""), schema if isinstance(schema, dict) else {}
-    )
+    return as_listed(listed, Manifest()).digest
 
 
 def to_json(inventory: Inventory | Server) -> JsonObject:
