@@ -291,15 +291,18 @@ class Api:
 
     async def _list_approvals(self, incoming: Incoming, _person: Person) -> Response:
         wanted = parse_qs(incoming.query).get("state")
-        found = [_shown(r) for r in self._desk.all() if wanted is None or r.state in wanted]
+        found = [
+            {**_shown(r), "payload": self._desk.text(r)}
+            for r in self._desk.all()
+            if wanted is None or r.state in wanted
+        ]
         return json_response({"approvals": found})
 
     async def _show_approval(self, _incoming: Incoming, person: Person, approval: str) -> Response:
         record = self._desk.get(approval)
         async with self._records.deciding:
             await self._records.change(entries.Approval("viewed", approval, by=person.name))
-        _, body = self._desk.stored(record)
-        return json_response({**_shown(record), "payload": body.decode("utf-8", "replace")})
+        return json_response({**_shown(record), "payload": self._desk.text(record)})
 
     async def _vote(self, incoming: Incoming, person: Person, approval: str) -> Response:
         vote = _decode(incoming, _Vote)
@@ -428,6 +431,7 @@ def _shown(record: ApprovalRecord) -> dict[str, Any]:
         "run": record.run,
         "server": asked["server"],
         "tool": asked["tool"],
+        "place": asked["place"],
         "terms": record.terms,
         "requested_at": record.requested_at_us // 1_000_000,
         "votes": [msgspec.to_builtins(vote) for vote in record.votes],

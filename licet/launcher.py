@@ -88,9 +88,10 @@ class Launcher:
                     )
 
     def _fill_sandbox(self) -> None:
-        if not self.sandbox.exists():
-            self.sandbox.mkdir(parents=True)
-            for name, text in SAMPLES.items():
+        """The samples that the printed commands name are there at each start; what is there stays as it is."""
+        self.sandbox.mkdir(parents=True, exist_ok=True)
+        for name, text in SAMPLES.items():
+            if not (self.sandbox / name).exists():
                 (self.sandbox / name).write_text(text)
 
     def _spawn(self, name: str, extra: dict[str, str]) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 from edge.config import BadConfig, Section, Source
 from gateway.config import GatewayConfig
 from sidecar.config import NodeConfig, SidecarConfig
+from sidecar.node.admission import BadManifest, read_manifest
 
 SECTIONS: dict[str, type[Section]] = {"gateway": GatewayConfig, "sidecar": SidecarConfig, "node": NodeConfig}
 
@@ -44,8 +45,17 @@ def load() -> Settings:
         for name, section in source.sections(SECTIONS).items()
     }
     _require_apart(made, source)
+    for server in made["node"].servers:  # type: ignore[attr-defined]
+        _require_manifest(server.manifest)
     gateway, sidecar, node = (made[name] for name in SECTIONS)
     return Settings(home, gateway, sidecar, node, path if path.exists() else None)  # type: ignore[arg-type]
+
+
+def _require_manifest(path: Path | None) -> None:
+    try:
+        read_manifest(path)
+    except BadManifest as bad:
+        raise BadConfig(str(bad)) from None
 
 
 def _require_apart(made: dict[str, Any], source: Source) -> None:
@@ -68,4 +78,6 @@ def read_token(path: Path, what: str) -> str:
             return found
         raise BadConfig(f"{path} does not hold the token of {what}; expected one line of letters, digits, - and _")
     except FileNotFoundError:
-        raise BadConfig(f"{path}: no token for {what}; has the gateway been started with this LICET_HOME?") from None
+        raise BadConfig(
+            f"{path}: no file with the token of {what}; has the gateway been started with this LICET_HOME?"
+        ) from None

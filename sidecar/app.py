@@ -8,6 +8,7 @@ import hmac
 import logging
 import secrets
 import traceback
+from pathlib import Path
 
 from edge.blobs import Blobs
 from edge.client import Broken, Client, Unreachable
@@ -20,7 +21,9 @@ from sidecar.config import SidecarConfig
 from sidecar.identity import Identity, NotEnrolled
 from sidecar.ingress import actions
 from sidecar.ingress.actions import Actions
+from sidecar.ingress.common import require_run
 from sidecar.ingress.mcp import Mcp
+from sidecar.ingress.repeats import Repeats
 from sidecar.memory import Memory
 from sidecar.pipeline import Caller, Pipeline
 from sidecar.recovery import recover
@@ -34,6 +37,7 @@ from trust.verdict import Refusal
 
 VERSION = "0.1.0"
 MIN_TOKEN_CHARACTERS = 32
+RUN_LIVES_S = 86_400
 MAX_IN_FLIGHT = 1024
 """More would only wait inside; refusing early keeps answers quick."""
 _log = logging.getLogger("licet.sidecar")
@@ -81,8 +85,8 @@ class Sidecar:
         await self.world.load_last_good()
         self.token = _token(self.config)
         self.pipeline = Pipeline(self.identity, self.world, memory, self.ledger, Blobs(home / "blobs"), clock)
-        run = new_id("run")
-        self._actions = Actions(self.pipeline, run)
+        run = _run(home, clock)
+        self._actions = Actions(self.pipeline, run, Repeats(before.keys, clock.now))
         self._mcp = Mcp(self.pipeline, clock, run, config.hold_wait_s)
         self._routes = self._make_routes()
         await self._listen()
@@ -187,6 +191,18 @@ class Sidecar:
         await self._listener.close()
         await self._client.close()
         await self.ledger.close()
+
+
+def _run(home: Path, clock: SystemClock) -> str:
+    """The run of whoever names none. It outlives a restart, so that what waits for a person is found again."""
+    path = home / "run"
+    if path.exists() and clock.now() - path.stat().st_mtime < RUN_LIVES_S:
+        found = path.read_text("ascii").strip()
+        if found:
+            return require_run(found)
+    run = new_id("run")
+    write_atomically(path, run.encode() + b"\n")
+    return run
 
 
 def _token(config: SidecarConfig) -> str:

@@ -11,16 +11,19 @@ from trust.ledger import entries
 
 @dataclass(frozen=True, slots=True)
 class Before:
-    """``unfinished``: outcomes (``unknown``) that have to be written now. ``newest_bundle``: its version, or 0."""
+    """``unfinished``: outcomes (``unknown``) that have to be written now. ``newest_bundle``: its version, or 0.
+    ``keys``: idempotency keys of the last day, with when (Unix seconds) they were used."""
 
     unfinished: list[entries.Outcome]
     newest_bundle: int
+    keys: dict[str, float]
 
 
 def recover(ledger: DurableLedger, memory: Memory, now: float) -> Before:
     """Fold the ledger into *memory*, and tell the rest."""
     newest = 0
     unfinished: dict[str, entries.Deed] = {}
+    keys: dict[str, float] = {}
     for _, line in ledger.lines():
         at = line.stamp.wall_us / 1_000_000
         match line.entry:
@@ -29,6 +32,8 @@ def recover(ledger: DurableLedger, memory: Memory, now: float) -> Before:
                 if now - at < DAY:
                     name = f"{intent.deed.server}/{intent.deed.tool}"
                     memory.permitted(intent.deed.run, name, intent.labels, at)
+                    if intent.deed.idempotency_key:
+                        keys[intent.deed.idempotency_key] = at
             case entries.Refusal(deed=entries.Deed() as deed) if now - at < DAY:
                 memory.denied(deed.run, at)
             case entries.Outcome() as outcome:
@@ -46,4 +51,4 @@ def recover(ledger: DurableLedger, memory: Memory, now: float) -> Before:
         )
         for deed in unfinished.values()
     ]
-    return Before(outcomes, newest)
+    return Before(outcomes, newest, keys)

@@ -41,6 +41,7 @@ class Action(msgspec.Struct, frozen=True, dict=True):
     arguments: JsonObject
     payload: Payload
     run: str
+    idempotency_key: str = ""
     trace_id: str = ""
     span_id: str = ""
 

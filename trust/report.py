@@ -34,6 +34,7 @@ def deed(
         action_digest=action_digest,
         arguments=action.arguments if is_inline(action) else None,
         authority=list(authority),
+        idempotency_key=action.idempotency_key,
         trace_id=action.trace_id,
         span_id=action.span_id,
     )

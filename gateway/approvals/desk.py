@@ -126,6 +126,11 @@ class Desk:
             raise Unverifiable(Reason.APPROVAL_MISMATCH, "the stored bytes of this action are lost")
         return msgspec.convert(statement, Dispatch), body
 
+    def text(self, record: ApprovalRecord) -> str:
+        """The stored bytes as people read them; empty if they are lost, and then nothing will run."""
+        body = self._blobs.get(record.request["body_sha256"])
+        return "" if body is None else body.decode("utf-8", "replace")
+
     async def vote(self, approval: str, person: Person, decision: str, reason: str) -> ApprovalRecord:
         """Count one person's vote, and what follows from it."""
         if decision not in ("approve", "deny"):

@@ -10,10 +10,11 @@ from typing import Any
 import typer
 
 from licet.cli.gateway_api import As, gateway
-from licet.cli.output import Json, fail, reporting, say, show, table
+from licet.cli.output import USAGE, Json, fail, reporting, say, show, table
 from licet.client import ApiError
 from trust.reasons import visible
 
+STATES = ("pending", "approved", "denied", "expired", "consumed", "all")
 app = typer.Typer(name="approvals", help="Actions that wait for a person.", no_args_is_help=True)
 
 
@@ -25,10 +26,22 @@ def list_approvals(
     as_json: bool = Json,
 ) -> None:
     """The queue."""
+    if state not in STATES:
+        raise fail(f"--state {state}: expected one of {', '.join(STATES)}", USAGE)
     path = "/v1/approvals" + ("" if state == "all" else f"?state={state}")
     found = gateway(token_file).call("GET", path).body["approvals"]
-    rows = [(a["id"], a["state"], a["agent"], f"{a['server']}/{a['tool']}", _when(a["expires_at"])) for a in found]
-    columns = ("APPROVAL", "STATE", "AGENT", "ACTION", "UNTIL")
+    rows = [
+        (
+            a["id"],
+            a["state"],
+            a["agent"],
+            f"{a['server']}/{a['tool']}",
+            _when(a["expires_at"]),
+            visible(json.dumps(_arguments(a)), 100),
+        )
+        for a in found
+    ]
+    columns = ("APPROVAL", "STATE", "AGENT", "ACTION", "UNTIL", "ARGUMENTS")
     show(found, as_json, lambda: table(columns, rows, "nothing waits"))
 
 
@@ -43,6 +56,10 @@ def show_approval(approval: str, token_file: Path | None = As, as_json: bool = J
         for name, value in _arguments(told).items():
             say(f"  {visible(name)} = {visible(json.dumps(value), 2000)}")
         quorum = ", ".join(f"{count} of {role}" for role, count in told["terms"]["quorum"].items())
+        say(
+            f"for the run {visible(told['run'])}"
+            + (f", on {told['place']['pin']} only" if told["place"]["pin"] else "")
+        )
         say(f"needs {quorum}; {told['state']}, until {_when(told['expires_at'])}")
         for vote in told["votes"]:
             say(f"  {vote['by']}: {vote['decision']} {visible(vote['reason'])}")

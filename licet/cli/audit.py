@@ -12,7 +12,7 @@ import msgspec
 import typer
 
 from licet import ledgers
-from licet.cli.output import FAILED, Json, console, fail, reporting, say, show
+from licet.cli.output import FAILED, USAGE, Json, console, fail, reporting, say, show
 from licet.judging import Judge
 from licet.settings import load
 from trust.ledger import checkpoint
@@ -130,6 +130,8 @@ def verify(
     found = [path] if path is not None else ledgers.roots(load().home)
     if not found:
         raise fail("there is no ledger here; give a path or set LICET_HOME", FAILED)
+    if key is not None and path is None:
+        raise fail("--key is the key of one ledger: give its PATH too", USAGE)
     if key is not None and Path(key).is_file():
         key = Path(key).read_text("utf-8").strip()
     origin, public = checkpoint.parse_vkey(key) if key is not None else (None, None)

@@ -11,6 +11,7 @@ from typing import Any, Final, ParamSpec, TypeVar
 import typer
 from rich.console import Console
 from rich.markup import escape
+from rich.measure import Measurement
 from rich.table import Table
 
 from edge.config import BadConfig
@@ -28,6 +29,8 @@ UNREACHABLE: Final = 5
 
 console = Console(highlight=False, soft_wrap=True)
 errors = Console(stderr=True, highlight=False, soft_wrap=True)
+
+_WIDE: Final = console.options.update(max_width=10_000)
 
 Json = typer.Option(False, "--json", help="Print JSON for programs.")
 _P = ParamSpec("_P")
@@ -48,13 +51,17 @@ def say(text: str, style: str = "") -> None:
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[object]], empty: str) -> None:
-    made = Table(*columns, box=None, header_style="bold", pad_edge=False)
+    made = Table(box=None, header_style="bold", pad_edge=False)
+    for column in columns:
+        made.add_column(column, no_wrap=True)
     count = 0
     for row in rows:
         made.add_row(*(escape(str(cell)) for cell in row))
         count += 1
     if count:
-        console.print(made)
+        # Never cut: what stands here is copied. A terminal that is too narrow folds the lines itself.
+        needed = Measurement.get(console, _WIDE, made).maximum
+        Console(file=console.file, width=max(console.width, needed), highlight=False).print(made)
     else:
         say(empty, "dim")
 

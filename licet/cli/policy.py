@@ -170,8 +170,8 @@ def explain(decision: str = typer.Argument(help="A decision id."), as_json: bool
         }
 
         def people() -> None:
-            by = ", ".join(finding.policies) or "no policy"
-            say(f"{request.principal.id} {request.action}: {finding.outcome} by {by}", "bold")
+            by = f"by {', '.join(finding.policies)}" if finding.policies else "because no policy permits it"
+            say(f"{request.principal.id} {request.action}: {finding.outcome} {by}", "bold")
             for story in stories:
                 tell(story, finding)
 

@@ -1,6 +1,9 @@
-"""``licet servers``: list, diff, accept."""
+"""``licet servers``: list, diff, accept, export."""
 
 from __future__ import annotations
+
+import json
+from pathlib import Path
 
 import typer
 
@@ -31,6 +34,18 @@ def list_servers(as_json: bool = Json) -> None:
     ]
     columns = ("TOOL", "CATEGORY", "EFFECT", "PRIVILEGED", "OFFERED", "PINNED")
     show(found, as_json, lambda: table(columns, rows, "no servers"))
+
+
+@app.command("export")
+@reporting
+def export(
+    output: Path = typer.Option(..., "-o", help="Where to write it: inventory.json in a directory of policies."),
+) -> None:
+    """Write the admitted inventory, so that `licet policy check` and `test` know the tools that are really there."""
+    servers = gateway().call("GET", "/v1/servers").body["servers"]
+    kept = {s["name"]: {k: v for k, v in s.items() if k not in ("admitted", "offers")} for s in servers}
+    output.write_text(json.dumps({"servers": kept}, indent=1, sort_keys=True) + "\n", "utf-8")
+    say(f"{output}: {', '.join(sorted(kept)) or 'no servers'}")
 
 
 @app.command("diff")

@@ -10,10 +10,11 @@ from edge.clock import new_id
 from edge.http import Incoming, Response, StreamResponse, json_response, problem
 from sidecar.answers import Allowed, Answer, Held, Refused
 from sidecar.ingress.common import audit_member, decision_headers, require_run
+from sidecar.ingress.repeats import Repeats, Told
 from sidecar.pipeline import Caller, Pipeline
 from trust import mcp
-from trust.action import Action, Payload
-from trust.canonical import JsonObject, read_object
+from trust.action import Action
+from trust.canonical import JsonObject, digest_of, read_object
 from trust.policy.inventory import require_server_name, require_tool_name
 from trust.reasons import Reason, Unverifiable, visible
 from trust.verdict import Refusal
@@ -33,12 +34,28 @@ class _Asked(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Actions:
     """Native requests against one pipeline."""
 
-    def __init__(self, pipeline: Pipeline, default_run: str) -> None:
+    def __init__(self, pipeline: Pipeline, default_run: str, repeats: Repeats) -> None:
         self._pipeline = pipeline
         self._default_run = default_run
+        self._repeats = repeats
 
     async def act(self, incoming: Incoming, caller: Caller) -> StreamResponse:
         asked, arguments = _read(incoming)
+        action = self._action(asked, arguments)
+        key = asked.idempotency_key
+        if key is None:
+            return await respond(await self._pipeline.act(action, caller, asked.place))
+
+        async def do() -> tuple[Answer, Told]:
+            answer = await self._pipeline.act(action, caller, asked.place)
+            response = await respond(answer)
+            body = response.body if isinstance(response.body, bytes) else b""
+            return answer, Told(response.status, dict(response.headers), body)
+
+        told = await self._repeats.once(key, digest_of(msgspec.to_builtins(asked)), do)
+        return Response(status=told.status, headers=told.headers, body=told.body)
+
+    def _action(self, asked: _Asked, arguments: JsonObject) -> Action:
         server, slash, tool = asked.tool.partition("/")
         if not slash:
             raise Unverifiable(
@@ -51,14 +68,8 @@ class Actions:
         known = self._pipeline.tool(require_server_name(server), tool)
         payload = mcp.payload(message, body, headers, known)
         run = require_run(asked.run or self._default_run)
-        action = self._action(action_id, server, tool, arguments, payload, run)
-        answer = await self._pipeline.act(action, caller, asked.place)
-        return await respond(answer)
-
-    def _action(
-        self, action_id: str, server: str, tool: str, arguments: JsonObject, payload: Payload, run: str
-    ) -> Action:
-        return Action(action_id, new_id("dec"), "native", server, tool, arguments, payload, run)
+        key = asked.idempotency_key or ""
+        return Action(action_id, new_id("dec"), "native", server, tool, arguments, payload, run, key)
 
     async def approval(self, _incoming: Incoming, _caller: Caller, approval: str) -> StreamResponse:
         """The state of one approval."""

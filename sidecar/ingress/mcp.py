@@ -14,7 +14,7 @@ from typing import Any, Final
 from edge.clock import SystemClock, new_id
 from edge.http import Incoming, Response, StreamResponse, relay
 from sidecar.answers import Allowed, Answer, Held, Refused
-from sidecar.ingress.common import decision_headers, require_run
+from sidecar.ingress.common import decision_headers
 from sidecar.pipeline import Caller, Pipeline
 from trust import mcp, wire
 from trust.action import Action, Payload
@@ -68,9 +68,8 @@ class Mcp:
         mcp.require_headers_agree(message, headers)
         tool = self._pipeline.tool(server, message.tool)
         payload = mcp.payload(message, incoming.body, headers, tool)
-        session = headers.get(mcp.SESSION_HEADER)
-        run = require_run(f"mcp:{session}"[:64] if session else self._default_run)
-        return Action(new_id("act"), new_id("dec"), "mcp", server, message.tool, message.arguments, payload, run)
+        run, ids = self._default_run, (new_id("act"), new_id("dec"))
+        return Action(*ids, "mcp", server, message.tool, message.arguments, payload, run)
 
     async def _answer(self, call: _Call, answer: Answer) -> StreamResponse:
         match answer:

@@ -2,25 +2,34 @@
 
 from __future__ import annotations
 
+import logging
 import tomllib
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import msgspec
 
 from sidecar.config import ToolServer
 from sidecar.node.upstream import MAX_TOOLS, UpstreamFailed
 from trust.mcp import PROTOCOL_TOOLS
-from trust.policy.inventory import Manifest, Server, Tool, as_listed, require_server_name, require_tool_name
+from trust.policy.inventory import (
+    RISK_CRITICAL,
+    Category,
+    Effect,
+    Manifest,
+    Server,
+    Tool,
+    as_listed,
+    require_server_name,
+    require_tool_name,
+)
 from trust.reasons import Unverifiable
+
+_log = logging.getLogger("licet.node")
 
 
 class BadManifest(Exception):
     """The manifest file cannot be used; says where and why."""
-
-
-class _ManifestFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    tools: dict[str, Manifest] = {}
 
 
 def read_manifest(path: Path | None) -> dict[str, Manifest]:
@@ -28,9 +37,30 @@ def read_manifest(path: Path | None) -> dict[str, Manifest]:
     if path is None:
         return {}
     try:
-        return msgspec.convert(tomllib.loads(path.read_text("utf-8")), _ManifestFile).tools
-    except (OSError, tomllib.TOMLDecodeError, msgspec.ValidationError) as bad:
+        text = path.read_text("utf-8")
+        tree = tomllib.loads(text)
+        for member in tree:
+            if member != "tools":
+                raise BadManifest(f"{path}: found [{member}], expected [tools.NAME]")
+        return {name: _manifest(path, text, name, given) for name, given in tree.get("tools", {}).items()}
+    except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as bad:
         raise BadManifest(f"{path}: {bad}") from None
+
+
+def _manifest(path: Path, text: str, name: str, given: object) -> Manifest:
+    try:
+        return msgspec.convert(given, Manifest)
+    except msgspec.ValidationError as bad:
+        head = next((n for n, line in enumerate(text.splitlines(), 1) if line.strip() == f"[tools.{name}]"), 1)
+        known = ", ".join(field.name for field in msgspec.structs.fields(Manifest))
+        raise BadManifest(
+            f"{path}:{head}: [tools.{name}] {bad}; members are {known}; category one of {_one_of(Category)}; "
+            f"effect one of {_one_of(Effect)}; risk from 0 to {RISK_CRITICAL}"
+        ) from None
+
+
+def _one_of(literal: Any) -> str:
+    return ", ".join(get_args(literal))
 
 
 def inventory_of(config: ToolServer, listed: list[dict[str, Any]]) -> Server:
@@ -41,6 +71,8 @@ def inventory_of(config: ToolServer, listed: list[dict[str, Any]]) -> Server:
     tools: dict[str, Tool] = dict(PROTOCOL_TOOLS)
     try:
         require_server_name(config.name)
+        for name in manifests.keys() - {str(tool.get("name")) for tool in listed}:
+            _log.warning("%s: [tools.%s]: %s lists no such tool", config.manifest, name, config.name)
         for tool in listed:
             name = require_tool_name(str(tool.get("name")))
             if name in tools:

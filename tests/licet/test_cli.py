@@ -87,6 +87,14 @@ def test_the_environment_overrides_the_file(tmp_path: Path, monkeypatch: pytest.
     assert 'LICET_GATEWAY__PORT: [gateway] port: found "many"' in run("config", "check", code=2)
 
 
+def test_tables_are_never_cut(capsys: pytest.CaptureFixture[str]) -> None:
+    from licet.cli.output import table
+
+    identifiers = [f"apr_{number:026}" for number in range(3)]
+    table(("A", "B", "C"), [(one, one, one) for one in identifiers], "")
+    assert capsys.readouterr().out.count(identifiers[0]) == 3
+
+
 def test_nobody_there_is_said_with_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LICET_HOME", str(tmp_path))
     assert "has the gateway been started with this LICET_HOME" in run("agents", "list", code=2)

@@ -123,12 +123,46 @@ def test_an_error_says_where(policy: str, line: int, column: int, part: str) -> 
         ('context.run.lables.contains("x")', "did you mean `labels`?"),
         ('context.run.labels.contain("x")', "did you mean `contains`?"),
         ("context.trust.score = 3", "did you mean `==`?"),
+        ("contxt.trust.score > 3", "did you mean `context`?"),
+        ('principal.owner == "ada"', 'an entity is written Human::"name"'),
     ],
 )
 def test_a_misspelt_word_has_a_hint_wherever_it_stands(condition: str, hint: str) -> None:
     said = [[str(p) for p in problems(f"{SCOPE}when {{ {condition} }};")] for _ in range(5)]
     assert hint in said[0][0]
     assert said.count(said[0]) == 5, "the same mistake is told in the same words each time"
+
+
+@pytest.mark.parametrize(
+    ("policy", "hint"),
+    [
+        ('@id("x") permit (principal, action == Action::"workbench/raed_file", resource);', "workbench/read_file"),
+        ('@id("x") permit (principal, action in Action::"git", resource);', "licet servers export"),
+        (f"{SCOPE}\n{SCOPE.replace('x', 'y')};", "a semicolon is missing before this"),
+        (f'@approval("of=operations") {SCOPE};', "add: when { context.approved }"),
+        (f'@approval("of=operations") {SCOPE.replace("permit", "forbid")};', "add: unless { context.approved }"),
+        (f'@approval("of=operations") {SCOPE}unless {{ context.approved }};', "when { context.approved }"),
+        (
+            f'@approval("of=operations") {SCOPE.replace("permit", "forbid")}when {{ context.approved }};',
+            "unless { context.approved }",
+        ),
+    ],
+)
+def test_a_hint_says_what_to_write(policy: str, hint: str) -> None:
+    assert any(hint in p.hint for p in problems(policy))
+
+
+def test_whoever_waits_for_a_person_the_wrong_way_round_is_not_activated() -> None:
+    inverted = f'@approval("of=operations") {SCOPE}unless {{ context.approved }};'
+    assert any(p.level == "error" and "wrong way round" in p.message for p in problems(inverted))
+
+
+def test_the_default_pack_is_formatted() -> None:
+    from trust.policy import cedar
+
+    for name, text in FILES.items():
+        if name.endswith(".cedar"):
+            assert cedar.format_policies(text, 100, 2).rstrip() + "\n" == text
 
 
 def test_an_unknown_annotation_and_a_policy_that_permits_everything_are_warned_of() -> None:
@@ -183,6 +217,7 @@ def test_a_case_that_fails_refuses_the_bundle_and_names_itself() -> None:
         "{",
         "cases: [{name: a, expect: maybe}]",
         "cases: [{name: a, expect: permit, agent: nobody}]",
+        "cases: [{name: a, expect: permit, arg: {}}]",
     ],
 )
 def test_a_case_file_that_makes_no_sense_is_refused(text: str) -> None:

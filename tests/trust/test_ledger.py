@@ -268,6 +268,16 @@ def test_lost_tiles_are_made_again(tmp_path: Path) -> None:
     assert verify(tmp_path).faults == []
 
 
+def test_a_ledger_whose_frames_are_missing_is_told_so(tmp_path: Path) -> None:
+    import shutil
+
+    fill(tmp_path, 5)
+    shutil.rmtree(tmp_path / "wal")
+    report = verify(tmp_path)
+    assert not report.holds
+    assert any("wal is missing" in fault for fault in report.faults)
+
+
 def test_an_empty_directory_proves_nothing(tmp_path: Path) -> None:
     assert not verify(tmp_path).holds
 

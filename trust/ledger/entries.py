@@ -53,6 +53,7 @@ class Deed(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_default
     action_digest: str
     arguments: JsonObject | None = None
     authority: list[str] = []
+    idempotency_key: str = ""
     trace_id: str = ""
     span_id: str = ""
 

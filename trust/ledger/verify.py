@@ -47,13 +47,17 @@ class Report:
     def words(self) -> list[str]:
         if not self.sealed_at:
             return [*self.faults, f"{self.root}: no checkpoint could be verified, so nothing is proved"]
-        after = self.entries - self.sealed
+        after = max(0, self.entries - self.sealed)
         return [
             *self.faults,
             f"{self.origin}: {'verified' if self.holds else 'NOT verified'} to checkpoint {self.sealed} at "
             f"{self.sealed_at}; {after} {'entry' if after == 1 else 'entries'} after it not yet sealed",
             f"{self.decided_again} decisions were made again from their recorded facts and came out the same"
-            + (f"; {self.not_decidable} could not be made again" if self.not_decidable else ""),
+            + (
+                f"; {self.not_decidable} could not be made again (their bundles or arguments are not here)"
+                if self.not_decidable
+                else ""
+            ),
         ]
 
 
@@ -115,6 +119,9 @@ def _check_tiles(root: Path, sealed: Checkpoint, report: Report) -> list[bytes]:
 def _check_frames(root: Path, sealed: Checkpoint, leaves: list[bytes], report: Report, judge: Judge | None) -> None:
     """The durable frames must be the same entries, and go on without a gap."""
     expected = 0
+    if not (root / "wal").is_dir():
+        report.faults.append(f"{root / 'wal'} is missing: the durable frames")
+        return
     for index, data in Segments(root / "wal", Disk(), SEGMENT_BYTES).frames(0):
         if index != expected:
             report.faults.append(f"frames {expected} to {index - 1} are missing or damaged")
@@ -129,7 +136,10 @@ def _check_frames(root: Path, sealed: Checkpoint, leaves: list[bytes], report: R
         _decide_again(data, index, report, judge)
     report.entries = expected
     if expected < sealed.size:
-        report.faults.append(f"frames end at {expected}, but {sealed.size} entries were sealed")
+        report.faults.append(
+            f"{root / 'wal'}: entry {expected} cannot be read (its checksum or length is wrong), and {sealed.size} "
+            "entries were sealed"
+        )
 
 
 def _check_entry(data: bytes, index: int, origin: str, report: Report) -> None:

@@ -11,7 +11,7 @@ import itertools
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, get_args
 
 import msgspec
 import yaml
@@ -21,6 +21,7 @@ from trust.policy import judge, schema
 from trust.policy.bundle import BundleRejected, Compiled
 from trust.policy.lint import Problem
 from trust.policy.slicing import action_keys
+from trust.policy.validation import did_you_mean
 from trust.reasons import Unverifiable
 from trust.standing.score import NEWCOMER, Standing
 
@@ -110,7 +111,17 @@ def _read_file(file: str, text: str) -> Iterator[Case]:
         raise BundleRejected([Problem("error", file, line, column, str(bad).splitlines()[0])]) from None
     except msgspec.ValidationError as bad:
         message, _, path = str(bad).partition(" - at `")
-        raise BundleRejected([Problem("error", file, *_place(tree, path.rstrip("`")), message)]) from None
+        problem = Problem("error", file, *_place(tree, path.rstrip("`")), message, _hint(message))
+        raise BundleRejected([problem]) from None
+
+
+def _hint(message: str) -> str:
+    """What could have been meant."""
+    if "enum value" in message:
+        return f"expected one of {', '.join(get_args(Expectation))}"
+    unknown = re.search(r"unknown field `(\w+)`", message)
+    known = sorted({field.name for kind in (_Written, AgentCase, _File) for field in msgspec.structs.fields(kind)})
+    return did_you_mean(unknown[1], known) if unknown else ""
 
 
 def _place(tree: yaml.Node | None, path: str) -> tuple[int, int]:
@@ -136,7 +147,8 @@ def _expand(file: str, whole: _File, one: _Written, line: int) -> Iterator[Case]
         plain = msgspec.convert({**msgspec.to_builtins(one), **chosen, "each": {}}, _Written, strict=False)
         who = plain.agent or next(iter(whole.agents))
         if who not in whole.agents:
-            raise msgspec.ValidationError(f'case "{one.name}": no agent "{who}" under agents')
+            message = f'the case "{one.name}" names the agent "{who}", which is not under agents'
+            raise BundleRejected([Problem("error", file, line, 1, message, did_you_mean(who, whole.agents))])
         given = whole.agents[who]
         agent = Agent(
             who,

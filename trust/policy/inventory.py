@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any, Final, Literal
+from typing import Annotated, Any, Final, Literal
 
 import msgspec
 
@@ -52,7 +52,7 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     category: Category = "process"
     effect: Effect = "destructive"
     privileged: bool = True
-    risk: int = RISK_CRITICAL
+    risk: Annotated[int, msgspec.Meta(ge=0, le=RISK_CRITICAL)] = RISK_CRITICAL
     labels: tuple[str, ...] = ("untrusted",)
     idempotent: bool = False
     groups: tuple[str, ...] = ()

@@ -100,7 +100,11 @@ def _parse(source: Source, problems: list[Problem]) -> pst.Template | None:
         nodes = cedar.parse_policies(source.statement.text)
     except CedarError as bad:
         message = clean(str(bad))
-        if message.startswith("unexpected end of input"):
+        swallowed = source.statement.second_head() if message.startswith("unexpected token") else None
+        if swallowed is not None:
+            hint = "a semicolon is missing before this"
+            problems.append(Problem("error", source.file, swallowed.line, swallowed.column, message, hint))
+        elif message.startswith("unexpected end of input"):
             end = source.statement.end()
             hint = "every policy ends with a semicolon, every brace is closed"
             problems.append(Problem("error", source.file, end.line, end.column, message, hint))
@@ -155,7 +159,7 @@ def _lint(node: pst.Template, source: Source) -> Iterable[Problem]:
                 "error", source, f"@approval: {bad}", "approval", 'such as @approval("of=operations ttl=15m")'
             )
         if not reads_approved:
-            hint = "add: unless { context.approved }"
+            hint = f"add: {_WAITING[node.effect]} {{ context.approved }}"
             yield _problem(
                 "warning",
                 source,
@@ -166,8 +170,24 @@ def _lint(node: pst.Template, source: Source) -> Iterable[Problem]:
     elif reads_approved:
         hint = 'add @approval("of=<role>") so that somebody can approve'
         yield _problem("error", source, "it reads context.approved but has no @approval", "approved", hint)
+    for clause in node.clauses:
+        inverted = pst.Unless if node.effect == "permit" else pst.When
+        if isinstance(clause, inverted) and _is_approved(clause.expr):
+            wrong = f"this {node.effect} waits for a person the wrong way round"
+            yield _problem("error", source, wrong, "approved", f"{_WAITING[node.effect]} {{ context.approved }}")
     if node.effect == "permit" and not node.clauses and _unconstrained(node):
         yield _problem("warning", source, "it permits everything to everybody", "permit")
+
+
+_WAITING: Final = {"permit": "when", "forbid": "unless"}
+"""How a policy of each effect waits for a person."""
+
+
+def _is_approved(expression: pst.Expr) -> bool:
+    match expression:
+        case pst.GetAttr(pst.Var("context"), "approved"):
+            return True
+    return False
 
 
 def _unconstrained(node: pst.Template) -> bool:

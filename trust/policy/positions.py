@@ -43,6 +43,13 @@ class Statement:
         """Behind its last character."""
         return self._place(self.offset + len(self.text.rstrip()))
 
+    def second_head(self) -> Place | None:
+        """Where another policy seems to begin inside this one, because nothing ended the first."""
+        code = _NO_CODE.sub(lambda found: " " * len(found[0]), self.text)
+        body = re.search(r"\b(?:permit|forbid)\b", code)
+        found = re.search(r"^[ \t]*(?:@|permit\b|forbid\b)", code[body.end() :], re.MULTILINE) if body else None
+        return self._place(self.offset + body.end() + found.start()) if body and found else None
+
     def _find(self, needle: str) -> int | None:
         """In the code if it is there, else in strings and comments."""
         around = r"\w" if needle[:1].isalnum() or needle[:1] in "_@" else r"=!<>&|+*\-"

@@ -24,6 +24,7 @@ _QUOTED: Final = re.compile(r"`([^`]+)`|variable in the policy scope: (\w+)|cond
 _WORD: Final = re.compile(r"[A-Za-z_]\w*|[=!<>&|+*-]+")
 _RECORD_ATTRIBUTE: Final = re.compile(r'"?([A-Za-z_]\w*)"?\??\s*:')
 _STRING: Final = re.compile(r'"(?:[^"\\\n]|\\.)*"')
+_PRIMITIVE: Final = frozenset({"String", "Long", "Bool", "decimal", "datetime", "ipaddr", "duration"})
 _GENERAL_WORDS: Final = frozenset({"Action", "args", "context"})
 SYNTAX: Final = frozenset(
     [
@@ -70,7 +71,26 @@ def complaints(statement: Statement, node: pst.Template, schema: Schema, schema_
         place = statement.place(needle)
         if place not in seen:
             seen.add(place)
-            yield Complaint(_with_actions(message, actions), needle, did_you_mean(needle, known))
+            hint = _hint_of_types(message) or _hint_of_entity(message, known) or did_you_mean(needle, known)
+            yield Complaint(_with_actions(message, actions), needle, hint)
+
+
+def _hint_of_types(message: str) -> str:
+    """An entity is no string, though it is written with one."""
+    types = re.fullmatch(r"the types (\w+) and (\w+) are not compatible", message)
+    entity = (
+        next((t for t in types.groups() if t not in _PRIMITIVE), "") if types and "String" in types.groups() else ""
+    )
+    return f'an entity is written {entity}::"name"' if entity else ""
+
+
+def _hint_of_entity(message: str, known: Iterable[str]) -> str:
+    """A name in quotes is compared as a whole."""
+    named = re.search(r'(\w+)::"([^"]+)"', message)
+    if named is None or not message.startswith("unrecognized"):
+        return ""
+    missing = "" if named[1] != "Action" else "is its server in inventory.json? (`licet servers export`)"
+    return did_you_mean(named[2], known) or missing
 
 
 def _merged(text: str, schema: Schema) -> dict[str, list[str]]:
@@ -127,6 +147,9 @@ def known_words(schema_text: str) -> frozenset[str]:
 
 def needle_of(message: str, statement: Statement) -> str:
     """The most specific word of the statement that *message* names, as far as it names one."""
+    alone = re.search(r"`(\w+)` has no fields", message)
+    if alone is not None and statement.holds(alone[1]):
+        return alone[1]
     named = [word for groups in _QUOTED.findall(message) for part in groups for word in reversed(_WORD.findall(part))]
     standing = [word for word in named if statement.holds(word)]
     return min(standing, key=_GENERAL_WORDS.__contains__, default="")
