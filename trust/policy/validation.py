@@ -89,8 +89,9 @@ def _hint_of_entity(message: str, known: Iterable[str]) -> str:
     named = re.search(r'(\w+)::"([^"]+)"', message)
     if named is None or not message.startswith("unrecognized"):
         return ""
-    missing = "" if named[1] != "Action" else "is its server in inventory.json? (`licet servers export`)"
-    return did_you_mean(named[2], known) or missing
+    close = did_you_mean(named[2], known)
+    missing = "is its server in inventory.json? (`licet servers export`)"
+    return close if named[1] != "Action" else f"{close} {missing}".strip()
 
 
 def _merged(text: str, schema: Schema) -> dict[str, list[str]]:
