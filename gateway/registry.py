@@ -195,7 +195,7 @@ class Registry:
             known = self._store.get(ServerRecord, require_server_name(name))
             if known is None:
                 raise Unverifiable(Reason.UNKNOWN_SERVER, f'server "{name}"')
-            if offer not in known.offers.values():
+            if offer not in self._current(known).values():
                 raise Unverifiable(Reason.APPROVAL_MISMATCH, f"no node offers this of {name} now; look at it again")
             changed = [c.tool for c in offers.changes(self.admitted(known), self._inventories.get(offer))]
             await self._records.change(entries.Server("accepted", name, by, offer, tools=changed))
@@ -207,14 +207,19 @@ class Registry:
 
     def offers(self, record: ServerRecord) -> list[dict[str, Any]]:
         """What nodes offer that was not admitted: digest, nodes, and every difference."""
+        current = self._current(record)
         return [
             {
                 "digest": digest,
-                "nodes": sorted(node for node, theirs in record.offers.items() if theirs == digest),
+                "nodes": sorted(node for node, theirs in current.items() if theirs == digest),
                 "changes": msgspec.to_builtins(offers.changes(self.admitted(record), self._inventories.get(digest))),
             }
-            for digest in sorted({*record.offers.values()} - {record.admitted})
+            for digest in sorted({*current.values()} - {record.admitted})
         ]
+
+    def _current(self, record: ServerRecord) -> dict[str, str]:
+        """Offers of nodes that have the server in their present epoch."""
+        return {node: digest for node, digest in record.offers.items() if record.name in self.node(node).servers}
 
     def offers_exactly(self, node: str, admitted: Server, tool: str) -> bool:
         """Whether *node* offers *tool* just as *admitted* has it."""
