@@ -63,7 +63,7 @@ BREAKS = {
         "tests/attacks/test_found.py::test_a_body_that_nobody_judges_is_not_carried",
     ),
     "5 an agent speaks for another": (
-        "gateway/dispatch.py", 'if workload.kind != "agent" or dispatch.agent != workload.name:', "if False:",
+        "gateway/dispatch.py", 'if sender.workload.kind != "agent" or dispatch.agent != sender.workload.name:', "if False:",
         "tests/attacks/test_forgery.py::test_a_statement_that_disagrees_with_its_bytes_is_refused",
     ),
     "6 an approval is not consumed": (
@@ -101,6 +101,38 @@ BREAKS = {
     "10 the agent's token goes to the tool": (
         "sidecar/node/http_upstream.py", "**(lent or {}), **credentials}", "**(lent or {}), **credentials, 'Authorization': 'Bearer x'}",
         "tests/attacks/test_forgery.py::test_upstream_credentials_are_injected_and_never_come_from_or_go_to_the_agent",
+    ),
+    "1 a changed tool is called": (
+        "gateway/offers.py", "        and (now.digest, now.manifest) == (pinned.digest, pinned.manifest)\n", "",
+        "tests/attacks/test_changed_tools.py::test_no_policy_and_no_case_keeps_a_changed_tool_callable",
+    ),
+    "1 a server is called before it was looked at": (
+        "sidecar/node/app.py", "offer is None or offer.generation != upstream.generation", "offer is None",
+        "tests/attacks/test_changed_tools.py::test_a_replaced_http_server_is_listed_before_it_is_called",
+    ),
+    "2 policy of before is good enough": (
+        "gateway/dispatch.py", "        if asked.bundle is not self._bundles.compiled:", "        if False:",
+        "tests/attacks/test_races_and_riders.py::test_a_claim_runs_under_the_policy_of_the_moment_in_which_it_is_spent",
+    ),
+    "4 cargo rides along": (
+        "trust/mcp.py", "        if member not in _TOP_LEVEL:", "        if False:",
+        "tests/attacks/test_races_and_riders.py::test_what_no_policy_judges_does_not_ride_along",
+    ),
+    "5 a session speaks for any agent": (
+        "gateway/dispatch.py", 'sender.workload.kind != "agent" or dispatch.agent != sender.workload.name', "False",
+        "tests/attacks/test_sessions.py::test_another_agents_session_speaks_only_for_that_agent",
+    ),
+    "5 a MAC is not checked": (
+        "trust/identity/httpsig.py", "not hmac.compare_digest(claim.signature, hmac.digest(key, claim.base, \"sha256\"))", "False",
+        "tests/trust/test_session.py",
+    ),
+    "5 high risk needs no signature": (
+        "gateway/dispatch.py", "    if risk >= RISK_HIGH and not asked.sender.strong:", "    if False:",
+        "tests/attacks/test_sessions.py::test_high_risk_within_a_session_is_refused",
+    ),
+    "6 a key is used twice": (
+        "sidecar/ingress/repeats.py", "        if known is not None:", "        if False:",
+        "tests/stories/test_idempotency.py",
     ),
     "a slice forgets a policy": (
         "trust/policy/slicing.py", "            for principal_key in (_ANY, *principal.uids)", "            for principal_key in (_ANY, principal.uid)",
