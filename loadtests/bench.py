@@ -261,23 +261,13 @@ def measure_mesh(seconds: float, rounds: int, actions: int) -> dict[str, Any]:
         start = stack.enter_context
         tool, _ = start(part("tool", REST, log))
         url = f"http://127.0.0.1:{tool}/mcp"
+        served = {"tool": url, "manifest": str(home / "bench.toml")}
 
         instant, _ = start(part("instant", REST, log, home=str(home / "instant")))
         _, agent, node = prepare(home / "instant", instant, 1000)
         # The instant gateway needs the tool in its inventory, so a node joins it once.
         gateway_url = f"http://127.0.0.1:{instant}"
-        start(
-            part(
-                "node",
-                REST,
-                log,
-                home=str(home / "n0"),
-                gateway=gateway_url,
-                token=node,
-                tool=url,
-                manifest=str(home / "bench.toml"),
-            )
-        )
+        start(part("node", REST, log, home=str(home / "n0"), gateway=gateway_url, token=node, **served))
         alone, pid = start(part("sidecar", SUBJECT, log, home=str(home / "s0"), gateway=gateway_url, token=agent))
         bare, _ = start(part("pass", SUBJECT, log, target=f"{gateway_url}/v1/dispatch"))
         token = (home / "s0" / "agent.token").read_text().strip()
@@ -295,18 +285,7 @@ def measure_mesh(seconds: float, rounds: int, actions: int) -> dict[str, Any]:
         gateway, _ = start(part("gateway", REST, log, home=str(home / "g1")))
         _, agent, node = prepare(home / "g1", gateway, 1000)
         gateway_url = f"http://127.0.0.1:{gateway}"
-        start(
-            part(
-                "node",
-                SUBJECT,
-                log,
-                home=str(home / "n1"),
-                gateway=gateway_url,
-                token=node,
-                tool=url,
-                manifest=str(home / "bench.toml"),
-            )
-        )
+        start(part("node", SUBJECT, log, home=str(home / "n1"), gateway=gateway_url, token=node, **served))
         full, _ = start(part("sidecar", SUBJECT, log, home=str(home / "s1"), gateway=gateway_url, token=agent))
         through, _ = start(part("pass", SUBJECT, log, target=url))
         second, _ = start(part("pass", REST, log, target=f"http://127.0.0.1:{through}/"))

@@ -61,6 +61,17 @@ def unb64url(text: str) -> bytes:
     return data
 
 
+def unb64(text: str) -> bytes:
+    """Standard base64 in its one canonical form (RFC 4648, section 4)."""
+    try:
+        data = base64.b64decode(text, validate=True)
+    except ValueError:
+        raise _refuse("not base64") from None
+    if base64.b64encode(data).decode("ascii") != text:
+        raise _refuse("not canonical base64")
+    return data
+
+
 @dataclass(frozen=True, slots=True)
 class PublicKey:
     """An Ed25519 public key that is safe to believe (32 raw bytes)."""

@@ -13,7 +13,7 @@ import re
 from dataclasses import dataclass
 from typing import Final
 
-from trust.identity.keys import PublicKey, SecretKey
+from trust.identity.keys import PublicKey, SecretKey, unb64
 from trust.reasons import Reason, Unverifiable
 
 _ALGORITHM_ED25519: Final = b"\x01"
@@ -27,17 +27,6 @@ _BODY: Final = re.compile(
 
 def _refuse(detail: str) -> Unverifiable:
     return Unverifiable(Reason.MALFORMED_REQUEST, f"checkpoint: {detail}")
-
-
-def _decoded(text: str) -> bytes:
-    """Base64 in its one canonical form."""
-    try:
-        data = base64.b64decode(text, validate=True)
-    except ValueError:
-        raise _refuse("not base64") from None
-    if base64.b64encode(data).decode("ascii") != text:
-        raise _refuse("not canonical base64")
-    return data
 
 
 def key_id(origin: str, key: PublicKey) -> bytes:
@@ -56,7 +45,7 @@ def parse_vkey(text: str) -> tuple[str, PublicKey]:
     match = _VKEY.fullmatch(text.removesuffix("\n"))
     if match is None:
         raise _refuse("not a note verifier key")
-    raw = _decoded(match[3])
+    raw = unb64(match[3])
     if raw[:1] != _ALGORITHM_ED25519:
         raise _refuse("not an Ed25519 verifier key")
     origin, key = match[1], PublicKey(raw[1:])
@@ -102,8 +91,8 @@ def open_checkpoint(note: bytes, origin: str, key: PublicKey) -> Checkpoint:
         match = re.fullmatch(r"— (\S+) ([A-Za-z0-9+/=]+)", line)
         if match is None:
             raise _refuse("a signature line is malformed")
-        blob = _decoded(match[2])
+        blob = unb64(match[2])
         if match[1] == origin and blob[:4] == key_id(origin, key):
             key.verify(blob[4:], text.encode())
-            return Checkpoint(origin, int(body["size"]), _decoded(body["root"]), int(body["time"]))
+            return Checkpoint(origin, int(body["size"]), unb64(body["root"]), int(body["time"]))
     raise _refuse(f"no signature by the key of {origin}")
