@@ -346,7 +346,7 @@ class Dispatcher:
                 report.refusal(no, asked.action.decision_id, deed=deed, approval=asked.dispatch.approval)
             )
         except LedgerUnavailable as fault:
-            no = Refusal(8, Reason.LEDGER_UNAVAILABLE, str(fault))
+            no = no.unrecorded(fault)
         return problem(no, asked.action.decision_id)
 
 

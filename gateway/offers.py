@@ -18,6 +18,10 @@ _OF_SERVER: Final = ("labels", "zone")
 _OF_TOOL: Final = ("description", "input_schema", "manifest", "rest")
 
 
+MAX_READ: Final = 1000
+"""Inventories kept in memory."""
+
+
 class LostInventory(Exception):
     """An inventory that the ledger names is not beside it any more."""
 
@@ -31,9 +35,7 @@ class Inventories:
 
     async def keep(self, server: Server) -> str:
         """The digest of *server*, which can be read from now on."""
-        digest = await self._blobs.put(msgspec.json.encode(to_json(server), order="sorted"))
-        self._read[digest] = server
-        return digest
+        return await self._blobs.put(msgspec.json.encode(to_json(server), order="sorted"))
 
     def get(self, digest: str) -> Server:
         found = self._read.get(digest)
@@ -41,6 +43,8 @@ class Inventories:
             data = self._blobs.get(digest)
             if data is None:
                 raise LostInventory(f"the inventory {digest} is lost")
+            if len(self._read) >= MAX_READ:
+                self._read.clear()
             found = self._read[digest] = msgspec.json.decode(data, type=Server)
         return found
 

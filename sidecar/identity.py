@@ -151,7 +151,8 @@ class Identity:
         if reply.status == 401 and within is not None:
             # A gateway that was started again knows none of its sessions; it did nothing, so ask with the key.
             reply.close()
-            self.session = None
+            if self.session is within:
+                self.session = None
             return await self.request(method, target, body, headers, timeout_s=timeout_s, strong=True)
         return reply
 

@@ -35,43 +35,12 @@ from trust.policy.bundle import Compiled
 from trust.policy.cedar import Uid
 from trust.policy.engine import Finding
 from trust.policy.inventory import RISK_HIGH, Tool, pin_of
-from trust.reasons import Reason, Unverifiable
+from trust.reasons import NOTHING_HAPPENED, Reason, Unverifiable
 from trust.standing.score import Standing
 from trust.verdict import Hold, Permit, Refusal, decide
 from trust.wire import Dispatch, Place
 
 ANYWHERE: Final = Place()
-NOTHING_HAPPENED: Final = frozenset(
-    {
-        Reason.KILLED,
-        Reason.REVOKED,
-        Reason.UNAUTHENTICATED,
-        Reason.REPLAYED,
-        Reason.NOT_YOURS,
-        Reason.NO_BUNDLE,
-        Reason.UNKNOWN_SERVER,
-        Reason.UNKNOWN_TOOL,
-        Reason.TOOL_QUARANTINED,
-        Reason.ARGUMENTS_INVALID,
-        Reason.POLICY_FORBIDS,
-        Reason.NO_POLICY_PERMITS,
-        Reason.POLICY_ERROR,
-        Reason.LEDGER_UNAVAILABLE,
-        Reason.APPROVAL_PENDING,
-        Reason.APPROVAL_DENIED,
-        Reason.APPROVAL_EXPIRED,
-        Reason.APPROVAL_CONSUMED,
-        Reason.APPROVAL_MISMATCH,
-        Reason.NOT_FOUND,
-        Reason.PERMIT_INVALID,
-        Reason.NO_ELIGIBLE_NODE,
-        Reason.GATEWAY_UNREACHABLE,
-        Reason.NODE_UNREACHABLE,
-        Reason.TICKET_INVALID,
-        Reason.OVERLOADED,
-    }
-)
-"""Refusals that precede execution. After any other, what happened is not known, and the outcome says so."""
 Status = Literal["done", "refused", "failed", "unknown"]
 _log = logging.getLogger("licet.sidecar")
 
@@ -155,7 +124,10 @@ class Pipeline:
         if bundle is None or told is None or not isinstance(listed, dict):
             return False
         tool = self.tool(server, str(listed.get("name")))
-        if tool is None or tool.digest != pin_of(listed):
+        try:
+            if tool is None or tool.digest != pin_of(listed):
+                return False
+        except Unverifiable:
             return False
         world = bundle.engine.world(told.agent.entities())
         name = schema.action_name(server, tool.name)
@@ -276,7 +248,7 @@ class Pipeline:
         match state["state"]:
             case "approved":
                 # The stored bytes run, not these: they are what people saw.
-                return await self.claim(state["id"], judged.caller)
+                return await self.claim(state["id"], judged.caller, action.idempotency_key)
             case "denied":
                 no = Refusal(7, Reason.APPROVAL_DENIED, state["reason"], hold.policies)
                 return await self._refuse(action, no, judged.caller, None)
@@ -312,8 +284,9 @@ class Pipeline:
         told: dict[str, Any] = json.loads(answer)
         return told
 
-    async def claim(self, approval: str, caller: Caller) -> Answer:
-        """Run the stored action of *approval*: identify, recall, evaluate, decide again, then consume and route."""
+    async def claim(self, approval: str, caller: Caller, key: str = "") -> Answer:
+        """Run the stored action of *approval*: identify, recall, evaluate, decide again, then consume and route.
+        *key*: the idempotency key of the request that found it approved."""
         decision_id = new_id("dec")
         try:
             async with self._identity.send("GET", f"/v1/approvals/{approval}/action") as reply:
@@ -322,7 +295,7 @@ class Pipeline:
                 return await self.refuse_with(refusal_of(reply.status, answer), decision_id, approval=approval)
             stored, body = wire.decode(answer, Dispatch)
             fresh = msgspec.structs.replace(stored, action_id=new_id("act"), decision_id=decision_id)
-            action, _ = wire.action_of(fresh, body)
+            action = msgspec.structs.replace(wire.action_of(fresh, body)[0], idempotency_key=key)
         except (Unreachable, Broken) as bad:
             no = Refusal(7, Reason.GATEWAY_UNREACHABLE, str(bad))
             return await self.refuse_with(no, decision_id, approval=approval)

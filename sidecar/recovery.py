@@ -37,7 +37,9 @@ def recover(ledger: DurableLedger, memory: Memory, now: float) -> Before:
             case entries.Refusal(deed=entries.Deed() as deed) if now - at < DAY:
                 memory.denied(deed.run, at)
             case entries.Outcome() as outcome:
-                unfinished.pop(outcome.action_id, None)
+                ended = unfinished.pop(outcome.action_id) if outcome.action_id in unfinished else None
+                if ended is not None and outcome.status == "refused":
+                    keys.pop(ended.idempotency_key, None)
             case entries.Bundle() as loaded:
                 newest = max(newest, loaded.version)
     outcomes = [

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Final
 
 
 class NoClass(StrEnum):
@@ -154,6 +155,39 @@ TABLE: dict[Reason, Row] = {
     Reason.OVERLOADED: Row(503, _TRANSIENT, True, _ROUTE, "too much is already in flight"),
     Reason.INTERNAL_ERROR: Row(500, _TRANSIENT, False, _BUG, "a fault in Licet itself; the answer is no"),
 }
+
+
+NOTHING_HAPPENED: Final = frozenset(
+    {
+        Reason.KILLED,
+        Reason.REVOKED,
+        Reason.UNAUTHENTICATED,
+        Reason.REPLAYED,
+        Reason.NOT_YOURS,
+        Reason.NO_BUNDLE,
+        Reason.UNKNOWN_SERVER,
+        Reason.UNKNOWN_TOOL,
+        Reason.TOOL_QUARANTINED,
+        Reason.ARGUMENTS_INVALID,
+        Reason.POLICY_FORBIDS,
+        Reason.NO_POLICY_PERMITS,
+        Reason.POLICY_ERROR,
+        Reason.LEDGER_UNAVAILABLE,
+        Reason.APPROVAL_PENDING,
+        Reason.APPROVAL_DENIED,
+        Reason.APPROVAL_EXPIRED,
+        Reason.APPROVAL_CONSUMED,
+        Reason.APPROVAL_MISMATCH,
+        Reason.NOT_FOUND,
+        Reason.PERMIT_INVALID,
+        Reason.NO_ELIGIBLE_NODE,
+        Reason.GATEWAY_UNREACHABLE,
+        Reason.NODE_UNREACHABLE,
+        Reason.TICKET_INVALID,
+        Reason.OVERLOADED,
+    }
+)
+"""Refusals that precede execution. After any other, what happened is not known, and the outcome says so."""
 
 
 class Unverifiable(Exception):

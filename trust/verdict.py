@@ -13,7 +13,7 @@ import msgspec
 from trust.action import Action
 from trust.policy.engine import Finding
 from trust.policy.terms import Terms
-from trust.reasons import Reason, Unverifiable
+from trust.reasons import NOTHING_HAPPENED, Reason, Unverifiable
 
 Step = Literal[1, 2, 3, 4, 5, 6, 7, 8, 9, 10]
 
@@ -49,6 +49,12 @@ class Refusal(msgspec.Struct, frozen=True):
     @classmethod
     def of(cls, step: Step, bad: Unverifiable) -> Refusal:
         return cls(step, bad.reason, bad.detail)
+
+    def unrecorded(self, fault: Exception) -> Refusal:
+        """What is said when this could not be recorded: never that nothing happened when something may have."""
+        if self.reason not in NOTHING_HAPPENED:
+            return msgspec.structs.replace(self, detail=f"{self.detail} (and it could not be recorded: {fault})")
+        return msgspec.structs.replace(self, reason=Reason.LEDGER_UNAVAILABLE, detail=str(fault))
 
 
 Verdict = Permit | Hold | Refusal

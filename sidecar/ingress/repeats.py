@@ -15,8 +15,7 @@ from typing import Final
 import msgspec
 
 from sidecar.answers import Allowed, Answer, Held
-from sidecar.pipeline import NOTHING_HAPPENED
-from trust.reasons import Reason, Unverifiable, visible
+from trust.reasons import NOTHING_HAPPENED, Reason, Unverifiable, visible
 
 MAX_KEYS: Final = 1000
 KEEP_S: Final = 86_400
@@ -57,19 +56,19 @@ class Repeats:
         if known is not None:
             return await self._again(key, digest, known)
         told: asyncio.Future[Told] = asyncio.get_running_loop().create_future()
-        self._used[key] = _Used(digest, self._now(), told)
+        mine = self._used[key] = _Used(digest, self._now(), told)
         try:
             answer, response = await do()
         except BaseException:
             # Whether it happened is in the ledger; whoever asks again is told that the key was used.
             told.cancel()
-            self._used[key].told = None
+            mine.told = None
             raise
         told.set_result(response)
         if not _may_have_happened(answer):
-            del self._used[key]
+            self._used.pop(key, None)
         elif len(response.body) > MAX_ANSWER_BYTES:
-            self._used[key].told = None
+            mine.told = None
         return response
 
     async def _again(self, key: str, digest: str, known: _Used) -> Told:
@@ -86,9 +85,17 @@ class Repeats:
             raise
 
     def _forget_old(self) -> None:
+        """The oldest first; but never one whose action is not answered yet."""
         over = self._now() - KEEP_S
-        while self._used and (len(self._used) >= MAX_KEYS or next(iter(self._used.values())).at < over):
-            self._used.popitem(last=False)
+        while self._used:
+            key, oldest = next(iter(self._used.items()))
+            if len(self._used) < MAX_KEYS and oldest.at >= over:
+                return
+            if oldest.told is not None and not oldest.told.done():
+                if len(self._used) >= 2 * MAX_KEYS:
+                    raise Unverifiable(Reason.OVERLOADED, f"{MAX_KEYS} actions with keys are not answered yet")
+                return
+            del self._used[key]
 
 
 def _may_have_happened(answer: Answer) -> bool:

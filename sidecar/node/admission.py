@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import logging
 import tomllib
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Final, get_args
 
 import msgspec
 
@@ -25,7 +24,7 @@ from trust.policy.inventory import (
 )
 from trust.reasons import Unverifiable
 
-_log = logging.getLogger("licet.node")
+MAX_LIST_BYTES: Final = 1 << 20
 
 
 class BadManifest(Exception):
@@ -66,13 +65,15 @@ def _one_of(literal: Any) -> str:
 def inventory_of(config: ToolServer, listed: list[dict[str, Any]]) -> Server:
     """The server as the gateway will pin it; a tool with a name that could deceive refuses the server."""
     manifests = read_manifest(config.manifest)
+    if not all(isinstance(tool, dict) for tool in listed):
+        raise UpstreamFailed(f"{config.name} lists something that is no tool")
     if len(listed) > MAX_TOOLS:
         raise UpstreamFailed(f"{config.name} lists {len(listed)} tools; the limit is {MAX_TOOLS}")
     tools: dict[str, Tool] = dict(PROTOCOL_TOOLS)
     try:
         require_server_name(config.name)
-        for name in manifests.keys() - {str(tool.get("name")) for tool in listed}:
-            _log.warning("%s: [tools.%s]: %s lists no such tool", config.manifest, name, config.name)
+        if len(msgspec.json.encode(listed)) > MAX_LIST_BYTES:
+            raise UpstreamFailed(f"{config.name} lists more than {MAX_LIST_BYTES} bytes")
         for tool in listed:
             name = require_tool_name(str(tool.get("name")))
             if name in tools:
@@ -81,3 +82,8 @@ def inventory_of(config: ToolServer, listed: list[dict[str, Any]]) -> Server:
     except Unverifiable as bad:
         raise UpstreamFailed(f"{config.name}: {bad.detail}") from None
     return Server(config.name, tools, list(config.labels), config.zone)
+
+
+def unlisted(config: ToolServer, offered: Server) -> list[str]:
+    """Tools that the manifest speaks of and the server does not list: usually misspelt."""
+    return sorted(read_manifest(config.manifest).keys() - offered.tools.keys())

@@ -30,7 +30,7 @@ from edge.http import (
 from edge.routes import Routes
 from sidecar.config import NodeConfig, ToolServer
 from sidecar.identity import Identity, detail_of
-from sidecar.node.admission import inventory_of
+from sidecar.node.admission import inventory_of, unlisted
 from sidecar.node.http_upstream import HttpUpstream
 from sidecar.node.sessions import Sessions
 from sidecar.node.stdio_upstream import StdioUpstream
@@ -53,6 +53,7 @@ VERSION: Final = "0.1.0"
 LEASE_MARGIN_S: Final = 2.0
 """A node stops starting work this long before its lease ends, so that two never believe to hold it."""
 LIST_TIMEOUT_S: Final = 20.0
+START_TIMEOUT_S: Final = 35.0
 MAX_EXECUTE_BYTES: Final = 8 << 20
 _log = logging.getLogger("licet.node")
 
@@ -118,8 +119,15 @@ class Node:
         if len(self._offers) < len(config.servers):
             silent = ", ".join(server.name for server in config.servers if server.name not in self._offers)
             raise UpstreamFailed(f"{silent}: no list of tools (the reason was logged)")
+        for server in config.servers:
+            for name in unlisted(server, self._offers[server.name].server):
+                _log.warning("%s: [tools.%s]: %s lists no such tool", server.manifest, name, server.name)
         await self._join()
-        self._tasks = [asyncio.create_task(self._beat()), asyncio.create_task(self._watch_tools())]
+        self._tasks = [
+            asyncio.create_task(self._beat()),
+            asyncio.create_task(self._watch_tools()),
+            asyncio.create_task(self._keep_children()),
+        ]
 
     # Servers and lease
 
@@ -130,7 +138,11 @@ class Node:
             if server.url
             else StdioUpstream(server.command, server.env, server.cwd)
         )
-        await upstream.start()
+        try:
+            async with asyncio.timeout(START_TIMEOUT_S):
+                await upstream.start()
+        except TimeoutError:
+            raise UpstreamFailed(f"{name} did not answer within {START_TIMEOUT_S:.0f} s") from None
         self._upstreams[name] = upstream
 
     async def _join(self) -> None:
@@ -140,7 +152,9 @@ class Node:
             offered = {name: found.server for name, found in self._offers.items()}
             url = config.public_url or f"http://{config.host}:{self.port}"
             body = msgspec.json.encode({"url": url, "servers": list(offered.values())})
-            async with self.identity.send("POST", "/v1/nodes/join", body, _JSON, strong=True) as reply:
+            async with self.identity.send(
+                "POST", "/v1/nodes/join", body, _JSON, strong=True, timeout_s=LIST_TIMEOUT_S
+            ) as reply:
                 answer = await reply.read()
             if reply.status != 200:
                 raise UpstreamFailed(f"the gateway did not let this node join: {detail_of(answer)}")
@@ -159,9 +173,10 @@ class Node:
             async with asyncio.timeout(LIST_TIMEOUT_S):
                 listed = await upstream.list_tools()
             self._offers[server.name] = _Offer(generation, inventory_of(server, listed))
-        except (UpstreamFailed, TimeoutError) as bad:
+        except Exception as bad:
+            # Whatever it is, what was listed before may not hold any more.
             self._offers.pop(server.name, None)
-            _log.warning("%s is not offered: %s", server.name, bad or f"no list within {LIST_TIMEOUT_S:.0f} s")
+            _log.warning("%s is not offered: %s: %s", server.name, type(bad).__name__, bad)
 
     async def _watch_tools(self) -> None:
         """A server may change its tools while it runs; what changed must not be called as what was pinned."""
@@ -189,7 +204,6 @@ class Node:
         while True:
             await asyncio.sleep(self.config.heartbeat_s)
             try:
-                await self._revive()
                 await self._renew()
                 await self.identity.renew_when_due()
                 await self.identity.open_session_when_due()
@@ -208,16 +222,22 @@ class Node:
         elif reply.status == 403:
             await self._join()
 
-    async def _revive(self) -> None:
-        """Start dead children again; what they offer then may have changed, so nothing is called before a look."""
-        dead = [n for n, u in self._upstreams.items() if isinstance(u, StdioUpstream) and not u.alive]
-        for name in dead:
-            self._offers.pop(name, None)
+    async def _keep_children(self) -> None:
+        """Start dead children again, each on its own: one that cannot start takes nothing else away."""
+        while True:
+            await asyncio.sleep(self.config.heartbeat_s)
+            dead = [n for n, u in self._upstreams.items() if isinstance(u, StdioUpstream) and not u.alive]
+            await asyncio.gather(*(self._revive(name) for name in dead))
+
+    async def _revive(self, name: str) -> None:
+        """What it offers then may have changed, so nothing of it is called before a look."""
+        self._offers.pop(name, None)
+        try:
             await self._upstreams[name].close()
-        for name in dead:
             await self._upstreams[name].start()
-        if dead:
-            self._look_again.set()
+        except Exception as bad:
+            _log.warning("%s could not be started again, trying on: %s", name, bad)
+        self._look_again.set()
 
     def _lease_left_s(self) -> float:
         return self.config.lease_ttl_s - LEASE_MARGIN_S - (self._clock.mono() - self._renewed)
@@ -250,7 +270,7 @@ class Node:
                 entries.Refusal(no.step, str(no.reason), no.detail[:2000], decision_id, caller=caller)
             )
         except LedgerUnavailable as fault:
-            no = Refusal(9, Reason.LEDGER_UNAVAILABLE, str(fault))
+            no = no.unrecorded(fault)
         return problem(no, decision_id)
 
     async def _execute(self, incoming: Incoming) -> StreamResponse:
@@ -267,7 +287,7 @@ class Node:
         started = self._clock.mono_ns()
         try:
             async with upstream.exchange(payload, execute.credentials) as replied:
-                return await self._answer(incoming, entitled, replied, started)
+                return await self._answer(incoming, entitled, payload, replied, started)
         except UpstreamFailed as bad:
             self._outcome(entitled, "failed", started, detail=str(bad))
             raise Unverifiable(Reason.UPSTREAM_FAILED, str(bad)) from None
@@ -312,9 +332,11 @@ class Node:
             raise Unverifiable(Reason.TICKET_INVALID, "this ticket was used before") from None
         return entitled
 
-    async def _answer(self, incoming: Incoming, entitled: Ticket, replied: Replied, started: int) -> StreamResponse:
+    async def _answer(
+        self, incoming: Incoming, entitled: Ticket, payload: Payload, replied: Replied, started: int
+    ) -> StreamResponse:
         headers = {**replied.headers, wire.UPSTREAM_STATUS_HEADER: str(replied.status)}
-        self._sessions.note(entitled, replied)
+        self._sessions.note(entitled, payload, replied)
         if replied.chunks is None:
             self._outcome(entitled, "done", started, replied)
             return Response(headers=headers, body=replied.body)

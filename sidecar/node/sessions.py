@@ -33,8 +33,11 @@ class Sessions:
         else:
             self._owner.move_to_end((ticket.server, session))
 
-    def note(self, ticket: Ticket, replied: Replied) -> None:
-        """Remember whose session the server just opened."""
+    def note(self, ticket: Ticket, payload: Payload, replied: Replied) -> None:
+        """Remember whose session the server just opened; forget one that it does not know any more."""
+        sent = dict(payload.headers).get(mcp.SESSION_HEADER)
+        if replied.status == 404 and sent is not None:
+            self._owner.pop((ticket.server, sent), None)
         session = replied.headers.get(mcp.SESSION_HEADER)
         if session is None or (ticket.server, session) in self._owner:
             return

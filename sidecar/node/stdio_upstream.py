@@ -29,6 +29,8 @@ HANDSHAKE_TIMEOUT_S: Final = 30.0
 MAX_LINE_BYTES: Final = 64 << 20
 KILL_AFTER_S: Final = 1.0
 CALL_TIMEOUT_S: Final = 300.0
+MAX_PROGRESS: Final = 1000
+"""Notifications that wait for a caller who does not read; further ones are dropped."""
 MAX_UNREAD_BYTES: Final = 16 << 20
 """What may wait for a child that is busy; more is refused."""
 _OFFERED_VERSION: Final = "2025-11-25"
@@ -101,8 +103,11 @@ class StdioUpstream:
         try:
             async with asyncio.timeout(HANDSHAKE_TIMEOUT_S):
                 self._hello = result_of(await self._ask("initialize", jcs(params)))
-        except TimeoutError:
-            raise UpstreamFailed(f"{self._command[0]} did not answer initialize") from None
+        except BaseException as bad:
+            self._kill(signal.SIGKILL)  # what did not shake hands counts as dead, and is started again
+            if isinstance(bad, TimeoutError):
+                raise UpstreamFailed(f"{self._command[0]} did not answer initialize") from None
+            raise
         self._write(_Out("notifications/initialized", msgspec.Raw(b"{}")))
 
     @property
@@ -245,8 +250,9 @@ class StdioUpstream:
             self._hear_progress(message)
         elif "id" in message:
             refusal = mcp.error(message["id"], -32601, "the node offers nothing to servers")
-            if self._process is not None and self._process.stdin is not None:
-                self._process.stdin.write(refusal + b"\n")
+            stdin = self._process.stdin if self._process is not None else None
+            if stdin is not None and stdin.transport.get_write_buffer_size() < MAX_UNREAD_BYTES:
+                stdin.write(refusal + b"\n")
 
     def _hear_progress(self, message: JsonObject) -> None:
         """To the one caller whose token ours stands for."""
@@ -254,7 +260,7 @@ class StdioUpstream:
         if not isinstance(params, dict):
             return
         listening = self._progress.get(str(params.get("progressToken")))
-        if listening is not None:
+        if listening is not None and listening.heard.qsize() < MAX_PROGRESS:
             told: JsonObject = {**message, "params": {**params, "progressToken": listening.token}}
             listening.heard.put_nowait(msgspec.json.encode(told))
 

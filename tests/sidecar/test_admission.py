@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 
 import pytest
 
 from sidecar.config import ToolServer
-from sidecar.node.admission import BadManifest, inventory_of, read_manifest
+from sidecar.node.admission import BadManifest, inventory_of, read_manifest, unlisted
 from sidecar.node.upstream import UpstreamFailed
 
 GOOD = '[tools.t]\ncategory = "data"\neffect = "read"\nprivileged = false\nrisk = 1\n'
@@ -35,13 +34,12 @@ def test_a_mistake_is_named_with_its_tool_and_what_was_expected(
     assert says in str(bad.value)
 
 
-def test_a_manifest_of_a_tool_that_is_not_there_is_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_manifest_of_a_tool_that_is_not_there_is_noticed(tmp_path: Path) -> None:
     path = tmp_path / "m.toml"
     path.write_text(GOOD + GOOD.replace("tools.t", "tools.typo"))
     config = ToolServer(name="s", url="http://127.0.0.1:1/", manifest=path)
-    with caplog.at_level(logging.WARNING):
-        made = inventory_of(config, [{"name": "t"}, {"name": "other"}])
-    assert "[tools.typo]: s lists no such tool" in caplog.text
+    made = inventory_of(config, [{"name": "t"}, {"name": "other"}])
+    assert unlisted(config, made) == ["typo"]
     assert made.tools["other"].manifest.risk == 3, "what the manifest does not mention is taken for the worst"
 
 

@@ -105,10 +105,12 @@ def pin(name: str, description: str, input_schema: JsonObject, rest: JsonObject 
 
 
 def as_listed(listed: Mapping[str, Any], manifest: Manifest) -> Tool:
-    """The tool that an MCP server lists, pinned."""
-    schema = listed.get("inputSchema")
-    name, description = str(listed.get("name")), str(listed.get("description") or "")
-    input_schema = schema if isinstance(schema, dict) else {}
+    """The tool that an MCP server lists, pinned; :class:`Unverifiable` if it is none."""
+    name, description, schema = listed.get("name"), listed.get("description"), listed.get("inputSchema")
+    if not isinstance(name, str) or not isinstance(description, str | None) or not isinstance(schema, dict | None):
+        wrong = "a tool has a name and a description that are texts, and an inputSchema that is an object"
+        raise Unverifiable(Reason.MALFORMED_REQUEST, wrong)
+    description, input_schema = description or "", schema or {}
     rest = {key: value for key, value in listed.items() if key not in ("name", "description", "inputSchema")}
     return Tool(name, pin(name, description, input_schema, rest), input_schema, manifest, description, rest)
 
