@@ -112,7 +112,9 @@ class StdioUpstream:
 
     @property
     def alive(self) -> bool:
-        return self._process is not None and self._process.returncode is None
+        """Whether somebody hears it: a child may have ended before the system says so."""
+        reading = self._reader is not None and not self._reader.done()
+        return reading and self._process is not None and self._process.returncode is None
 
     async def list_tools(self) -> list[dict[str, Any]]:
         tools: list[dict[str, Any]] = []
