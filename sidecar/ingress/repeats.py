@@ -1,14 +1,14 @@
 """Idempotency keys: an action that was sent again under its key is answered again and not done again.
 
-Answers are kept in memory, the last thousand of a day; that a key was used outlives a restart, because intents
-carry it. What provably did not happen frees its key.
+That a key was used is remembered for a day, never less, and outlives a restart, because intents carry it. The
+answers themselves are kept in memory, the last thousand. What provably did not happen frees its key.
 """
 
 from __future__ import annotations
 
 import asyncio
 import re
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Awaitable, Callable
 from typing import Final
 
@@ -17,7 +17,9 @@ import msgspec
 from sidecar.answers import Allowed, Answer, Held
 from trust.reasons import NOTHING_HAPPENED, Reason, Unverifiable, visible
 
-MAX_KEYS: Final = 1000
+MAX_KEYS: Final = 100_000
+"""Used within a day. Further ones are refused: a key that was forgotten early would let its action happen twice."""
+MAX_ANSWERS: Final = 1000
 KEEP_S: Final = 86_400
 MAX_ANSWER_BYTES: Final = 256 << 10
 _KEY: Final = re.compile(r"[\x21-\x7e]{1,128}")
@@ -45,6 +47,7 @@ class Repeats:
         self._used: OrderedDict[str, _Used] = OrderedDict(
             (key, _Used("", at, None)) for key, at in sorted(used_before.items(), key=lambda item: item[1])
         )
+        self._answered: deque[_Used] = deque()
 
     async def once(self, key: str, digest: str, do: Callable[[], Awaitable[tuple[Answer, Told]]]) -> Told:
         """What *do* answers; or what it answered before to the same *key* and *digest* of the request."""
@@ -55,6 +58,8 @@ class Repeats:
         known = self._used.get(key)
         if known is not None:
             return await self._again(key, digest, known)
+        if len(self._used) >= MAX_KEYS:
+            raise Unverifiable(Reason.OVERLOADED, f"{MAX_KEYS} idempotency keys were used within a day")
         told: asyncio.Future[Told] = asyncio.get_running_loop().create_future()
         mine = self._used[key] = _Used(digest, self._now(), told)
         try:
@@ -69,7 +74,14 @@ class Repeats:
             self._used.pop(key, None)
         elif len(response.body) > MAX_ANSWER_BYTES:
             mine.told = None
+        else:
+            self._keep_answer(mine)
         return response
+
+    def _keep_answer(self, used: _Used) -> None:
+        self._answered.append(used)
+        if len(self._answered) > MAX_ANSWERS:
+            self._answered.popleft().told = None
 
     async def _again(self, key: str, digest: str, known: _Used) -> Told:
         if known.told is None:
@@ -85,15 +97,11 @@ class Repeats:
             raise
 
     def _forget_old(self) -> None:
-        """The oldest first; but never one whose action is not answered yet."""
+        """Those of more than a day ago, the oldest first; but never one whose action is not answered yet."""
         over = self._now() - KEEP_S
         while self._used:
             key, oldest = next(iter(self._used.items()))
-            if len(self._used) < MAX_KEYS and oldest.at >= over:
-                return
-            if oldest.told is not None and not oldest.told.done():
-                if len(self._used) >= 2 * MAX_KEYS:
-                    raise Unverifiable(Reason.OVERLOADED, f"{MAX_KEYS} actions with keys are not answered yet")
+            if oldest.at >= over or (oldest.told is not None and not oldest.told.done()):
                 return
             del self._used[key]
 

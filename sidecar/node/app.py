@@ -200,7 +200,7 @@ class Node:
         asyncio.get_running_loop().call_later(self.config.heartbeat_s, self._look_again.set)
 
     async def _beat(self) -> None:
-        """Renew the lease, the identity, and servers that died."""
+        """Renew the lease, the identity and the session."""
         while True:
             await asyncio.sleep(self.config.heartbeat_s)
             try:
