@@ -130,12 +130,18 @@ class Source:
         return section in self._tree or bool(self._overridden(section))
 
     def _overridden(self, section: str) -> dict[str, Any]:
+        """What the environment says of *section*; one more ``__`` leads into a table inside it."""
         prefix = f"LICET_{section.upper()}__"
-        return {
-            key.removeprefix(prefix).lower(): _value(text)
-            for key, text in self._environ.items()
-            if key.startswith(prefix)
-        }
+        found: dict[str, Any] = {}
+        for key, text in sorted(self._environ.items()):
+            if key.startswith(prefix):
+                name, inside, inner = key.removeprefix(prefix).lower().partition("__")
+                if inside:
+                    given = found.get(name, self._tree.get(section, {}).get(name, {}))
+                    found[name] = {**(given if isinstance(given, dict) else {}), inner: _value(text)}
+                else:
+                    found[name] = _value(text)
+        return found
 
     def _unknown(self, known: Mapping[str, object]) -> list[str]:
         """Sections that no process reads; they are usually misspelt."""

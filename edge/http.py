@@ -70,6 +70,7 @@ class Border:
     hosts: Collection[str]
     internal_headers: frozenset[str] = frozenset()
     max_body: int = rules.MAX_BODY_BYTES
+    max_header: int = 8190
 
 
 def require_c_parser() -> None:
@@ -152,7 +153,14 @@ class Server(web.Server):
         super().__init__(self._serve, handler_cancellation=False)
 
     def __call__(self) -> RequestHandler:
-        return _Protocol(self, loop=self._loop, auto_decompress=False, access_log=None, lingering_time=1.0)  # type: ignore[arg-type]
+        return _Protocol(
+            self,
+            loop=self._loop,
+            auto_decompress=False,
+            access_log=None,  # type: ignore[arg-type]
+            lingering_time=1.0,
+            max_field_size=self._border.max_header,
+        )
 
     async def _serve(self, request: web.BaseRequest) -> web.StreamResponse:
         try:

@@ -11,11 +11,13 @@ from edge.client import Client
 from edge.clock import SystemClock, new_id
 from edge.durable import DurableLedger
 from edge.http import Border, Incoming, Listener, Response, Server, StreamResponse, caller_of, problem, require_c_parser
-from gateway.api import Api
+from gateway.api.access import Services
+from gateway.api.routes import Api
 from gateway.approvals.desk import Desk
 from gateway.bundles import Bundles
 from gateway.callers import Callers
 from gateway.config import GatewayConfig
+from gateway.delegations import Delegations
 from gateway.dispatch import Dispatcher
 from gateway.feed import Feed
 from gateway.offers import Inventories
@@ -23,7 +25,10 @@ from gateway.people import AUTHOR, OPERATOR, People
 from gateway.records import Records
 from gateway.registry import Registry
 from gateway.router.nodes import Nodes
+from gateway.servers import Servers
+from gateway.standings import Standings
 from gateway.state import Person
+from gateway.stops import Stops
 from gateway.store import Store
 from trust.identity.keys import SecretKey
 from trust.ledger import entries
@@ -31,6 +36,7 @@ from trust.ledger.disk import Disk
 from trust.ledger.tiles import write_atomically
 from trust.ledger.writer import LedgerUnavailable
 from trust.reasons import Reason, Unverifiable
+from trust.standing.breaker import Breaker
 from trust.verdict import Refusal
 
 VERSION = "0.1.0"
@@ -65,15 +71,26 @@ class Gateway:
         people = People(self.records)
         await self._first_operator(people)
         blobs = Blobs(home / "blobs")
-        registry = Registry(self.records, Inventories(blobs), key, config.trust_domain, clock)
-        self.bundles = Bundles(home / "bundles", self.records, registry, people, key, clock, config.bundle_ttl_s)
-        self._feed = Feed(self.records, registry, self.bundles, key, clock)
-        self.desk = Desk(self.records, registry, blobs, clock)
+        domain = config.trust_domain
+        self.stops = Stops(self.records, clock)
+        servers = Servers(self.records, Inventories(blobs))
+        self.registry = registry = Registry(self.records, servers, self.stops, key, domain, clock)
+        self.standings = Standings(self.records, registry, self.stops, clock)
+        await self.standings.settle_the_rest()
+        delegations = Delegations(self.records, registry, self.stops, self.standings, key, clock, domain)
+        self.bundles = Bundles(home / "bundles", self.records, servers, people, key, clock, config.bundle_ttl_s)
+        self._feed = Feed(self.records, registry, self.stops, self.standings, self.bundles, key, clock, domain)
+        self.desk = Desk(self.records, registry, self.stops, blobs, clock)
         nodes = Nodes(self._store, config.lease_ttl_s)
         self._client = Client()
         dispatcher = Dispatcher(
             self.records,
             registry,
+            servers,
+            self.stops,
+            self.standings,
+            delegations,
+            Breaker(config.breaker.limits),
             self.bundles,
             self.desk,
             nodes,
@@ -82,28 +99,34 @@ class Gateway:
             clock,
             _credentials(config),
         )
-        audience = f"wimse://{config.trust_domain}/gateway/main"
+        audience = f"wimse://{domain}/gateway/main"
         self._api = Api(
-            records=self.records,
-            registry=registry,
-            people=people,
-            bundles=self.bundles,
-            feed=self._feed,
-            desk=self.desk,
-            nodes=nodes,
-            dispatcher=dispatcher,
-            callers=Callers(registry, key, clock, config.trust_domain, audience),
-            key=key,
-            clock=clock,
-            trust_domain=config.trust_domain,
-            audience=audience,
+            Services(
+                records=self.records,
+                registry=registry,
+                servers=servers,
+                stops=self.stops,
+                standings=self.standings,
+                delegations=delegations,
+                people=people,
+                bundles=self.bundles,
+                feed=self._feed,
+                desk=self.desk,
+                nodes=nodes,
+                dispatcher=dispatcher,
+                callers=Callers(registry, self.stops, key, clock, domain, audience),
+                key=key,
+                clock=clock,
+                trust_domain=domain,
+                audience=audience,
+            )
         )
         hosts: set[str] = set()
         server = Server(self._serve, self._refuse_unread, Border(hosts, _INTERNAL_HEADERS, MAX_DISPATCH_BYTES))
         self._listener = Listener(server)
         self.port = await self._listener.open(config.host, config.port)
         hosts.update(f"{name}:{self.port}" for name in (config.host, "localhost", *config.hostnames))
-        self._ticking = asyncio.create_task(self._tick())
+        self._tasks = [asyncio.create_task(self._tick()), asyncio.create_task(self.standings.work())]
 
     async def _first_operator(self, people: People) -> None:
         """On the first start somebody must be able to register the others."""
@@ -118,6 +141,8 @@ class Gateway:
             await asyncio.sleep(1.0)
             try:
                 await self.desk.expire_due()
+                await self.desk.cancel_stopped()
+                await self.registry.end_drained_keys()
                 await self.bundles.renew_when_due()
             except LedgerUnavailable as fault:
                 _log.error("ledger unavailable: %s", fault)
@@ -153,8 +178,10 @@ class Gateway:
     async def stop(self) -> None:
         self._feed.closing = True
         self._feed.wake()
-        self._ticking.cancel()
         await self._listener.close()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.wait(self._tasks)
         await self._client.close()
         await self.ledger.close()
         self._store.close()
@@ -163,6 +190,7 @@ class Gateway:
 MAX_DISPATCH_BYTES = 8 << 20
 """A payload of the largest size that a sidecar accepts, with its statement."""
 _INTERNAL_HEADERS = frozenset({"licet-delegation"})
+"""A chain travels in the dispatch, where it is stored with the approval that it belongs to."""
 
 
 def _credentials(config: GatewayConfig) -> dict[str, dict[str, str]]:

@@ -10,7 +10,7 @@ from edge.clock import SystemClock
 from gateway.fold import ACTIVE
 from gateway.people import People
 from gateway.records import Records
-from gateway.registry import Registry
+from gateway.servers import Servers
 from gateway.state import ActiveBundle
 from trust.identity.keys import SecretKey
 from trust.ledger import entries
@@ -30,7 +30,7 @@ class Bundles:
         self,
         directory: Path,
         records: Records,
-        registry: Registry,
+        servers: Servers,
         people: People,
         key: SecretKey,
         clock: SystemClock,
@@ -38,7 +38,7 @@ class Bundles:
     ) -> None:
         self._directory = directory
         self._records = records
-        self._registry = registry
+        self._servers = servers
         self._people = people
         self._key = key
         self._clock = clock
@@ -111,7 +111,7 @@ class Bundles:
         now = int(self._clock.now())
         active = self._records.store.get(ActiveBundle, ACTIVE)
         version = (active.version if active else 0) + 1
-        content = Content(version, now, now + self._ttl_s, sources, self._registry.inventory())
+        content = Content(version, now, now + self._ttl_s, sources, self._servers.inventory())
         try:
             compiled = bundle.compile_bundle(content)
             self._require_people(compiled)

@@ -10,6 +10,7 @@ from edge.clock import SystemClock
 from edge.http import Incoming
 from gateway.registry import Registry
 from gateway.sessions import Sessions
+from gateway.stops import Stops
 from trust.identity import httpsig, wit
 from trust.identity.httpsig import Claim
 from trust.identity.keys import SecretKey, b64url
@@ -43,9 +44,16 @@ class Callers:
     """Identifies what workloads send to one gateway process."""
 
     def __init__(
-        self, registry: Registry, key: SecretKey, clock: SystemClock, trust_domain: str, audience: str
+        self,
+        registry: Registry,
+        stops: Stops,
+        key: SecretKey,
+        clock: SystemClock,
+        trust_domain: str,
+        audience: str,
     ) -> None:
         self._registry = registry
+        self._stops = stops
         self._issuer = key.public
         self._clock = clock
         self._trust_domain = trust_domain
@@ -55,8 +63,9 @@ class Callers:
         self._wits: dict[str, Workload] = {}
         self._sessions = Sessions(key, audience)
 
-    def identify(self, incoming: Incoming, *, strong: bool = False) -> Sender:
-        """Who sent *incoming*, or :class:`Unverifiable`; with *strong*, only by its key."""
+    def identify(self, incoming: Incoming, *, strong: bool = False, listening: bool = False) -> Sender:
+        """Who sent *incoming*, or :class:`Unverifiable`; with *strong*, only by its key. Who is only *listening* is
+        told why it was stopped; nobody else who was revoked gets further."""
         request = httpsig.Request(incoming.method, incoming.authority, incoming.target, incoming.headers, incoming.body)
         now = self._clock.now()
         claim = httpsig.read(request, audience=self._audience, now=now, not_before=self._started)
@@ -71,7 +80,16 @@ class Callers:
             httpsig.prove(claim, request, workload.key)
         self._nonces.spend(claim.nonce, claim.expires_at, now)
         self._registry.require_current(workload)
+        if claim.session:
+            self._stops.require_believed([("session", claim.session)])
+        if workload.kind == "agent" and not listening:
+            self._require_not_revoked(workload.name)
         return Sender(workload, claim)
+
+    def _require_not_revoked(self, name: str) -> None:
+        """A killed agent may still ask how its approvals stand; a revoked one is nobody."""
+        agent = self._registry.agent(name).agent
+        self._stops.require_believed([("agent", name), ("principal", agent.owner)])
 
     def _workload(self, token: str | None, now: float) -> Workload:
         if token is None:

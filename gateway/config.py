@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Annotated
 
 from pydantic import Field
 
 from edge.config import ExistingFile, Name, Port, Seconds, Section, SegmentBytes, WholeSeconds
+from trust.standing.breaker import Limits
 
 
 class Credential(Section):
@@ -15,6 +17,25 @@ class Credential(Section):
     server: Name
     header: str = Field(pattern=r"^[A-Za-z0-9-]+$")
     value_file: ExistingFile
+
+
+Count = Annotated[int, Field(ge=0, le=10_000_000)]
+
+
+class BreakerConfig(Section):
+    """Section ``[gateway.breaker]``: circuit breakers. So many ``failures`` in a row of one agent's calls to one
+    server, equal calls (``loop``) or calls at all (``burst``) of one agent within ``window_s`` stop it for ``open_s``
+    seconds; twice as many failures of all agents stop the server. 0 switches a rule off."""
+
+    failures: Count = 10
+    loop: Count = 300
+    burst: Count = 30_000
+    window_s: WholeSeconds = 60
+    open_s: WholeSeconds = 30
+
+    @property
+    def limits(self) -> Limits:
+        return Limits(self.failures, self.loop, self.burst, self.window_s, self.open_s)
 
 
 class GatewayConfig(Section):
@@ -30,3 +51,4 @@ class GatewayConfig(Section):
     lease_ttl_s: Seconds = 10.0
     segment_bytes: SegmentBytes = 64 << 20
     credentials: tuple[Credential, ...] = ()
+    breaker: BreakerConfig = BreakerConfig()

@@ -6,11 +6,12 @@ policy says of them now, whether the agent was stopped and whether an approval i
 
 from __future__ import annotations
 
+import logging
 import secrets
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import msgspec
 
@@ -20,16 +21,20 @@ from edge.http import Incoming, Response, StreamResponse, problem, relay
 from gateway.approvals.desk import Desk
 from gateway.bundles import Bundles
 from gateway.callers import Sender
+from gateway.delegations import Delegations
 from gateway.records import Records
 from gateway.registry import Registry
 from gateway.router.choice import ANOTHER_VERSION, Choice, choose
 from gateway.router.nodes import Nodes
 from gateway.router.placement import Placement
+from gateway.servers import Servers
+from gateway.standings import Standings
 from gateway.state import NodeRecord
+from gateway.stops import Stops, circuit_open
 from trust import mcp, report, wire
 from trust.action import Action
 from trust.canonical import JsonObject, digest_of
-from trust.facts import Agent, cedar_time
+from trust.facts import Agent, Mandate, cedar_time, trust_context
 from trust.identity import ticket
 from trust.identity.keys import SecretKey
 from trust.identity.replay import Nonces
@@ -41,27 +46,33 @@ from trust.policy.engine import Finding
 from trust.policy.inventory import RISK_HIGH, Tool
 from trust.policy.terms import Terms
 from trust.reasons import Reason, Unverifiable
-from trust.standing.score import NEWCOMER, Standing
+from trust.standing.breaker import Breaker
+from trust.standing.rules import COUNTED
+from trust.standing.score import Standing
 from trust.verdict import Hold, Permit, Refusal, decide
 from trust.wire import Dispatch, Execute
 
-MAX_IN_FLIGHT: Final = 64
-"""Of one agent, streams included."""
+MAX_IN_FLIGHT: Final = (64, 64, 48, 32, 8)
+"""Of one agent, by its ring, streams included."""
 MAX_ATTEMPTS: Final = 3
 """Nodes tried for one action; only when no connection was made, so nothing can have happened."""
 TICKET_LIFE_S: Final = 30
+_log = logging.getLogger("licet.gateway")
 REMEMBER_S: Final = 120.0
 """Longer than any signature is valid, clock skew on both sides included: an action id is dispatched once."""
 
 
 class Asked(msgspec.Struct, frozen=True):
-    """One dispatch whose statement agrees with its bytes."""
+    """One dispatch whose statement agrees with its bytes. ``standing`` and ``delegators`` are those of the moment."""
 
     dispatch: Dispatch
     action: Action
     agent: Agent
     bundle: Compiled
     sender: Sender
+    mandate: Mandate
+    delegators: tuple[Agent, ...]
+    standing: Standing
 
 
 class Sent(msgspec.Struct, frozen=True):
@@ -78,6 +89,11 @@ class Dispatcher:
         self,
         records: Records,
         registry: Registry,
+        servers: Servers,
+        stops: Stops,
+        standings: Standings,
+        delegations: Delegations,
+        breaker: Breaker,
         bundles: Bundles,
         desk: Desk,
         nodes: Nodes,
@@ -88,6 +104,11 @@ class Dispatcher:
     ) -> None:
         self._records = records
         self._registry = registry
+        self._servers = servers
+        self._stops = stops
+        self._standings = standings
+        self._delegations = delegations
+        self._breaker = breaker
         self._bundles = bundles
         self._desk = desk
         self._nodes = nodes
@@ -112,14 +133,27 @@ class Dispatcher:
         """Route the action in *incoming*; the node's answer, streamed."""
         asked = self.read(incoming, sender)
         _require_key_for_high_risk(asked)
-        with self._in_flight(sender.workload.name):
+        try:
+            await self._require_closed(asked)
+        except Unverifiable as bad:
+            return await self.refuse(asked, Refusal.of(8, bad))
+        with self._in_flight(sender.workload.name, asked.standing.ring):
             return await self._decide_and_route(incoming, asked)
 
+    async def _require_closed(self, asked: Asked) -> None:
+        """No circuit breaker is open, and this call opens none."""
+        agent, action = asked.agent.name, asked.action
+        self._stops.require_closed(agent, action.server)
+        trip = self._breaker.called(agent, asked.dispatch.action_digest, int(self._clock.now()))
+        if trip is not None:
+            await self._stops.trip(trip)
+            raise circuit_open(trip.target, trip.rule, trip.until_s - self._clock.now())
+
     @contextmanager
-    def _in_flight(self, agent: str) -> Iterator[None]:
-        """One agent may not take the connections of all."""
-        if self._busy[agent] >= MAX_IN_FLIGHT:
-            raise Unverifiable(Reason.OVERLOADED, f"{self._busy[agent]} actions of {agent} are in flight")
+    def _in_flight(self, agent: str, ring: int) -> Iterator[None]:
+        """One agent may not take the connections of all, and the less it is trusted the fewer."""
+        if self._busy[agent] >= MAX_IN_FLIGHT[ring]:
+            raise Unverifiable(Reason.OVERLOADED, f"{self._busy[agent]} actions of {agent} (ring {ring}) are in flight")
         self._busy[agent] += 1
         try:
             yield
@@ -153,23 +187,33 @@ class Dispatcher:
         agent = self._registry.agent(sender.workload.name).agent
         tool = bundle.inventory.tool(action.server, action.tool)
         _require_own_headers(action, message, tool)
-        if dispatch.authority:
-            raise Unverifiable(Reason.PERMIT_INVALID, "delegated authority is not accepted yet")
+        mandate, delegators, standing = self._mandate(dispatch, agent, action, tool)
         if not dispatch.intent.startswith(f"{sender.workload.trust_domain}/sidecar/{sender.workload.name}#"):
             raise Unverifiable(Reason.PERMIT_INVALID, "the intent is not in the sender's own ledger")
-        if dispatch.principal != agent.owner:
-            raise Unverifiable(Reason.PERMIT_INVALID, "the principal is not this agent's")
-        if action.digest(agent.name, agent.owner, dispatch.authority, tool.digest) != dispatch.action_digest:
+        if dispatch.principal != mandate.principal:
+            raise Unverifiable(Reason.PERMIT_INVALID, "the principal is not the one for whom this agent acts")
+        if action.digest(agent.name, mandate.principal, mandate.tokens, tool.digest) != dispatch.action_digest:
             raise Unverifiable(Reason.PERMIT_INVALID, "the action digest is not that of these bytes")
-        return Asked(dispatch, action, agent, bundle, sender)
+        return Asked(dispatch, action, agent, bundle, sender, mandate, delegators, standing)
+
+    def _mandate(
+        self, dispatch: Dispatch, agent: Agent, action: Action, tool: Tool
+    ) -> tuple[Mandate, tuple[Agent, ...], Standing]:
+        """For whom the agent acts, through whom, and how far all of them together are trusted."""
+        delegated = self._delegations.open(dispatch.chain, agent.name) if dispatch.chain else None
+        if dispatch.authority != (delegated.mandate.tokens if delegated else ()):
+            raise Unverifiable(Reason.PERMIT_INVALID, "the statement names another delegation chain than it carries")
+        if delegated is None:
+            return Mandate(agent.owner), (), self._standings.standing(agent.name)
+        if tool.manifest.category != "protocol":
+            delegated.authority.require(action.name, action.arguments)
+        return delegated.mandate, delegated.delegators, delegated.standing
 
     def judge(self, asked: Asked, *, approved: bool) -> Permit | Hold | Refusal:
-        """Policy, now, with the gateway's own word on trust."""
-        killed = self._registry.killed(asked.agent.name)
-        if killed is not None:
-            return Refusal(8, Reason.KILLED, killed.reason)
+        """Policy, now, with the gateway's own word on trust: for whoever asks, and for everybody who delegated."""
         try:
-            finding = self._find(asked, approved)
+            self._require_believed(asked)
+            finding = judge.together([self._find(asked, agent, approved) for agent in (asked.agent, *asked.delegators)])
         except Unverifiable as bad:
             return Refusal.of(8, bad)
         verdict = decide(asked.action, finding, asked.dispatch.approval)
@@ -177,25 +221,30 @@ class Dispatcher:
             return Refusal(8, verdict.reason, verdict.detail, verdict.policies, verdict.errors)
         return verdict
 
-    def _find(self, asked: Asked, approved: bool) -> Finding:
-        action, standing = asked.action, Standing(NEWCOMER)
+    def _require_believed(self, asked: Asked) -> None:
+        """Nobody of the chain was stopped, and nothing of it revoked, in the meantime."""
+        for agent in (asked.agent, *asked.delegators):
+            self._stops.require(agent)
+        if asked.dispatch.chain:
+            self._delegations.open(asked.dispatch.chain, asked.agent.name)
+
+    def _find(self, asked: Asked, agent: Agent, approved: bool) -> Finding:
+        action = asked.action
         context = asked.dispatch.facts.get("context")
         if not isinstance(context, dict):
             raise Unverifiable(Reason.PERMIT_INVALID, "the statement carries no facts")
-        trust: JsonObject = {"score": standing.score, "tier": standing.tier, "ring": standing.ring}
         tool = asked.bundle.inventory.tool(action.server, action.tool)
         run = context.get("run")
         if not isinstance(run, dict) or run.get("id") != action.run:
             raise Unverifiable(Reason.PERMIT_INVALID, "the facts are those of another run")
-        owner: JsonObject = {"__entity": {"type": "Human", "id": asked.agent.owner}}
         own: JsonObject = {
-            "trust": trust,
+            "trust": trust_context(asked.standing),
             "risk": tool.manifest.risk,
-            "authority": {"principal": owner, "depth": len(asked.dispatch.authority), "scopes": []},
+            "authority": asked.mandate.context,
             "now": cedar_time(int(self._clock.now())),
         }
         return judge.evaluate_context(
-            asked.bundle, action.server, tool, action.arguments, asked.agent, {**context, **own}, approved
+            asked.bundle, action.server, tool, action.arguments, agent, {**context, **own}, approved
         )
 
     async def _route(self, incoming: Incoming, asked: Asked, permit: Permit) -> StreamResponse:
@@ -230,10 +279,8 @@ class Dispatcher:
         await self._desk.consume(approval, asked.dispatch, asked.action.payload_digest, terms)
 
     def _require_unchanged(self, asked: Asked) -> None:
-        """What was awaited may have taken long: a kill or another bundle since then ends this attempt."""
-        killed = self._registry.killed(asked.agent.name)
-        if killed is not None:
-            raise Unverifiable(Reason.KILLED, killed.reason)
+        """What was awaited may have taken long: a kill, a revocation or another bundle since then ends this attempt."""
+        self._require_believed(asked)
         if asked.bundle is not self._bundles.compiled:
             raise Unverifiable(Reason.PERMIT_INVALID, "policy was changed while this waited; ask again")
 
@@ -250,7 +297,7 @@ class Dispatcher:
         labels = tuple(judged.labels)
 
         def offered(node: NodeRecord) -> bool:
-            return self._registry.offers_exactly(node.name, judged, action.tool)
+            return self._servers.offers_exactly(node.name, judged, action.tool)
 
         def permitted(node: NodeRecord) -> bool:
             return self._placement.permits(asked.bundle, asked.agent, action.server, action.tool, labels, node)
@@ -301,15 +348,56 @@ class Dispatcher:
             action.payload.body,
         )
         headers = {"Content-Type": wire.EXECUTE_TYPE, wire.TICKET_HEADER: ticket.seal(entitled, self._key)}
+        started = self._clock.mono_ns()
         with self._nodes.working(node.name):
             try:
                 async with self._client.send("POST", f"{node.url}/v1/execute", headers, body) as reply:
-                    response = await _pass_on(incoming, reply, node, lambda: self._registry.killed(dispatch.agent))
+                    answer = await _pass_on(incoming, reply, node, lambda: self._stopped(asked))
             except Broken as bad:
                 self._nodes.failed(node.name, self._clock.mono())
+                await self._ended(asked, node, started, "unknown")
                 raise Unverifiable(Reason.OUTCOME_UNKNOWN, f"the connection to {node.name} broke: {bad}") from None
         self._nodes.succeeded(node.name)
-        return response
+        await self._ended(asked, node, started, answer.how, answer.status, answer.size)
+        return answer.response
+
+    def _stopped(self, asked: Asked) -> bool:
+        """Whether a stream must be cut."""
+        try:
+            self._require_believed(asked)
+        except Unverifiable:
+            return True
+        return False
+
+    async def _ended(
+        self, asked: Asked, node: NodeRecord, started: int, how: Ending, status: int = 0, size: int = 0
+    ) -> None:
+        """What the gateway saw of the end: recorded, counted for the agent, and for the circuit breakers."""
+        action, agent = asked.action, asked.agent.name
+        risk = asked.bundle.inventory.tool(action.server, action.tool).manifest.risk
+        outcome = entries.Outcome(
+            action_id=action.id,
+            decision_id=action.decision_id,
+            run=action.run,
+            status=how,
+            step=8,
+            node=node.name,
+            upstream_status=status,
+            duration_us=(self._clock.mono_ns() - started) // 1000,
+            response_bytes=size,
+            agent=agent,
+            risk=risk,
+        )
+        try:
+            self._standings.ended(outcome)
+            if how in ("failed", "unknown"):
+                trip = self._breaker.failed(agent, action.server, int(self._clock.now()))
+                if trip is not None:
+                    await self._stops.trip(trip)
+            elif how == "done":
+                self._breaker.succeeded(agent, action.server)
+        except LedgerUnavailable as fault:
+            _log.error("an outcome could not be recorded: %s", fault)
 
     def _entry(self, asked: Asked, node: NodeRecord, ticket_id: str, trace: dict[str, Any]) -> entries.Dispatch:
         dispatch, action = asked.dispatch, asked.action
@@ -342,12 +430,22 @@ class Dispatcher:
             action_digest=asked.dispatch.action_digest,
         )
         try:
-            await self._records.note(
+            stamp = await self._records.note(
                 report.refusal(no, asked.action.decision_id, deed=deed, approval=asked.dispatch.approval)
             )
+            await self._count(asked, no, stamp.seq)
         except LedgerUnavailable as fault:
             no = no.unrecorded(fault)
         return problem(no, asked.action.decision_id)
+
+    async def _count(self, asked: Asked, no: Refusal, index: int) -> None:
+        """A sidecar that asks for what policy refuses has not asked policy, or believes its agent more than it may."""
+        if no.reason not in COUNTED:
+            return
+        severity = COUNTED[no.reason] or asked.bundle.engine.severity(no.policies)
+        refused = entries.Refusals(str(no.reason), asked.action.server, 1, severity, list(no.policies))
+        origin = self._records.ledger.origin
+        await self._standings.refused(entries.Reported(asked.agent.name, origin, index, index, [refused]))
 
 
 def _require_key_for_high_risk(asked: Asked) -> None:
@@ -365,7 +463,19 @@ def _require_own_headers(action: Action, message: mcp.Message, tool: Tool) -> No
         raise Unverifiable(Reason.PERMIT_INVALID, "the headers are not those of the message")
 
 
-async def _pass_on(incoming: Incoming, reply: Reply, node: NodeRecord, stopped: Callable[[], object]) -> StreamResponse:
+Ending = Literal["done", "tool_error", "refused", "failed", "unknown"]
+
+
+class Passed(msgspec.Struct, frozen=True):
+    """What was passed on to the sidecar, and how it ended; ``size`` in bytes, for what came whole."""
+
+    response: StreamResponse
+    status: int
+    how: Ending
+    size: int = 0
+
+
+async def _pass_on(incoming: Incoming, reply: Reply, node: NodeRecord, stopped: Callable[[], object]) -> Passed:
     """The node's answer to the sidecar, chunk by chunk when it is a stream, until it ends or is *stopped*."""
     headers = {
         name: value
@@ -374,6 +484,18 @@ async def _pass_on(incoming: Incoming, reply: Reply, node: NodeRecord, stopped: 
     }
     headers[wire.NODE_HEADER] = node.name
     if not reply.header("Content-Type").startswith("text/event-stream"):
-        return Response(status=reply.status, headers=headers, body=await reply.read())
-    response, _ = await relay(incoming, reply.chunks(), reply.status, headers, stopped)
-    return response
+        body = await reply.read()
+        response = Response(status=reply.status, headers=headers, body=body)
+        return Passed(response, reply.status, _ending(reply, body), len(body))
+    streamed, complete = await relay(incoming, reply.chunks(), reply.status, headers, stopped)
+    return Passed(streamed, reply.status, "done" if complete else "unknown")
+
+
+def _ending(reply: Reply, body: bytes) -> Ending:
+    """How the node says that it ended: only what its server answered, and answered without an error, is done."""
+    upstream = reply.header(wire.UPSTREAM_STATUS_HEADER)
+    if not upstream:
+        return "failed" if reply.status >= 500 else "refused"
+    if int(upstream) >= 400:
+        return "failed"
+    return "tool_error" if mcp.is_error(body) else "done"

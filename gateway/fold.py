@@ -8,18 +8,28 @@ import msgspec
 
 from gateway.state import (
     ActiveBundle,
+    AgentKey,
     AgentRecord,
     ApprovalRecord,
+    Heard,
+    KeyHolder,
     Killed,
+    Moved,
     NodeRecord,
     Person,
+    Revoked,
+    Root,
     ServerRecord,
+    Settled,
+    Tripped,
     Vote,
 )
 from gateway.store import Store
 from trust.facts import Agent
 from trust.ledger import entries
 from trust.ledger.entries import AnyEntry, Stamp
+from trust.standing import fold as standing
+from trust.standing.score import Book
 
 ACTIVE: Final = "active"
 
@@ -30,13 +40,24 @@ def apply(store: Store, stamp: Stamp, entry: AnyEntry) -> None:
         case entries.Person():
             _person(store, entry)
         case entries.Agent():
-            _agent(store, entry)
+            _agent(store, stamp, entry)
         case entries.Node():
             _node(store, entry)
         case entries.Server():
             _server(store, entry)
         case entries.Kill():
             _kill(store, entry)
+        case entries.Revocation():
+            _revocation(store, stamp, entry)
+        case entries.Breaker():
+            store.put(entry.target, Tripped(entry.target, entry.rule, entry.count, entry.until_us))
+        case entries.Reported():
+            store.put(f"{entry.agent}|{entry.origin}", Heard(entry.agent, entry.origin, entry.last))
+        case entries.Delegation():
+            root = Root(entry.root, entry.token, entry.agent, entry.principal, entry.key, entry.expires_at)
+            store.put(entry.root, root)
+        case entries.Standing():
+            _standing(store, stamp, entry)
         case entries.Bundle():
             _bundle(store, entry)
         case entries.Approval():
@@ -50,7 +71,23 @@ def _person(store: Store, entry: entries.Person) -> None:
         store.put(entry.person, Person(entry.person, tuple(entry.roles), entry.token_sha256))
 
 
-def _agent(store: Store, entry: entries.Agent) -> None:
+class Shelf:
+    """The books of standing, as they lie in the store."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    def book(self, agent: str) -> Book | None:
+        return self._store.get(Book, agent)
+
+    def books(self) -> list[Book]:
+        return list(self._store.all(Book))
+
+    def keep(self, book: Book) -> None:
+        self._store.put(book.agent, book)
+
+
+def _agent(store: Store, stamp: Stamp, entry: entries.Agent) -> None:
     known = store.get(AgentRecord, entry.agent)
     if entry.event == "registered":
         agent = Agent(
@@ -60,11 +97,56 @@ def _agent(store: Store, entry: entries.Agent) -> None:
             entry.purpose,
             entry.environment,
             tuple(entry.teams),
+            entry.attested,
         )
         store.put(entry.agent, AgentRecord(agent, entry.token_sha256))
+        standing.registered(Shelf(store), entry.agent, entry.owner, stamp.wall_us // 1_000_000)
     elif known is not None:
-        agent = msgspec.structs.replace(known.agent, key=entry.key)
-        store.put(entry.agent, AgentRecord(agent, "", known.revision))
+        store.put(entry.agent, _changed(known, entry))
+        if entry.event in ("enrolled", "rotated"):
+            _bind(store, stamp, entry)
+
+
+def _changed(known: AgentRecord, entry: entries.Agent) -> AgentRecord:
+    replace = msgspec.structs.replace
+    match entry.event:
+        case "enrolled":
+            # Whoever held the key before may be the one whom this is to keep out: nothing of before counts.
+            epoch = known.epoch + bool(known.keys)
+            agent = replace(known.agent, key=entry.key)
+            return AgentRecord(agent, "", epoch, (AgentKey(entry.key),))
+        case "rotated":
+            drains = tuple(replace(key, until_us=key.until_us or entry.until_us) for key in known.keys)
+            agent = replace(known.agent, key=entry.key)
+            return replace(known, agent=agent, keys=(AgentKey(entry.key), *drains), rotate="")
+        case "rotate":
+            return replace(known, rotate=known.agent.key)
+        case "token":
+            return replace(known, token_sha256=entry.token_sha256)
+        case "key_ended":
+            return replace(known, keys=tuple(key for key in known.keys if key.key != entry.key))
+    return known
+
+
+def _bind(store: Store, stamp: Stamp, entry: entries.Agent) -> None:
+    """A key that somebody else had before brings along what that one did."""
+    former = store.get(KeyHolder, entry.key)
+    if former is None:
+        store.put(entry.key, KeyHolder(entry.key, entry.agent))
+    else:
+        standing.bound(Shelf(store), entry.agent, former.agent, stamp.wall_us // 1_000_000)
+
+
+def _standing(store: Store, stamp: Stamp, entry: entries.Standing) -> None:
+    standing.apply(Shelf(store), entry)
+    store.put(f"{entry.agent}|{stamp.seq:012d}", Moved(stamp.seq, entry))
+    known = store.get(Settled, "standing")
+    if entry.cause > (known.cause if known is not None else -1):
+        store.put("standing", Settled(entry.cause))
+
+
+def _revocation(store: Store, stamp: Stamp, entry: entries.Revocation) -> None:
+    store.put(f"{entry.what}:{entry.id}", Revoked(entry.what, entry.id, entry.by, entry.reason, stamp.wall_us))
 
 
 def _node(store: Store, entry: entries.Node) -> None:
@@ -146,7 +228,9 @@ def _approval(store: Store, stamp: Stamp, entry: entries.Approval) -> None:
         changed = msgspec.structs.replace(known, votes=(*known.votes, vote))
     elif entry.event == "claimed":
         changed = msgspec.structs.replace(known, state="consumed", claim=entry.claim)
-    elif entry.event in ("approved", "denied", "expired", "cancelled"):
+    elif entry.event == "cancelled":
+        changed = msgspec.structs.replace(known, state="cancelled", cancelled=entry.reason)
+    elif entry.event in ("approved", "denied", "expired"):
         changed = msgspec.convert({**msgspec.to_builtins(known), "state": entry.event}, ApprovalRecord)
     else:
         return

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from typing import TypeVar
+
+import msgspec
 
 from edge.durable import DurableLedger
 from gateway import fold
@@ -12,9 +15,12 @@ from trust.ledger.entries import AnyEntry, Stamp
 from trust.ledger.log import LedgerDamaged
 from trust.ledger.writer import LedgerUnavailable
 
+Document = TypeVar("Document", bound=msgspec.Struct)
+
 
 class Records:
-    """Appends entries and folds them. Commands that look before they write hold :attr:`deciding`."""
+    """Appends entries and folds them. Commands that look before they write hold :attr:`deciding`.
+    ``version`` rises with each change of state."""
 
     def __init__(self, ledger: DurableLedger, store: Store) -> None:
         self.ledger = ledger
@@ -22,6 +28,8 @@ class Records:
         self.deciding = asyncio.Lock()
         self._listeners: list[Callable[[AnyEntry], None]] = []
         self.fault: LedgerUnavailable | None = None
+        self._read: dict[type, tuple[int, list[object]]] = {}
+        self.version = 0
         self._catch_up()
 
     def _catch_up(self) -> None:
@@ -37,6 +45,14 @@ class Records:
             fold.apply(self.store, line.stamp, line.entry)
             following = index + 1
         self.store.commit(self.ledger.origin, following)
+        self.version = following
+
+    def cached(self, kind: type[Document]) -> list[Document]:
+        """All documents of *kind*, read once per change; for what asks often."""
+        known = self._read.get(kind)
+        if known is None or known[0] != self.store.changes:
+            known = self._read[kind] = (self.store.changes, list(self.store.all(kind)))
+        return known[1]  # type: ignore[return-value]
 
     def listen(self, listener: Callable[[AnyEntry], None]) -> None:
         """Call *listener* after each change of state."""
@@ -49,6 +65,7 @@ class Records:
             self.store.begin()
             fold.apply(self.store, stamp, entry)
             self.store.commit(self.ledger.origin, stamp.seq + 1)
+            self.version = stamp.seq + 1
         except Exception as cause:
             # The ledger says it happened and the state does not: only a restart, which folds again, agrees.
             self.fault = LedgerUnavailable(f"the state could not follow the ledger: {cause}")

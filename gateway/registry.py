@@ -1,4 +1,4 @@
-"""Agents, nodes and servers: registered by people, enrolled with one-time tokens, changed by ledger entries."""
+"""Agents and nodes: registered by people, enrolled with one-time tokens, with keys that can be replaced."""
 
 from __future__ import annotations
 
@@ -8,23 +8,22 @@ from typing import Annotated, Any, Final
 import msgspec
 
 from edge.clock import SystemClock, new_id
-from gateway import offers
-from gateway.offers import Inventories
 from gateway.people import new_token
 from gateway.records import Records
-from gateway.state import AgentRecord, Killed, NodeRecord, ServerRecord
+from gateway.servers import Servers, require_sound
+from gateway.state import AgentKey, AgentRecord, NodeRecord
+from gateway.stops import EVERYBODY, Stops, thumbprint
 from trust.canonical import sha256_hex
-from trust.identity import wit
+from trust.identity import did, wit
 from trust.identity.keys import PublicKey, SecretKey, b64url, unb64url
 from trust.identity.wit import Workload, WorkloadKind
 from trust.ledger import entries
-from trust.mcp import PROTOCOL_TOOLS
-from trust.policy import cedar, schema
-from trust.policy.inventory import Inventory, Server, pin, require_server_name, require_tool_name
+from trust.policy.inventory import Server, require_server_name
 from trust.reasons import Reason, Unverifiable, visible
 
 _NAME: Final = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
-EVERYBODY: Final = "all"
+MAX_AGENT_KEYS: Final = 4
+"""The current one and those that drain. Whoever rotates more often waits for one of them to end."""
 
 
 class NewAgent(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -33,6 +32,7 @@ class NewAgent(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     purpose: str = ""
     environment: str = "development"
     teams: tuple[str, ...] = ()
+    attested: bool = False
 
 
 Weight = Annotated[float, msgspec.Meta(gt=0, le=1000)]
@@ -56,34 +56,46 @@ class Registry:
     """Commands that look, record and let the fold apply."""
 
     def __init__(
-        self, records: Records, inventories: Inventories, key: SecretKey, trust_domain: str, clock: SystemClock
+        self,
+        records: Records,
+        servers: Servers,
+        stops: Stops,
+        key: SecretKey,
+        trust_domain: str,
+        clock: SystemClock,
     ) -> None:
         self._records = records
-        self._inventories = inventories
+        self._servers = servers
+        self._stops = stops
         self._store = records.store
         self._key = key
         self._trust_domain = trust_domain
         self._clock = clock
+        self._holders: tuple[int, dict[str, str]] = (-1, {})
 
-    # Agents and nodes
+    # Registration
 
     async def register_agent(self, new: NewAgent, by: str) -> str:
         """The one-time enrolment token; shown once."""
         _require_name(new.name)
+        if not new.owner.strip():
+            raise Unverifiable(Reason.MALFORMED_REQUEST, "an agent acts for somebody: name its owner")
         token = new_token()
         async with self._records.deciding:
             if self._store.get(AgentRecord, new.name) is not None:
                 raise _taken("agent", new.name)
+            self._stops.require_believed([("principal", new.owner)])
             await self._records.change(
                 entries.Agent(
                     "registered",
                     new.name,
                     by,
-                    did=f"did:web:{self._trust_domain}:agents:{new.name}",
+                    did=did.of(self._trust_domain, "agent", new.name),
                     owner=new.owner,
                     purpose=new.purpose,
                     environment=new.environment,
                     teams=list(new.teams),
+                    attested=new.attested,
                     token_sha256=sha256_hex(token.encode()),
                 )
             )
@@ -115,13 +127,17 @@ class Registry:
             )
         return token
 
+    # Keys
+
     async def enroll(self, token: str, key: PublicKey) -> Workload:
         """Bind *key* to whomever *token* was made for. A token works once."""
         digest = sha256_hex(token.encode())
+        self._stops.require_believed([("key", key.thumbprint)])
         async with self._records.deciding:
             for agent in self._store.all(AgentRecord):
                 if agent.token_sha256 == digest:
                     name = agent.agent.name
+                    self._stops.require_believed([("agent", name)])
                     await self._records.change(entries.Agent("enrolled", name, name, key=b64url(key.raw)))
                     return self._workload("agent", name)
             for node in self._store.all(NodeRecord):
@@ -131,25 +147,96 @@ class Registry:
                     return self._workload("node", name)
         raise Unverifiable(Reason.UNAUTHENTICATED, "this enrolment token is not known or was used before")
 
+    async def ask_for_rotation(self, name: str, by: str) -> None:
+        """The agent's sidecar hears of it and replaces its key."""
+        async with self._records.deciding:
+            if not self.agent(name).agent.key:
+                raise Unverifiable(Reason.MALFORMED_REQUEST, f"{name} is not enrolled, so it has no key to replace")
+            await self._records.change(entries.Agent("rotate", name, by))
+
+    async def new_token(self, name: str, by: str) -> str:
+        """Another one-time token for an agent that lost its key; the old key counts until the new one is bound."""
+        token = new_token()
+        async with self._records.deciding:
+            self.agent(name)
+            self._stops.require_believed([("agent", name)])
+            await self._records.change(entries.Agent("token", name, by, token_sha256=sha256_hex(token.encode())))
+        return token
+
+    async def rotate(self, workload: Workload, key: PublicKey, drains_until: int) -> str:
+        """A WIT for *key*, which is the agent's now; the one before drains until *drains_until* (Unix seconds)."""
+        self._stops.require_believed([("key", key.thumbprint)])
+        async with self._records.deciding:
+            name = workload.name
+            record = self.agent(name)
+            if record.agent.key == b64url(key.raw):
+                return self.issue_wit("agent", name)  # the answer to the first request was lost
+            self._require_newest(workload)
+            if any(known.key == b64url(key.raw) for known in record.keys):
+                raise Unverifiable(Reason.REPLAYED, f"{name} has this key already")
+            if len(record.keys) >= MAX_AGENT_KEYS:
+                first = min(known.until_us for known in record.keys if known.until_us) / 1e6 - self._clock.now()
+                detail = f"{name} has {len(record.keys)} keys; the first of them ends in {first:.0f} s"
+                raise Unverifiable(Reason.OVERLOADED, detail, int(first) + 1)
+            until_us = drains_until * 1_000_000
+            await self._records.change(entries.Agent("rotated", name, name, until_us, key=b64url(key.raw)))
+        return self.issue_wit("agent", name)
+
+    def renew_wit(self, workload: Workload) -> str:
+        """Another token for the workload's current key; one that drains gets none."""
+        self._require_newest(workload)
+        return self.issue_wit(workload.kind, workload.name)
+
+    def _require_newest(self, workload: Workload) -> None:
+        key = self.node(workload.name).key if workload.kind == "node" else self.agent(workload.name).agent.key
+        if key != b64url(workload.key.raw):
+            raise Unverifiable(Reason.REVOKED, f"{workload.name} has a newer key; sign with that one")
+
+    async def end_drained_keys(self) -> None:
+        """Called every second: keys that drained to their end are removed."""
+        now = self._clock.wall_us()
+        due = [
+            (record.agent.name, key.key)
+            for record in self._records.cached(AgentRecord)
+            for key in record.keys
+            if key.until_us and key.until_us <= now
+        ]
+        for name, key in due:
+            async with self._records.deciding:
+                if any(known.key == key for known in self.agent(name).keys):
+                    await self._records.change(entries.Agent("key_ended", name, "gateway", key=key))
+
     def _workload(self, kind: WorkloadKind, name: str) -> Workload:
         expires = int(self._clock.now()) + wit.MAX_LIFE_S
         if kind == "agent":
             record = self.agent(name)
-            did, key, revision = record.agent.did, record.agent.key, record.revision
+            name_of, key, epoch = record.agent.did, record.agent.key, record.epoch
         else:
             node = self.node(name)
-            did, key, revision = f"did:web:{self._trust_domain}:nodes:{name}", node.key, 1
-        return Workload(self._trust_domain, kind, name, did, PublicKey(unb64url(key)), revision, expires)
+            name_of, key, epoch = did.of(self._trust_domain, "node", name), node.key, 1
+        return Workload(self._trust_domain, kind, name, name_of, PublicKey(unb64url(key)), epoch, expires)
 
     def issue_wit(self, kind: WorkloadKind, name: str) -> str:
         """A fresh token for an enrolled workload."""
         return wit.issue(self._workload(kind, name), now=int(self._clock.now()), token_id=new_id("wit"), key=self._key)
 
     def require_current(self, workload: Workload) -> None:
-        """Refuse a workload whose key was replaced since its token was issued."""
-        current = self.agent(workload.name).agent.key if workload.kind == "agent" else self.node(workload.name).key
-        if current != b64url(workload.key.raw):
+        """Refuse a workload whose key was replaced or revoked, or whose token is of an epoch that is over."""
+        key = b64url(workload.key.raw)
+        keys: tuple[AgentKey, ...]
+        if workload.kind == "node":
+            keys, epoch = (AgentKey(self.node(workload.name).key),), 1
+        else:
+            record = self.agent(workload.name)
+            keys, epoch = record.keys, record.epoch
+        if workload.revision < epoch:
+            raise Unverifiable(Reason.REVOKED, f"{workload.name} is in epoch {epoch}; this is of {workload.revision}")
+        now = self._clock.wall_us()
+        if not any(known.key == key and (not known.until_us or now < known.until_us) for known in keys):
             raise Unverifiable(Reason.REVOKED, f"{workload.kind} {workload.name} has another key now")
+        self._stops.require_believed([("key", workload.key.thumbprint)])
+
+    # Questions
 
     def agent(self, name: str) -> AgentRecord:
         record = self._store.get(AgentRecord, name)
@@ -157,11 +244,41 @@ class Registry:
             raise Unverifiable(Reason.UNAUTHENTICATED, f'no agent "{visible(name)}" is registered')
         return record
 
+    def agents(self) -> list[AgentRecord]:
+        return list(self._store.all(AgentRecord))
+
     def node(self, name: str) -> NodeRecord:
         record = self._store.get(NodeRecord, name)
         if record is None:
             raise Unverifiable(Reason.UNAUTHENTICATED, f'no node "{visible(name)}" is registered')
         return record
+
+    def holder(self, key_thumbprint: str) -> AgentRecord:
+        """The agent whose key (current or draining) has this thumbprint."""
+        if self._holders[0] != self._store.changes:
+            found = {thumbprint(key.key): r.agent.name for r in self._store.all(AgentRecord) for key in r.keys}
+            self._holders = (self._store.changes, found)
+        name = self._holders[1].get(key_thumbprint)
+        if name is None:
+            raise Unverifiable(Reason.REVOKED, f"no registered agent has the key {visible(key_thumbprint)} (any more)")
+        return self.agent(name)
+
+    def own_document(self) -> dict[str, Any]:
+        """The DID document of the trust domain."""
+        return did.document(did.domain(self._trust_domain), [self._key.public], delegates=True)
+
+    def document(self, kind: WorkloadKind, name: str) -> dict[str, Any]:
+        """The DID document of an agent or node."""
+        if kind == "node":
+            keys = [self.node(name).key]
+        else:
+            now = self._clock.wall_us()
+            keys = [key.key for key in self.agent(name).keys if not key.until_us or now < key.until_us]
+        believed = [PublicKey(unb64url(key)) for key in keys if key]
+        believed = [key for key in believed if self._stops.revoked("key", key.thumbprint) is None]
+        if kind == "agent" and self._stops.revoked("agent", name) is not None:
+            believed = []
+        return did.document(did.of(self._trust_domain, kind, name), believed, delegates=kind == "agent")
 
     async def join_node(self, name: str, url: str, servers: list[Server]) -> tuple[int, bool]:
         """A node starts, or its servers changed: it gets a new epoch. (epoch, whether a server is new to all)."""
@@ -169,82 +286,11 @@ class Registry:
             node = self.node(name)
             _require_bound(node, url, servers)
             for server in servers:
-                _require_sound(server)
+                require_sound(server)
             epoch = node.epoch + 1
             await self._records.change(entries.Node("joined", name, name, url=url, epoch=epoch))
-            seen = [await self._offer(name, server) for server in servers]
+            seen = [await self._servers.offer(self.node(name), server) for server in servers]
         return epoch, any(seen)
-
-    # Servers and their tools
-
-    async def _offer(self, node: str, offered: Server) -> bool:
-        """What is seen for the first time is admitted; what a node offers now is recorded either way."""
-        digest = await self._inventories.keep(offered)
-        known = self._store.get(ServerRecord, offered.name)
-        if known is None:
-            await self._records.change(entries.Server("admitted", offered.name, node, digest, node=node))
-        elif known.offers.get(node) == digest and offered.name in self.node(node).servers:
-            return False
-        changed = [] if known is None else [c.tool for c in offers.changes(self.admitted(known), offered)]
-        await self._records.change(entries.Server("offered", offered.name, node, digest, node=node, tools=changed))
-        return known is None
-
-    async def accept_server(self, name: str, offer: str, by: str) -> list[str]:
-        """Admit what a node offers, exactly as it was looked at; what this changes."""
-        async with self._records.deciding:
-            known = self._store.get(ServerRecord, require_server_name(name))
-            if known is None:
-                raise Unverifiable(Reason.UNKNOWN_SERVER, f'server "{name}"')
-            if offer not in self._current(known).values():
-                raise Unverifiable(Reason.APPROVAL_MISMATCH, f"no node offers this of {name} now; look at it again")
-            changed = [c.tool for c in offers.changes(self.admitted(known), self._inventories.get(offer))]
-            await self._records.change(entries.Server("accepted", name, by, offer, tools=changed))
-        return changed
-
-    def admitted(self, record: ServerRecord) -> Server:
-        """What may be called of a server."""
-        return self._inventories.get(record.admitted)
-
-    def offers(self, record: ServerRecord) -> list[dict[str, Any]]:
-        """What nodes offer that was not admitted: digest, nodes, and every difference."""
-        current = self._current(record)
-        return [
-            {
-                "digest": digest,
-                "nodes": sorted(node for node, theirs in current.items() if theirs == digest),
-                "changes": msgspec.to_builtins(offers.changes(self.admitted(record), self._inventories.get(digest))),
-            }
-            for digest in sorted({*current.values()} - {record.admitted})
-        ]
-
-    def _current(self, record: ServerRecord) -> dict[str, str]:
-        """Offers of nodes that have the server in their present epoch."""
-        return {node: digest for node, digest in record.offers.items() if record.name in self.node(node).servers}
-
-    def offers_exactly(self, node: str, admitted: Server, tool: str) -> bool:
-        """Whether *node* offers *tool* just as *admitted* has it."""
-        record = self._store.get(ServerRecord, admitted.name)
-        digest = record.offers.get(node) if record is not None else None
-        return digest is not None and offers.same(self._inventories.get(digest), admitted, tool)
-
-    def inventory(self) -> Inventory:
-        """What may be called."""
-        return Inventory({record.name: self.admitted(record) for record in self._store.all(ServerRecord)})
-
-    # Kill
-
-    async def kill(self, target: str, by: str, reason: str) -> None:
-        if target != EVERYBODY and self._store.get(AgentRecord, target) is None:
-            raise Unverifiable(Reason.NOT_FOUND, f'no agent "{visible(target)}" is registered')
-        async with self._records.deciding:
-            await self._records.change(entries.Kill("killed", target, by, reason))
-
-    async def unkill(self, target: str, by: str, reason: str) -> None:
-        async with self._records.deciding:
-            await self._records.change(entries.Kill("lifted", target, by, reason))
-
-    def killed(self, agent: str) -> Killed | None:
-        return self._store.get(Killed, EVERYBODY) or self._store.get(Killed, agent)
 
 
 _AT_HOME: Final = re.compile(r"http://(?:127\.0\.0\.1|localhost|\[::1\]):[0-9]{1,5}")
@@ -261,36 +307,6 @@ def _require_bound(node: NodeRecord, url: str, servers: list[Server]) -> None:
     if url != node.may_live_at and not (at_home and not node.may_live_at):
         expected = node.may_live_at or "an http address on loopback"
         raise Unverifiable(Reason.NOT_YOURS, f"{node.name} is expected at {expected}, not at {visible(url)}")
-
-
-def _require_sound(server: Server) -> None:
-    """Nothing is admitted that lies about itself, or that a bundle could not be built with."""
-    require_server_name(server.name)
-    for name, tool in server.tools.items():
-        if name.startswith("mcp:"):
-            if tool != PROTOCOL_TOOLS.get(name):
-                raise Unverifiable(Reason.MALFORMED_REQUEST, f"{server.name} redefines {visible(name)}")
-            continue
-        require_tool_name(name)
-        if tool.manifest.category == "protocol":
-            raise Unverifiable(Reason.MALFORMED_REQUEST, f"{server.name}/{name}: the category protocol is MCP's own")
-        for group in tool.manifest.groups:
-            if _GROUP.fullmatch(group) is None:
-                raise Unverifiable(Reason.MALFORMED_REQUEST, f'{server.name}/{name}: "{visible(group)}" is no group')
-        if tool.name != name or tool.digest != pin(name, tool.description, tool.input_schema, tool.rest):
-            raise Unverifiable(Reason.MALFORMED_REQUEST, f"{server.name}/{name}: its digest is not that of its schema")
-    try:
-        cedar.parse_schema(schema.complete(_MINIMAL_SCHEMA, Inventory({server.name: server})))
-    except Exception as bad:
-        raise Unverifiable(
-            Reason.MALFORMED_REQUEST, f"{server.name}: no Cedar schema can be made of its tools: {visible(str(bad))}"
-        ) from None
-
-
-_GROUP: Final = re.compile(r"[a-z][a-z0-9_-]{0,62}")
-_MINIMAL_SCHEMA: Final = (
-    "entity Human; entity Agent; entity Server; type Trust = {}; type Run = {}; type Rate = {}; type Authority = {};"
-)
 
 
 def _require_name(name: str) -> None:

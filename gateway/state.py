@@ -7,6 +7,7 @@ from typing import Any, Literal
 import msgspec
 
 from trust.facts import Agent
+from trust.ledger import entries
 
 
 class Person(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -17,12 +18,23 @@ class Person(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     token_sha256: str
 
 
+class AgentKey(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """``key``: raw, base64url. ``until_us``: when it ends (Unix microseconds); 0 while it is the current one."""
+
+    key: str
+    until_us: int = 0
+
+
 class AgentRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """``token_sha256`` belongs to the one-time enrolment token and is empty once it was used."""
+    """``token_sha256`` belongs to the one-time enrolment token and is empty once it was used. ``keys``: the current
+    one first, then those that drain. What was issued under an earlier ``epoch`` is not believed any more.
+    ``rotate``: the key that somebody asked to be replaced."""
 
     agent: Agent
     token_sha256: str
-    revision: int = 1
+    epoch: int = 1
+    keys: tuple[AgentKey, ...] = ()
+    rotate: str = ""
 
 
 NodeState = Literal["pending", "ready", "draining", "quarantined"]
@@ -58,11 +70,69 @@ class ServerRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Killed(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """``target``: an agent's name, or ``all``."""
+    """``target``: an agent's name, ``team:NAME``, or ``all``."""
 
     target: str
     by: str
     reason: str
+
+
+class Revoked(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """``what`` is agent, key, token, root, session or principal; kept under ``what:id``."""
+
+    what: str
+    id: str
+    by: str
+    reason: str
+    at_us: int
+
+
+class Tripped(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A circuit breaker is open until ``until_us`` (Unix microseconds)."""
+
+    target: str
+    rule: str
+    count: int
+    until_us: int
+
+
+class KeyHolder(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The first agent that had ``key`` (raw, base64url)."""
+
+    key: str
+    agent: str
+
+
+class Root(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A root of delegation for the holder of ``key`` (thumbprint); ``expires_at``: Unix seconds."""
+
+    root: str
+    token: str
+    agent: str
+    principal: str
+    key: str
+    expires_at: int
+
+
+class Settled(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The index of the last observation that moved a score."""
+
+    cause: int
+
+
+class Moved(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One line of an agent's story; kept under ``agent|index``."""
+
+    index: int
+    entry: entries.Standing
+
+
+class Heard(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The last refusal of an agent that was reported: its index in the ledger ``origin``; kept under both."""
+
+    agent: str
+    origin: str
+    last: int
 
 
 class ActiveBundle(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -83,7 +153,7 @@ class Vote(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 class ApprovalRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One request for a person's decision. ``request`` is the complete stored action, as it was asked;
-    times are Unix microseconds."""
+    times are Unix microseconds; ``cancelled`` says why, if it was."""
 
     id: str
     state: ApprovalState
@@ -96,3 +166,4 @@ class ApprovalRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     expires_at_us: int
     votes: tuple[Vote, ...] = ()
     claim: str = ""
+    cancelled: str = ""

@@ -48,6 +48,13 @@ class Store:
         for (body,) in rows.fetchall():
             yield msgspec.json.decode(body, type=kind)
 
+    def within(self, kind: type[Document], prefix: str) -> Iterator[Document]:
+        """Those whose key begins with *prefix*, in order of their keys."""
+        asked = (kind.__name__, prefix, prefix + "\U0010ffff")
+        rows = self._db.execute("SELECT body FROM document WHERE kind = ? AND key >= ? AND key < ? ORDER BY key", asked)
+        for (body,) in rows.fetchall():
+            yield msgspec.json.decode(body, type=kind)
+
     def put(self, key: str, document: msgspec.Struct) -> None:
         self._changed()
         self._db.execute(

@@ -16,7 +16,7 @@ from edge import run
 from edge.client import Client
 from edge.http import Incoming, Response
 from gateway.app import Gateway
-from gateway.config import GatewayConfig
+from gateway.config import BreakerConfig, GatewayConfig
 from sidecar.app import Sidecar
 from sidecar.config import NodeConfig, SidecarConfig, ToolServer
 from sidecar.node.app import Node
@@ -100,6 +100,11 @@ class InstantGateway(Gateway):
         self._api.routes.add("POST", "/v1/dispatch", instant)
 
 
+def _config(home: Path) -> GatewayConfig:
+    """No circuit breakers: a benchmark is just what they are there to stop."""
+    return GatewayConfig(home=home, port=0, breaker=BreakerConfig(loop=0, burst=0))
+
+
 def make(name: str, arguments: list[str]) -> run.Part:
     given = json.loads(arguments[0]) if arguments else {}
     home = Path(given.get("home", "."))
@@ -109,9 +114,9 @@ def make(name: str, arguments: list[str]) -> run.Part:
         case "pass":
             return PassThrough(given["target"])
         case "gateway":
-            return Gateway(GatewayConfig(home=home, port=0))
+            return Gateway(_config(home))
         case "instant":
-            return InstantGateway(GatewayConfig(home=home, port=0))
+            return InstantGateway(_config(home))
         case "sidecar":
             return Sidecar(
                 SidecarConfig(home=home, port=0, gateway_url=given["gateway"], enrolment_token=given["token"])

@@ -24,11 +24,15 @@ from sidecar.ingress.actions import Actions
 from sidecar.ingress.common import require_run
 from sidecar.ingress.mcp import Mcp
 from sidecar.ingress.repeats import Repeats
+from sidecar.mandates import Mandates
 from sidecar.memory import Memory
 from sidecar.pipeline import Caller, Pipeline
 from sidecar.recovery import recover
+from sidecar.reports import Reports
 from sidecar.world import World
-from trust.identity.keys import SecretKey
+from trust.canonical import read_object
+from trust.identity import delegation
+from trust.identity.keys import SecretKey, b64url
 from trust.ledger import entries
 from trust.ledger.disk import Disk
 from trust.ledger.tiles import write_atomically
@@ -36,6 +40,8 @@ from trust.reasons import Reason, Unverifiable
 from trust.verdict import Refusal
 
 VERSION = "0.1.0"
+DELEGATION_HEADER = "licet-delegation"
+HEADER_NAME_BYTES = 64
 MIN_TOKEN_CHARACTERS = 32
 RUN_LIVES_S = 86_400
 MAX_IN_FLIGHT = 1024
@@ -66,7 +72,9 @@ class Sidecar:
         config, clock = self.config, SystemClock()
         home = config.home
         home.mkdir(parents=True, exist_ok=True, mode=0o700)
-        self.identity = await Identity.obtain(home, config.gateway_url, config.enrolment_token, self._client, clock)
+        self.identity = await Identity.obtain(
+            home, config.gateway_url, config.enrolment_token, self._client, clock, config.key_service
+        )
         self.ledger = DurableLedger(
             home / "ledger",
             origin=f"{self.identity.enrolment.trust_domain}/sidecar/{self.identity.name}",
@@ -84,7 +92,18 @@ class Sidecar:
         self.world = World(self.identity, home / "bundles", self.ledger, clock, before.newest_bundle)
         await self.world.load_last_good()
         self.token = _token(self.config)
-        self.pipeline = Pipeline(self.identity, self.world, memory, self.ledger, Blobs(home / "blobs"), clock)
+        self._mandates = Mandates(self.identity, self.world, home / "mandates", self.token, clock)
+        self._reports = Reports(self.identity, before.refusals)
+        self.pipeline = Pipeline(
+            self.identity,
+            self.world,
+            self._mandates,
+            self._reports,
+            memory,
+            self.ledger,
+            Blobs(home / "blobs"),
+            clock,
+        )
         run = _run(home, clock)
         self._actions = Actions(self.pipeline, run, Repeats(before.keys, clock.now))
         self._mcp = Mcp(self.pipeline, clock, run, config.hold_wait_s)
@@ -98,7 +117,8 @@ class Sidecar:
 
     async def _listen(self) -> None:
         hosts: set[str] = set()
-        self._listener = Listener(Server(self._serve, self._refuse_unread, Border(hosts)))
+        border = Border(hosts, max_header=delegation.MAX_CHAIN_BYTES + HEADER_NAME_BYTES)
+        self._listener = Listener(Server(self._serve, self._refuse_unread, border))
         self.port = await self._listener.open(self.config.host, self.config.port)
         names = (self.config.host, "localhost", *self.config.hostnames)
         hosts.update(f"{name}:{self.port}" for name in names)
@@ -110,6 +130,7 @@ class Sidecar:
         routes.add("POST", "/v1/actions", bound(self._actions.act))
         routes.add("GET", "/v1/approvals/{approval}", bound(self._actions.approval))
         routes.add("POST", "/v1/approvals/{approval}/claim", bound(self._actions.claim))
+        routes.add("POST", "/v1/mandates", bound(self._accept_chain))
         for method in ("POST", "GET", "DELETE"):
             routes.add(method, "/mcp/{server}", bound(self._mcp.serve))
         return routes
@@ -118,11 +139,42 @@ class Sidecar:
         """The caller must bring the local token; everything it does counts as the agent's."""
 
         async def handle(incoming: Incoming, **parameters: str) -> StreamResponse:
-            if not hmac.compare_digest(_offered(incoming), self.token.encode()):
-                raise Unverifiable(Reason.UNAUTHENTICATED, "send Authorization: Bearer with the token of LICET_TOKEN")
-            return await handler(incoming, Caller("bound"), **parameters)
+            return await handler(incoming, self._caller(incoming), **parameters)
 
         return handle
+
+    def _caller(self, incoming: Incoming) -> Caller:
+        """The agent by its local token, or a program of its own by one that stands for a delegation chain."""
+        offered, brought = _offered(incoming), incoming.header(DELEGATION_HEADER)
+        if brought is not None and not brought.isascii():
+            raise Unverifiable(Reason.DELEGATION_INVALID, "delegation: not ASCII")
+        if hmac.compare_digest(offered, self.token.encode()):
+            return Caller("bound", brought or "")
+        chain = self._mandates.chain_of(offered)
+        if chain is None:
+            raise Unverifiable(Reason.UNAUTHENTICATED, "send Authorization: Bearer with the token of LICET_TOKEN")
+        if brought is not None and brought != chain:
+            raise Unverifiable(
+                Reason.NOT_YOURS, "this token stands for one delegation chain; another cannot be brought"
+            )
+        return Caller("mandate", chain)
+
+    async def _accept_chain(self, incoming: Incoming, caller: Caller) -> StreamResponse:
+        """A token for a program that is to act under a chain."""
+        if caller.chain:
+            raise Unverifiable(Reason.NOT_YOURS, "this needs the agent's own token")
+        asked = read_object(incoming.body).get("chain")
+        if not isinstance(asked, str) or not asked.isascii():
+            raise Unverifiable(Reason.MALFORMED_REQUEST, 'expected {"chain": "root~…~leaf"}')
+        token, authority = self._mandates.accept(asked.strip())
+        told = {
+            "token": token,
+            "principal": authority.principal,
+            "tools": sorted(authority.tools),
+            "tokens": list(authority.tokens),
+            "expires_at": authority.expires_at,
+        }
+        return json_response(told, 201)
 
     async def _livez(self, _incoming: Incoming) -> StreamResponse:
         return json_response({"live": True})
@@ -173,16 +225,26 @@ class Sidecar:
         return response
 
     async def _tick(self) -> None:
-        """Renew the identity in time."""
+        """Renew the identity in time, and do what the gateway's facts ask for."""
         while True:
             try:
                 await self.identity.renew_when_due()
                 await self.identity.open_session_when_due()
+                await self._follow_up()
             except (Unreachable, Broken, Unverifiable) as bad:
                 _log.warning("the identity was not renewed, trying again: %s", bad)
             except Exception:
                 _log.exception("renewing the identity failed; it is tried again")
             await asyncio.sleep(1.0)
+
+    async def _follow_up(self) -> None:
+        facts = self.world.facts
+        if facts is None:
+            return
+        await self._reports.tell(facts.heard)
+        if facts.rotate and facts.rotate == b64url(self.identity.key.public.raw):
+            await self.identity.rotate(self._mandates.hand_over)
+            await self.identity.open_session_when_due()
 
     async def stop(self) -> None:
         for task in self._tasks:

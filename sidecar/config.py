@@ -23,7 +23,8 @@ from edge.config import (
 
 class SidecarConfig(Section):
     """Section ``[sidecar]``. Times in seconds. ``hold_wait_s``: how long an MCP call is held open while a
-    person decides; ``labels_keep_s``: how long what an agent has seen stays with it beyond a run."""
+    person decides; ``labels_keep_s``: how long what an agent has seen stays with it beyond a run. ``key_service``:
+    who holds the agent's key, such as ``ssh-agent:/run/agent.sock``; without one it is a file in ``home``."""
 
     home: Path = Path(".licet/sidecar")
     host: str = Field("127.0.0.1", min_length=1)
@@ -31,6 +32,7 @@ class SidecarConfig(Section):
     hostnames: tuple[str, ...] = ()
     gateway_url: BaseUrl = "http://127.0.0.1:7400"
     enrolment_token: str = ""
+    key_service: str = ""
     hold_wait_s: Seconds = 120.0
     labels_keep_s: WholeSeconds = 86_400
     segment_bytes: SegmentBytes = 64 << 20
@@ -67,6 +69,7 @@ class NodeConfig(Section):
     gateway_url: BaseUrl = "http://127.0.0.1:7400"
     public_url: BaseUrl | None = None
     enrolment_token: str = ""
+    key_service: str = ""
     heartbeat_s: Seconds = 2.0
     lease_ttl_s: Seconds = 10.0
     recheck_s: Seconds = 30.0

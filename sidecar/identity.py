@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,16 +11,27 @@ from typing import Final, Self
 
 import msgspec
 
+from edge import keyservice
 from edge.client import Client, Reply
 from edge.clock import SystemClock, new_nonce
-from trust.identity import httpsig, session, wit
-from trust.identity.keys import Exchange, PublicKey, SecretKey, b64url
+from trust.identity import httpsig, jws, session, wit
+from trust.identity.keys import Exchange, PublicKey, SecretKey, Signer, b64url, unb64url
 from trust.ledger.tiles import write_atomically
 from trust.reasons import Reason, Unverifiable
 
+ENROLMENT: Final = "enrolment.json"
+CURRENT_KEY: Final = "identity.key"
+NEXT_KEY: Final = "identity.next.key"
 RENEW_BEFORE_S: Final = 600
 REOPEN_BEFORE_S: Final = 60
 """A session is replaced while it still holds, so that no request has to wait for the next one."""
+
+
+class FormerKey(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A key that was replaced: ``key`` (raw, base64url) still ends chains until ``until`` (Unix seconds)."""
+
+    key: str
+    until: int
 
 
 class Enrolment(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -33,6 +44,7 @@ class Enrolment(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     trust_domain: str
     audience: str
     gateway_key: dict[str, str]
+    former: tuple[FormerKey, ...] = ()
 
 
 class _Session(msgspec.Struct, frozen=True):
@@ -54,20 +66,29 @@ class Identity:
     ``enrolment`` changes when the WIT is renewed.
     """
 
-    key: SecretKey
+    key: Signer
     enrolment: Enrolment
     gateway_url: str
     gateway: PublicKey
     client: Client
     clock: SystemClock
-    path: Path
+    home: Path
     session: _Session | None = None
 
     @classmethod
-    async def obtain(cls, home: Path, gateway_url: str, token: str, client: Client, clock: SystemClock) -> Self:
-        """The enrolment kept in *home*, or a new one for the one-time *token*."""
-        key = SecretKey.load_or_create(home / "identity.key")
-        path = home / "enrolment.json"
+    async def obtain(
+        cls,
+        home: Path,
+        gateway_url: str,
+        token: str,
+        client: Client,
+        clock: SystemClock,
+        key_service: str = "",
+    ) -> Self:
+        """The enrolment kept in *home*, or a new one for the one-time *token*. The key is in a file there, or with
+        *key_service*."""
+        key = keyservice.connect(key_service) if key_service else _own_key(home)
+        path = home / ENROLMENT
         if path.exists():
             enrolment = msgspec.json.decode(path.read_bytes(), type=Enrolment)
         elif token:
@@ -79,7 +100,7 @@ class Identity:
                 "and set enrolment_token"
             )
         gateway = PublicKey.from_jwk(enrolment.gateway_key)
-        return cls(key, enrolment, gateway_url.rstrip("/"), gateway, client, clock, path)
+        return cls(key, enrolment, gateway_url.rstrip("/"), gateway, client, clock, home)
 
     @property
     def name(self) -> str:
@@ -105,8 +126,46 @@ class Identity:
             body = await reply.read()
         if reply.status != 200:
             raise Unverifiable(Reason.UNAUTHENTICATED, f"the WIT was not renewed: {body[:200]!r}")
-        self.enrolment = msgspec.structs.replace(self.enrolment, wit=json.loads(body)["wit"])
-        write_atomically(self.path, msgspec.json.encode(self.enrolment), flush=True)
+        self._keep(msgspec.structs.replace(self.enrolment, wit=json.loads(body)["wit"]))
+
+    def _keep(self, enrolment: Enrolment) -> None:
+        write_atomically(self.home / ENROLMENT, msgspec.json.encode(enrolment), flush=True)
+        self.enrolment = enrolment
+
+    def own_keys(self) -> frozenset[bytes]:
+        """Raw public keys that are this workload's: the current one, and those that drain."""
+        now = self.clock.now()
+        former = (unb64url(one.key) for one in self.enrolment.former if now < one.until)
+        return frozenset((self.key.public.raw, *former))
+
+    async def rotate(self, hand_over: Callable[[Signer, PublicKey], None]) -> None:
+        """Replace the key: the new one is bound by the old one, which drains. *hand_over* is called with both before
+        the old one is forgotten. Whatever is interrupted is finished by doing it again."""
+        if not isinstance(self.key, SecretKey):
+            raise Unverifiable(
+                Reason.MALFORMED_REQUEST,
+                "the key is with a key service: put a new one there, then `licet agents rotate --lost` and enrol it",
+            )
+        path = self.home / NEXT_KEY
+        following = SecretKey.load_or_create(path)
+        proof = b64url(following.sign(f"licet-rotate {self.subject}".encode()))
+        body = msgspec.json.encode({"key": following.public.jwk, "proof": proof})
+        headers = {"Content-Type": "application/json"}
+        async with self.send("POST", "/v1/keys", body, headers, strong=True) as reply:
+            answer = await reply.read()
+        if reply.status != 201:
+            raise Unverifiable(Reason.UNAUTHENTICATED, f"the key was not replaced: {detail_of(answer)}")
+        told = json.loads(answer)
+        hand_over(self.key, following.public)
+        drained = FormerKey(b64url(self.key.public.raw), int(told["drains_until"]))
+        now = self.clock.now()
+        former = (drained, *(one for one in self.enrolment.former if now < one.until))
+        enrolment = msgspec.structs.replace(self.enrolment, wit=told["wit"], former=former)
+        # The WIT names the key: from here on a restart finds which of the two files belongs to it.
+        self._keep(enrolment)
+        path.replace(self.home / CURRENT_KEY)
+        self.key = following
+        self.session = None
 
     async def open_session_when_due(self) -> None:
         """Have a session that lasts: the first one, or the next before the last one ends."""
@@ -196,7 +255,17 @@ class Identity:
         return self.gateway_url.partition("://")[2].partition("/")[0]
 
 
-async def _enroll(gateway_url: str, token: str, key: SecretKey, client: Client) -> Enrolment:
+def _own_key(home: Path) -> SecretKey:
+    """The key in *home*; if a rotation was interrupted after the gateway had answered, the one that its WIT names."""
+    following, enrolment = home / NEXT_KEY, home / ENROLMENT
+    if following.exists() and enrolment.exists():
+        kept = msgspec.json.decode(enrolment.read_bytes(), type=Enrolment)
+        if jws.peek(kept.wit, wit.TYP).get("cnf") == {"jwk": dict(SecretKey.load(following).public.jwk)}:
+            following.replace(home / CURRENT_KEY)
+    return SecretKey.load_or_create(home / CURRENT_KEY)
+
+
+async def _enroll(gateway_url: str, token: str, key: Signer, client: Client) -> Enrolment:
     proof = b64url(key.sign(f"licet-enroll {token}".encode()))
     body = msgspec.json.encode({"token": token, "key": key.public.jwk, "proof": proof})
     async with client.send(

@@ -31,10 +31,10 @@ class Window:
         self._total = 0
         self._oldest = 0
 
-    def add(self, now: float) -> None:
+    def add(self, now: float, amount: int = 1) -> None:
         bucket = int(now / self._width)
-        self._counts[bucket] = self._counts.get(bucket, 0) + 1
-        self._total += 1
+        self._counts[bucket] = self._counts.get(bucket, 0) + amount
+        self._total += amount
 
     def count(self, now: float) -> int:
         oldest = int(now / self._width) - BUCKETS
@@ -73,6 +73,8 @@ class Memory:
         self._keep = labels_keep_s
         self._agent = _Rates()
         self._denied = Window(DAY)
+        self._spent = Window(DAY)
+        self._in_flight = 0
         self._tools: OrderedDict[str, _Rates] = OrderedDict()
         self._runs: OrderedDict[str, _Run] = OrderedDict()
         self._labels: dict[str, float] = {}
@@ -86,17 +88,27 @@ class Memory:
             self._agent.day.count(now),
             self._denied.count(now),
             tuple(sorted(known.labels | lasting)),
-            0,
+            self._spent.count(now),
             max(0, int(now - known.started)),
         )
 
     def rate(self, tool: str, now: float) -> Rate:
         of_tool = self._tools.get(tool)
-        return Rate(*self._agent.counts(now), *(of_tool.counts(now) if of_tool else (0, 0, 0)))
+        counts = (*self._agent.counts(now), *(of_tool.counts(now) if of_tool else (0, 0, 0)))
+        return Rate(*counts, self._in_flight)
 
-    def permitted(self, run: str, tool: str, labels: tuple[str, ...] | list[str], now: float) -> None:
-        """A call leaves, and will bring *labels* into its run."""
+    def began(self) -> None:
+        """A call is in flight, from the moment in which it is permitted."""
+        self._in_flight += 1
+
+    def ended(self) -> None:
+        self._in_flight -= 1
+
+    def permitted(self, run: str, tool: str, labels: tuple[str, ...] | list[str], now: float, cents: int = 0) -> None:
+        """A call leaves, costs *cents*, and will bring *labels* into its run."""
         self._agent.add(now)
+        if cents:
+            self._spent.add(now, cents)
         rates = self._tools.setdefault(tool, _Rates())
         rates.add(now)
         if len(self._tools) > MAX_TOOLS:

@@ -21,13 +21,16 @@ from edge.durable import DurableLedger
 from sidecar.answers import Allowed, Answer, Audit, Held, Refused
 from sidecar.forward import Forwarded, forward, refusal_of
 from sidecar.identity import Identity
+from sidecar.mandates import Mandates, Opened
 from sidecar.memory import Memory
+from sidecar.reports import Reports
 from sidecar.stream import End, Stream
 from sidecar.world import World
 from trust import feed, report, wire
 from trust.action import Action
 from trust.canonical import sha256_hex
-from trust.facts import Facts
+from trust.facts import Facts, Mandate
+from trust.identity.delegation import named
 from trust.ledger import entries
 from trust.ledger.writer import EntryTooLarge, LedgerUnavailable
 from trust.policy import judge, schema
@@ -36,7 +39,7 @@ from trust.policy.cedar import Uid
 from trust.policy.engine import Finding
 from trust.policy.inventory import RISK_HIGH, Tool, pin_of
 from trust.reasons import NOTHING_HAPPENED, Reason, Unverifiable
-from trust.standing.score import Standing
+from trust.standing.score import lowest
 from trust.verdict import Hold, Permit, Refusal, decide
 from trust.wire import Dispatch, Place
 
@@ -46,9 +49,10 @@ _log = logging.getLogger("licet.sidecar")
 
 
 class Caller(msgspec.Struct, frozen=True):
-    """Who asks, and how that is known."""
+    """Who asks, and how that is known; ``chain`` is the delegated authority that it brings, if any."""
 
     authn: str
+    chain: str = ""
 
 
 class Judged(msgspec.Struct, frozen=True):
@@ -64,6 +68,10 @@ class Judged(msgspec.Struct, frozen=True):
     approval: str | None
     place: Place
 
+    @property
+    def mandate(self) -> Mandate:
+        return self.facts.mandate
+
 
 class Pipeline:
     """One per sidecar."""
@@ -72,11 +80,15 @@ class Pipeline:
         self,
         identity: Identity,
         world: World,
+        mandates: Mandates,
+        reports: Reports,
         memory: Memory,
         ledger: DurableLedger,
         blobs: Blobs,
         clock: SystemClock,
     ) -> None:
+        self._mandates = mandates
+        self._reports = reports
         self._identity = identity
         self._world = world
         self._memory = memory
@@ -89,7 +101,8 @@ class Pipeline:
     ) -> Answer:
         """Steps 2 to 10 for *action*; with *approval*, its claim."""
         try:
-            judged = self._judge(action, caller, place, approval)
+            delegated = await self._mandates.open(caller.chain) if caller.chain else None  # 2
+            judged = self._judge(action, caller, delegated, place, approval)
         except Unverifiable as bad:
             return await self._refuse(action, Refusal.of(_step_of(bad.reason), bad), caller, None)
         verdict = decide(action, judged.finding, approval)  # 5
@@ -97,19 +110,26 @@ class Pipeline:
             return await self._refuse(action, verdict, caller, judged)
         if isinstance(verdict, Hold):
             return await self._hold(judged, verdict)
-        labels = judged.tool.manifest.labels
-        self._memory.permitted(action.run, action.name, labels, self._clock.now())
+        manifest = judged.tool.manifest
+        self._memory.permitted(action.run, action.name, manifest.labels, self._clock.now(), manifest.cents)
+        self._memory.began()
         return await self._permitted(judged, verdict)
 
-    def _judge(self, action: Action, caller: Caller, place: Place, approval: str | None) -> Judged:
+    def _judge(
+        self, action: Action, caller: Caller, delegated: Opened | None, place: Place, approval: str | None
+    ) -> Judged:
         """Steps 2, 3 and 4: plain code that reads what is in memory."""
         told = self._identify()
         bundle = self._current_bundle()
         tool = bundle.inventory.tool(action.server, action.tool)
+        if delegated is not None and tool.manifest.category != "protocol":
+            delegated.authority.require(action.name, action.arguments)
         self._require_fresh(tool)
-        facts = self._recall(action, told, tool)
+        self._require_closed(told, action.server)
+        facts = self._recall(action, told, tool, delegated)
         finding = judge.evaluate(bundle, tool, action.arguments, facts, action.server, approved=approval is not None)
-        digest = action.digest(told.agent.name, told.agent.owner, facts.authority, tool.digest)
+        mandate = facts.mandate
+        digest = action.digest(told.agent.name, mandate.principal, mandate.tokens, tool.digest)
         return Judged(action, caller, bundle, tool, facts, digest, finding, approval, place)
 
     def tool(self, server: str, tool: str) -> Tool | None:
@@ -118,8 +138,13 @@ class Pipeline:
         known = bundle.inventory.servers.get(server) if bundle else None
         return known.tools.get(tool) if known else None
 
-    def may_see(self, server: str, listed: object) -> bool:
-        """Whether a tool that a server lists may be shown: pinned as it is, and some call of it not refused."""
+    async def delegated_tools(self, caller: Caller) -> frozenset[str] | None:
+        """The tools that *caller* was left with; None: nothing was taken from it."""
+        return frozenset((await self._mandates.open(caller.chain)).authority.tools) if caller.chain else None
+
+    def may_see(self, server: str, listed: object, among: frozenset[str] | None) -> bool:
+        """Whether a tool that a server lists may be shown: pinned as it is, *among* what was delegated, and some call
+        of it not refused."""
         bundle, told = self._world.bundle, self._world.facts
         if bundle is None or told is None or not isinstance(listed, dict):
             return False
@@ -131,6 +156,8 @@ class Pipeline:
             return False
         world = bundle.engine.world(told.agent.entities())
         name = schema.action_name(server, tool.name)
+        if among is not None and name not in among:
+            return False
         return bundle.engine.visible(told.agent.uid, name, Uid("Server", server), world)
 
     # 2 identify
@@ -140,8 +167,8 @@ class Pipeline:
         told = self._world.facts
         if told is None:
             raise Unverifiable(Reason.STALE_FACTS, "the gateway has not been heard yet")
-        if told.killed is not None:
-            raise Unverifiable(Reason.KILLED, told.killed)
+        if told.stopped is not None:
+            raise Unverifiable(Reason(told.stopped.reason), told.stopped.detail)
         return told
 
     # 3 recall
@@ -162,14 +189,24 @@ class Pipeline:
                 Reason.STALE_FACTS, f"the gateway was last heard {age:.1f} s ago; the limit is {limit:.0f} s"
             )
 
-    def _recall(self, action: Action, told: feed.Facts, tool: Tool) -> Facts:
+    def _require_closed(self, told: feed.Facts, server: str) -> None:
+        """No circuit breaker is open for this agent or this server."""
         now = self._clock.now()
+        for target in (f"agent:{told.agent.name}", f"server:{server}"):
+            until = told.breakers.get(target, 0)
+            if now < until:
+                detail = f"{target} is stopped for {until - now:.0f} s more"
+                raise Unverifiable(Reason.CIRCUIT_OPEN, detail, int(until - now) + 1)
+
+    def _recall(self, action: Action, told: feed.Facts, tool: Tool, delegated: Opened | None) -> Facts:
+        now = self._clock.now()
+        standings = [told.standing] if delegated is None else [told.standing, delegated.standing]
         return Facts(
             agent=told.agent,
-            standing=Standing(told.score),
+            standing=lowest(standings),
             run=self._memory.run(action.run, now),
             rate=self._memory.rate(action.name, now),
-            authority=(),
+            mandate=Mandate(told.agent.owner) if delegated is None else delegated.mandate,
             now_s=int(now),
             risk=tool.manifest.risk,
         )
@@ -183,7 +220,10 @@ class Pipeline:
         known["deed"] = await self._deed(action, caller, judged)
         if judged is not None:
             known["judgement"] = report.judgement(judged.bundle.digest, "deny", judged.facts, judged.finding)
-        return await self.refuse_with(no, action.decision_id, **known)
+        refused = await self.refuse_with(no, action.decision_id, **known)
+        if refused.audit is not None:
+            self._reports.note(refused.audit.index, str(no.reason), action.server, no.policies)
+        return refused
 
     async def refuse_with(self, no: Refusal, decision_id: str, **known: Any) -> Refused:
         """Record *no* with what is *known*, then say it."""
@@ -202,9 +242,9 @@ class Pipeline:
         return report.deed(
             action,
             agent=agent.name if agent else self._identity.name,
-            principal=agent.owner if agent else "",
+            principal=judged.mandate.principal if judged else agent.owner if agent else "",
             authn=caller.authn,
-            authority=judged.facts.authority if judged else (),
+            authority=judged.mandate.tokens if judged else named(caller.chain),
             action_digest=judged.action_digest if judged else "",
         )
 
@@ -221,11 +261,14 @@ class Pipeline:
                     self._judgement(judged, "allow"),
                     approval=judged.approval,
                     labels=list(judged.tool.manifest.labels),
+                    cents=judged.tool.manifest.cents,
                 )
             )
         except LedgerUnavailable as fault:
+            self._memory.ended()
             return Refused(action.decision_id, None, Refusal(6, Reason.LEDGER_UNAVAILABLE, str(fault)))
         except EntryTooLarge as bad:
+            self._memory.ended()
             return await self._refuse(action, Refusal(6, Reason.BODY_TOO_LARGE, str(bad)), judged.caller, None)
         return await self._route(judged, permit, Audit(self._ledger.origin, stamp.seq))
 
@@ -301,7 +344,9 @@ class Pipeline:
             return await self.refuse_with(no, decision_id, approval=approval)
         except Unverifiable as bad:
             return await self.refuse_with(Refusal.of(7, bad), decision_id, approval=approval)
-        return await self.act(action, caller, stored.place, approval=approval)
+        # Under the authority under which it was asked for, whoever comes for it.
+        stored_caller = msgspec.structs.replace(caller, chain=stored.chain)
+        return await self.act(action, stored_caller, stored.place, approval=approval)
 
     # 8 route, 9 execute, 10 answer
 
@@ -312,7 +357,7 @@ class Pipeline:
             decision_id=action.decision_id,
             run=action.run,
             agent=facts.agent.name,
-            principal=facts.agent.owner,
+            principal=facts.mandate.principal,
             protocol=action.protocol,
             server=action.server,
             tool=action.tool,
@@ -322,7 +367,8 @@ class Pipeline:
             facts=judge.recorded_facts(facts),
             intent=str(audit),
             bundle=judged.bundle.digest,
-            authority=facts.authority,
+            authority=facts.mandate.tokens,
+            chain=judged.caller.chain,
             approval=judged.approval,
             place=judged.place,
             trace_id=action.trace_id,
@@ -386,6 +432,7 @@ class Pipeline:
         size: int = 0,
     ) -> None:
         """Follows the effect, so nobody waits for it; if it cannot be written the ledger is poisoned anyway."""
+        self._memory.ended()
         entry = entries.Outcome(
             action_id=action.id,
             decision_id=action.decision_id,
@@ -405,8 +452,13 @@ class Pipeline:
             _log.error("an outcome could not be recorded: %s", fault)
 
 
+_AT_IDENTIFY: Final = frozenset(
+    {Reason.KILLED, Reason.REVOKED, Reason.NOT_YOURS, Reason.DELEGATION_INVALID, Reason.AUTHORITY_EXCEEDED}
+)
+
+
 def _step_of(reason: Reason) -> Any:
     """At which step a fact was found missing or an action unknown."""
-    if reason in (Reason.KILLED, Reason.REVOKED):
+    if reason in _AT_IDENTIFY:
         return 2
     return 4 if reason is Reason.ARGUMENTS_INVALID else 3

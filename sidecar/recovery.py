@@ -12,11 +12,13 @@ from trust.ledger import entries
 @dataclass(frozen=True, slots=True)
 class Before:
     """``unfinished``: outcomes (``unknown``) that have to be written now. ``newest_bundle``: its version, or 0.
-    ``keys``: idempotency keys of the last day, with when (Unix seconds) they were used."""
+    ``keys``: idempotency keys of the last day, with when (Unix seconds) they were used. ``refusals``: those of the
+    last day, by index; the gateway may not have heard of all."""
 
     unfinished: list[entries.Outcome]
     newest_bundle: int
     keys: dict[str, float]
+    refusals: list[tuple[int, entries.Refusal]]
 
 
 def recover(ledger: DurableLedger, memory: Memory, now: float) -> Before:
@@ -24,18 +26,20 @@ def recover(ledger: DurableLedger, memory: Memory, now: float) -> Before:
     newest = 0
     unfinished: dict[str, entries.Deed] = {}
     keys: dict[str, float] = {}
-    for _, line in ledger.lines():
+    refusals: list[tuple[int, entries.Refusal]] = []
+    for index, line in ledger.lines():
         at = line.stamp.wall_us / 1_000_000
         match line.entry:
             case entries.Intent() as intent:
                 unfinished[intent.deed.action_id] = intent.deed
                 if now - at < DAY:
                     name = f"{intent.deed.server}/{intent.deed.tool}"
-                    memory.permitted(intent.deed.run, name, intent.labels, at)
+                    memory.permitted(intent.deed.run, name, intent.labels, at, intent.cents)
                     if intent.deed.idempotency_key:
                         keys[intent.deed.idempotency_key] = at
-            case entries.Refusal(deed=entries.Deed() as deed) if now - at < DAY:
+            case entries.Refusal(deed=entries.Deed() as deed) as refusal if now - at < DAY:
                 memory.denied(deed.run, at)
+                refusals.append((index, refusal))
             case entries.Outcome() as outcome:
                 ended = unfinished.pop(outcome.action_id) if outcome.action_id in unfinished else None
                 if ended is not None and outcome.status == "refused":
@@ -53,4 +57,4 @@ def recover(ledger: DurableLedger, memory: Memory, now: float) -> Before:
         )
         for deed in unfinished.values()
     ]
-    return Before(outcomes, newest, keys)
+    return Before(outcomes, newest, keys, refusals)

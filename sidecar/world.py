@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
@@ -23,6 +23,8 @@ from trust.reasons import Unverifiable
 
 RETRY_S: Final = 0.5
 POLL_S: Final = 20.0
+SILENT_S: Final = 3.0
+"""The gateway speaks each second; a connection that says nothing for so long is dead, whatever the system says."""
 _log = logging.getLogger("licet.sidecar")
 
 
@@ -40,6 +42,7 @@ class World:
         self._version = newest - 1
         self._received = float("-inf")
         self.facts: Facts | None = None
+        self.revoked: frozenset[str] = frozenset()
         self.bundle: Compiled | None = None
 
     def age_s(self) -> float:
@@ -98,31 +101,38 @@ class World:
 
     async def follow_feed(self) -> None:
         """Read the feed, for ever."""
-        while True:
-            try:
-                async with self._identity.send("GET", "/v1/feed", timeout_s=3600.0) as reply:
-                    if reply.status == 200:
-                        await self._read_feed(reply.chunks())
-            except (Unreachable, Broken):
-                pass
-            except Exception:
-                _log.exception("following the feed failed; facts grow old until it succeeds")
-            await asyncio.sleep(RETRY_S)
-
-    async def _read_feed(self, chunks: AsyncIterator[bytes]) -> None:
-        rest = b""
-        async for chunk in chunks:
-            *lines, rest = (rest + chunk).split(b"\n")
-            for line in lines:
-                self._hear(line)
+        await listen(self._identity, self._hear)
 
     def _hear(self, line: bytes) -> None:
-        after = self.facts.as_of_ms if self.facts else 0
         try:
-            self.facts = feed.open_line(
-                line, self._identity.gateway, agent=self._identity.name, after_ms=after, now=self._clock.now()
+            heard = feed.open_line(
+                line, self._identity.gateway, agent=self._identity.name, after=self.facts, now=self._clock.now()
             )
         except Unverifiable as bad:
             _log.warning("a line of the feed was not believed: %s", bad)
             return
+        if heard.revoked is not None:
+            self.revoked = frozenset(heard.revoked)
+        self.facts = heard
         self._received = self._clock.mono()
+
+
+async def listen(identity: Identity, hear: Callable[[bytes], None]) -> None:
+    """Read the gateway's feed, line by line, for ever. A feed that falls silent is opened again."""
+    while True:
+        try:
+            async with identity.send("GET", "/v1/feed", timeout_s=3600.0) as reply:
+                if reply.status == 200:
+                    rest = b""
+                    chunks = reply.chunks()
+                    while True:
+                        async with asyncio.timeout(SILENT_S):
+                            chunk = await anext(chunks)
+                        *lines, rest = (rest + chunk).split(b"\n")
+                        for line in lines:
+                            hear(line)
+        except (Unreachable, Broken, TimeoutError, StopAsyncIteration):
+            pass
+        except Exception:
+            _log.exception("following the feed failed; facts grow old until it succeeds")
+        await asyncio.sleep(RETRY_S)

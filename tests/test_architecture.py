@@ -112,7 +112,7 @@ def test_nothing_is_forwarded_without_a_permit() -> None:
         arguments = {a.arg: ast.unparse(a.annotation) for a in found[0].args.args if a.annotation}
         assert arguments["permit"] == "Permit"
     dispatching = {m.name for m in ALL if '"/v1/dispatch"' in m.path.read_text()}
-    assert dispatching == {"sidecar.forward", "gateway.api"}
+    assert dispatching == {"sidecar.forward", "gateway.api.workloads"}
     executing = {m.name for m in ALL if "/v1/execute" in ast.unparse(_without_docstrings(m.tree))}
     assert executing == {"gateway.dispatch", "sidecar.node.app"}
 

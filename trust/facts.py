@@ -68,7 +68,8 @@ class Run(msgspec.Struct, frozen=True):
 
 
 class Rate(msgspec.Struct, frozen=True):
-    """Calls in the last minute, hour and day, of the agent and of the agent to this tool, in flight included."""
+    """Calls in the last minute, hour and day, of the agent and of the agent to this tool, in flight included;
+    and how many are in flight now."""
 
     minute: int
     hour: int
@@ -76,16 +77,40 @@ class Rate(msgspec.Struct, frozen=True):
     tool_minute: int
     tool_hour: int
     tool_day: int
+    in_flight: int = 0
+
+
+class Mandate(msgspec.Struct, frozen=True):
+    """For whom an agent acts, and with what delegated authority: ``tokens`` are the hashes of a chain, root first, and
+    ``scopes`` the tools that its last token names; both are empty when nothing was delegated."""
+
+    principal: str
+    tokens: tuple[str, ...] = ()
+    scopes: tuple[str, ...] = ()
+
+    @property
+    def context(self) -> JsonObject:
+        """``context.authority``."""
+        return {
+            "principal": {"__entity": {"type": "Human", "id": self.principal}},
+            "depth": len(self.tokens),
+            "scopes": list(self.scopes),
+        }
+
+
+def trust_context(standing: Standing) -> JsonObject:
+    """``context.trust``."""
+    return {"score": standing.score, "tier": standing.tier, "ring": standing.ring}
 
 
 class Facts(msgspec.Struct, frozen=True, dict=True):
-    """``authority`` are the thumbprints of a delegation chain, root first; empty when nothing was delegated."""
+    """What a decision may read beside the action."""
 
     agent: Agent
     standing: Standing
     run: Run
     rate: Rate
-    authority: tuple[str, ...]
+    mandate: Mandate
     now_s: int
     risk: int
 
@@ -94,11 +119,7 @@ class Facts(msgspec.Struct, frozen=True, dict=True):
         """The Cedar context but for ``args`` and ``approved``; what a ledger entry keeps as its facts."""
         run, rate = self.run, self.rate
         return {
-            "trust": {
-                "score": self.standing.score,
-                "tier": self.standing.tier,
-                "ring": self.standing.ring,
-            },
+            "trust": trust_context(self.standing),
             "run": {
                 "id": run.id,
                 "calls": run.calls,
@@ -114,12 +135,9 @@ class Facts(msgspec.Struct, frozen=True, dict=True):
                 "tool_minute": rate.tool_minute,
                 "tool_hour": rate.tool_hour,
                 "tool_day": rate.tool_day,
+                "in_flight": rate.in_flight,
             },
-            "authority": {
-                "principal": {"__entity": {"type": "Human", "id": self.agent.owner}},
-                "depth": len(self.authority),
-                "scopes": [],
-            },
+            "authority": self.mandate.context,
             "now": cedar_time(self.now_s),
             "risk": self.risk,
         }

@@ -344,6 +344,18 @@ def final_response(content_type: str, body: bytes) -> JsonObject:
     return value
 
 
+def is_error(body: bytes) -> bool:
+    """Whether a JSON-RPC response in plain JSON tells of an error, be it the protocol's or the tool's."""
+    if b"rror" not in body and b"\\u" not in body:
+        return False  # neither "error" nor "isError", however it is spelled
+    try:
+        response = final_response("application/json", body)
+    except Unverifiable:
+        return True
+    result = response.get("result")
+    return "error" in response or (isinstance(result, dict) and result.get("isError") is not False)
+
+
 def _event_data(body: bytes) -> list[bytes]:
     """The data of each server-sent event (WHATWG HTML, 9.2.6) that has any."""
     events: list[bytes] = []

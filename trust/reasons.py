@@ -44,6 +44,8 @@ class Reason(StrEnum):
     NOT_YOURS = "not_yours"
     REVOKED = "revoked"
     KILLED = "killed"
+    DELEGATION_INVALID = "delegation_invalid"
+    AUTHORITY_EXCEEDED = "authority_exceeded"
     # 3 recall
     STALE_FACTS = "stale_facts"
     STALE_BUNDLE = "stale_bundle"
@@ -52,6 +54,7 @@ class Reason(StrEnum):
     UNKNOWN_TOOL = "unknown_tool"
     TOOL_QUARANTINED = "tool_quarantined"
     ARGUMENTS_INVALID = "arguments_invalid"
+    CIRCUIT_OPEN = "circuit_open"
     # 4 evaluate, 5 decide
     POLICY_FORBIDS = "policy_forbids"
     NO_POLICY_PERMITS = "no_policy_permits"
@@ -117,6 +120,10 @@ TABLE: dict[Reason, Row] = {
     Reason.NOT_YOURS: Row(403, _STRUCTURAL, False, _IDENTITY, "this belongs to somebody else"),
     Reason.REVOKED: Row(403, _STRUCTURAL, False, _IDENTITY, "the identity or its authority was revoked"),
     Reason.KILLED: Row(403, _STRUCTURAL, False, _IDENTITY, "this agent was stopped by a person"),
+    Reason.DELEGATION_INVALID: Row(403, _STRUCTURAL, False, _IDENTITY, "the delegation chain does not hold"),
+    Reason.AUTHORITY_EXCEEDED: Row(
+        403, _STRUCTURAL, False, _IDENTITY, "this is more than was delegated to whoever asks"
+    ),
     Reason.STALE_FACTS: Row(503, _TRANSIENT, True, _FACTS, "the facts needed to decide are too old"),
     Reason.STALE_BUNDLE: Row(503, _TRANSIENT, True, _FACTS, "the policy bundle is past its not_after"),
     Reason.NO_BUNDLE: Row(503, _TRANSIENT, True, _FACTS, "no verified policy bundle is active yet"),
@@ -128,6 +135,7 @@ TABLE: dict[Reason, Row] = {
     Reason.ARGUMENTS_INVALID: Row(
         403, _STRUCTURAL, False, _POLICY, "the arguments do not fit the tool's pinned schema"
     ),
+    Reason.CIRCUIT_OPEN: Row(503, _TRANSIENT, True, _FACTS, "a circuit breaker is open; nothing is sent meanwhile"),
     Reason.POLICY_FORBIDS: Row(403, _STRUCTURAL, False, _POLICY, "a policy forbids this"),
     Reason.NO_POLICY_PERMITS: Row(403, _STRUCTURAL, False, _POLICY, "no policy permits this"),
     Reason.POLICY_ERROR: Row(403, _STRUCTURAL, False, _POLICY, "a policy could not be evaluated, so the answer is no"),
@@ -164,6 +172,9 @@ NOTHING_HAPPENED: Final = frozenset(
         Reason.UNAUTHENTICATED,
         Reason.REPLAYED,
         Reason.NOT_YOURS,
+        Reason.DELEGATION_INVALID,
+        Reason.AUTHORITY_EXCEEDED,
+        Reason.CIRCUIT_OPEN,
         Reason.NO_BUNDLE,
         Reason.UNKNOWN_SERVER,
         Reason.UNKNOWN_TOOL,
@@ -196,10 +207,11 @@ class Unverifiable(Exception):
     Raised in ``trust/`` only; whoever reads from a socket translates it into a recorded refusal.
     """
 
-    def __init__(self, reason: Reason, detail: str) -> None:
+    def __init__(self, reason: Reason, detail: str, retry_after_s: int | None = None) -> None:
         super().__init__(f"{reason}: {detail}")
         self.reason = reason
         self.detail = detail
+        self.retry_after_s = retry_after_s
 
 
 def visible(text: str, limit: int = 200) -> str:

@@ -48,7 +48,7 @@ class Refusal(msgspec.Struct, frozen=True):
 
     @classmethod
     def of(cls, step: Step, bad: Unverifiable) -> Refusal:
-        return cls(step, bad.reason, bad.detail)
+        return cls(step, bad.reason, bad.detail, retry_after_s=bad.retry_after_s)
 
     def unrecorded(self, fault: Exception) -> Refusal:
         """What is said when this could not be recorded: never that nothing happened when something may have."""

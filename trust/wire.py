@@ -42,8 +42,8 @@ class Place(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Dispatch(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A permitted action on its way to the gateway. ``facts`` are those of the decision;
-    ``intent`` is ``<origin>#<index>`` of its entry."""
+    """A permitted action on its way to the gateway. ``facts`` are those of the decision; ``intent`` is
+    ``<origin>#<index>`` of its entry; ``chain`` is the delegation chain whose tokens ``authority`` names."""
 
     action_id: Id
     decision_id: Id
@@ -60,6 +60,7 @@ class Dispatch(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     intent: Annotated[str, msgspec.Meta(max_length=320)]
     bundle: Annotated[str, msgspec.Meta(max_length=64)]
     authority: tuple[str, ...] = ()
+    chain: str = ""
     approval: Id | None = None
     terms: dict[str, Any] | None = None
     place: Place = Place()

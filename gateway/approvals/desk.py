@@ -18,6 +18,7 @@ from edge.clock import SystemClock, new_id
 from gateway.records import Records
 from gateway.registry import Registry
 from gateway.state import ApprovalRecord, Person
+from gateway.stops import Stops
 from trust.action import Action
 from trust.ledger import entries
 from trust.ledger.entries import AnyEntry
@@ -35,9 +36,10 @@ DENIAL_HOLDS_US: Final = 86_400 * 1_000_000
 class Desk:
     """All approvals of one gateway."""
 
-    def __init__(self, records: Records, registry: Registry, blobs: Blobs, clock: SystemClock) -> None:
+    def __init__(self, records: Records, registry: Registry, stops: Stops, blobs: Blobs, clock: SystemClock) -> None:
         self._records = records
         self._registry = registry
+        self._stops = stops
         self._blobs = blobs
         self._clock = clock
         self._changed = asyncio.Event()
@@ -224,6 +226,19 @@ class Desk:
             except TimeoutError:
                 continue
         return record
+
+    async def cancel_stopped(self) -> None:
+        """Called after each kill and revocation, and every second: what somebody asked who must not act is over.
+        Lifting a kill brings nothing back."""
+        for record in self._live():
+            stopped = self._stops.of(self._registry.agent(record.agent).agent)
+            revoked = [token for token in record.request["authority"] if self._stops.revoked("token", token)]
+            if stopped is None and not revoked and not self._stops.revoked("principal", record.request["principal"]):
+                continue
+            why = stopped.detail if stopped is not None else "its delegated authority was revoked"
+            async with self._records.deciding:
+                if self.get(record.id).state in ("pending", "approved"):
+                    await self._records.change(entries.Approval("cancelled", record.id, by="gateway", reason=why))
 
     async def expire_due(self) -> None:
         """Called every second: what nobody decided, or nobody used, in time is over."""

@@ -96,7 +96,8 @@ class Mcp:
         result = response.get("result")
         if isinstance(result, dict) and isinstance(result.get("tools"), list):
             server = call.incoming.path.rsplit("/", 1)[-1]
-            shown = [t for t in result["tools"] if self._pipeline.may_see(server, t)]  # type: ignore[union-attr]
+            among = await self._pipeline.delegated_tools(call.caller)
+            shown = [t for t in result["tools"] if self._pipeline.may_see(server, t, among)]  # type: ignore[union-attr]
             response = {**response, "result": {**result, "tools": shown}}
         headers["Content-Type"] = "application/json"
         return Response(status=answer.status, body=jcs(response), headers=headers)

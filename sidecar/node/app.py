@@ -7,6 +7,7 @@ import contextlib
 import json
 import logging
 import traceback
+from functools import partial
 from typing import Final
 
 import msgspec
@@ -35,7 +36,8 @@ from sidecar.node.http_upstream import HttpUpstream
 from sidecar.node.sessions import Sessions
 from sidecar.node.stdio_upstream import StdioUpstream
 from sidecar.node.upstream import Replied, Upstream, UpstreamFailed
-from trust import wire
+from sidecar.world import listen
+from trust import feed, wire
 from trust.action import Payload
 from trust.canonical import digest_of, sha256_hex
 from trust.identity import ticket
@@ -44,7 +46,7 @@ from trust.identity.replay import Nonces
 from trust.identity.ticket import Ticket
 from trust.ledger import entries
 from trust.ledger.writer import LedgerUnavailable
-from trust.policy.inventory import Server
+from trust.policy.inventory import Server, Tool
 from trust.reasons import Reason, Unverifiable
 from trust.verdict import Refusal
 from trust.wire import Execute
@@ -79,6 +81,8 @@ class Node:
         self._offers: dict[str, _Offer] = {}
         self._told: dict[str, Server] = {}
         self._look_again = asyncio.Event()
+        self._stops: feed.Stops | None = None
+        self._heard = float("-inf")
         self._sessions = Sessions()
 
     async def start(self) -> None:
@@ -95,7 +99,7 @@ class Node:
         self._clock = SystemClock()
         config.home.mkdir(parents=True, exist_ok=True, mode=0o700)
         self.identity = await Identity.obtain(
-            config.home, config.gateway_url, config.enrolment_token, self._client, self._clock
+            config.home, config.gateway_url, config.enrolment_token, self._client, self._clock, config.key_service
         )
         self.ledger = DurableLedger(
             config.home / "ledger",
@@ -124,6 +128,7 @@ class Node:
                 _log.warning("%s: [tools.%s]: %s lists no such tool", server.manifest, name, server.name)
         await self._join()
         self._tasks = [
+            asyncio.create_task(listen(self.identity, self._hear)),
             asyncio.create_task(self._beat()),
             asyncio.create_task(self._watch_tools()),
             asyncio.create_task(self._keep_children()),
@@ -239,6 +244,33 @@ class Node:
             _log.warning("%s could not be started again, trying on: %s", name, bad)
         self._look_again.set()
 
+    # Who was stopped
+
+    def _hear(self, line: bytes) -> None:
+        try:
+            self._stops = feed.open_stops(
+                line, self.identity.gateway, node=self.identity.name, after=self._stops, now=self._clock.now()
+            )
+        except Unverifiable as bad:
+            _log.warning("a line of the feed was not believed: %s", bad)
+            return
+        self._heard = self._clock.mono()
+
+    def _is_stopped(self, agent: str) -> bool:
+        return self._stops is not None and agent in self._stops.agents
+
+    def _require_current(self, entitled: Ticket, tool: Tool) -> None:
+        """The ticket's agent was not stopped since it was made, as far as can be known: who has not heard the gateway
+        for too long starts nothing."""
+        if self._is_stopped(entitled.agent):
+            raise Unverifiable(Reason.REVOKED, f"{entitled.agent} was stopped after this ticket was made")
+        age = self._clock.mono() - self._heard
+        limit = feed.ALL_STALE_S if tool.manifest.effect == "read" else feed.SIDE_EFFECTS_STALE_S
+        if age > limit:
+            raise Unverifiable(
+                Reason.STALE_FACTS, f"the gateway was last heard {age:.1f} s ago; the limit is {limit:.0f} s"
+            )
+
     def _lease_left_s(self) -> float:
         return self.config.lease_ttl_s - LEASE_MARGIN_S - (self._clock.mono() - self._renewed)
 
@@ -248,7 +280,8 @@ class Node:
         return json_response({"live": True})
 
     async def _readyz(self, _incoming: Incoming) -> StreamResponse:
-        checks = {"ledger": self.ledger.fault is None, "lease": self._lease_left_s() > 0}
+        heard = self._clock.mono() - self._heard < feed.SIDE_EFFECTS_STALE_S
+        checks = {"ledger": self.ledger.fault is None, "lease": self._lease_left_s() > 0, "facts": heard}
         return json_response({"ready": all(checks.values()), "checks": checks}, 200 if all(checks.values()) else 503)
 
     async def _serve(self, incoming: Incoming) -> StreamResponse:
@@ -281,7 +314,8 @@ class Node:
             async with self._joining:
                 pass
         entitled = self._open(incoming.header(wire.TICKET_HEADER) or "", execute, payload)
-        upstream = self._upstream_as_judged(entitled)
+        upstream, tool = self._upstream_as_judged(entitled)
+        self._require_current(entitled, tool)
         self._sessions.require_own(entitled, payload)
         self.ledger.append_later(_dispatch(entitled, self.identity.name))
         started = self._clock.mono_ns()
@@ -297,7 +331,7 @@ class Node:
             self._outcome(entitled, "unknown", started, detail=type(bug).__name__)
             raise Unverifiable(Reason.OUTCOME_UNKNOWN, f"{type(bug).__name__} while executing") from None
 
-    def _upstream_as_judged(self, entitled: Ticket) -> Upstream:
+    def _upstream_as_judged(self, entitled: Ticket) -> tuple[Upstream, Tool]:
         """The server, if what runs now was looked at, and offers the tool exactly as it was judged."""
         upstream, offer = self._upstreams.get(entitled.server), self._offers.get(entitled.server)
         if upstream is None:
@@ -309,7 +343,7 @@ class Node:
         tool = offer.server.tools.get(entitled.tool)
         if tool is None or tool.digest != entitled.tool_digest:
             raise Unverifiable(Reason.TOOL_QUARANTINED, f"{entitled.tool} is not offered here as it was judged")
-        return upstream
+        return upstream, tool
 
     def _open(self, token: str, execute: Execute, payload: Payload) -> Ticket:
         now = self._clock.now()
@@ -340,7 +374,8 @@ class Node:
         if replied.chunks is None:
             self._outcome(entitled, "done", started, replied)
             return Response(headers=headers, body=replied.body)
-        response, complete = await relay(incoming, replied.chunks, 200, headers)
+        stopped = partial(self._is_stopped, entitled.agent)
+        response, complete = await relay(incoming, replied.chunks, 200, headers, stopped)
         self._outcome(entitled, "done" if complete else "unknown", started, replied)
         return response
 

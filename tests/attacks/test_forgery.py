@@ -38,7 +38,7 @@ def statement(
     payload = mcp.payload(message, body, {mcp.VERSION_HEADER: mcp.MODERN}, known)
     action = Action(new_id("act"), new_id("dec"), "native", "workbench", tool, arguments, payload, "run-x")
     digest = action.digest("demo", "ada", (), known.digest if known else "")
-    facts = mesh.sidecar.pipeline._recall(action, mesh.sidecar.world.facts, known).context if known else {}  # type: ignore[arg-type]
+    facts = mesh.sidecar.pipeline._recall(action, mesh.sidecar.world.facts, known, None).context if known else {}  # type: ignore[arg-type]
     made = Dispatch(
         action_id=action.id, decision_id=action.decision_id, run="run-x", agent="demo", principal="ada", protocol="native",
         server="workbench", tool=tool, method=payload.method, headers=list(payload.headers), action_digest=digest,

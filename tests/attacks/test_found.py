@@ -117,8 +117,8 @@ async def test_a_node_that_lies_about_its_tools_does_not_join_and_bricks_nothing
     ids=["odd required", "recursive with fan-out"],
 )
 async def test_an_odd_schema_is_admitted_or_refused_but_harms_nothing(mesh: Mesh, schema: dict[str, Any]) -> None:
-    registry = mesh.gateway._api._registry
-    known = registry.admitted(mesh.gateway._store.get(ServerRecord, "workbench"))
+    servers = mesh.gateway._api.services.servers
+    known = servers.admitted(mesh.gateway._store.get(ServerRecord, "workbench"))
     odd = offer(input_schema=schema, digest=pin("x", "", schema)).tools["x"]
     server = msgspec.structs.replace(known, tools={**known.tools, "x": odd})
     body = msgspec.json.encode({"url": "http://127.0.0.1:1", "servers": [server]})

@@ -11,7 +11,8 @@ import pytest
 
 from tests.attacks.test_forgery import dispatch, executed, signature, statement
 from tests.mesh import Mesh, policy_files
-from trust import mcp, wire
+from trust import feed, mcp, wire
+from trust.reasons import Unverifiable
 
 pytestmark = pytest.mark.slow
 
@@ -145,12 +146,12 @@ async def test_a_request_for_another_node_is_another_request(mesh: Mesh) -> None
 
 
 async def test_one_agent_cannot_take_the_places_of_all(mesh: Mesh, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gateway.dispatch.MAX_IN_FLIGHT", 2)
-    dispatcher = mesh.gateway._api._dispatcher
-    with dispatcher._in_flight("demo"), dispatcher._in_flight("demo"):
+    monkeypatch.setattr("gateway.dispatch.MAX_IN_FLIGHT", (64, 64, 64, 2, 1))
+    dispatcher = mesh.gateway._api.services.dispatcher
+    with dispatcher._in_flight("demo", 3), dispatcher._in_flight("demo", 3):
         answer = await mesh.call("workbench/read_file", {"path": "notes.txt"})
         assert (answer.status, answer.json["reason"]) == (503, "overloaded")
-        with dispatcher._in_flight("other"):
+        with dispatcher._in_flight("other", 3):
             pass
     assert (await mesh.call("workbench/read_file", {"path": "notes.txt"})).status == 200
 
@@ -185,9 +186,15 @@ async def test_a_kill_cuts_streams_that_are_open(mesh: Mesh) -> None:
                 pass  # cut, as it should be
 
 
-async def test_a_node_does_not_read_the_feed_of_agents(mesh: Mesh) -> None:
+async def test_a_node_reads_who_was_stopped_and_nothing_about_agents(mesh: Mesh) -> None:
     async with mesh.node.identity.send("GET", "/v1/feed") as reply:
-        assert reply.status == 403
+        line = await anext(reply.chunks())
+    told = feed.open_stops(
+        line, mesh.node.identity.gateway, node="node-1", after=None, now=mesh.node.identity.clock.now()
+    )
+    assert told.agents == ()
+    with pytest.raises(Unverifiable):
+        feed.open_line(line, mesh.node.identity.gateway, agent="demo", after=None, now=mesh.node.identity.clock.now())
 
 
 async def test_progress_goes_to_the_caller_whose_token_it_is_although_both_chose_the_same() -> None:

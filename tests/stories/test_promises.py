@@ -275,7 +275,7 @@ async def test_a_rollback_brings_the_earlier_policies_as_a_higher_version(mesh: 
 async def test_a_kill_stops_an_agent_and_survives_a_restart(mesh: Mesh) -> None:
     assert (await mesh.admin("POST", "/v1/kills", {"target": "demo", "reason": "odd behaviour"})).status == 200
     async with asyncio.timeout(5):
-        while mesh.sidecar.world.facts.killed is None:
+        while mesh.sidecar.world.facts.stopped is None:
             await asyncio.sleep(0.01)
     assert refused(await mesh.call(*READ), "killed")["detail"] == "odd behaviour"
     await mesh.stop("gateway")

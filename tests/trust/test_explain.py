@@ -6,7 +6,7 @@ from typing import Any
 
 from licet.policies import read_directory
 from tests.mesh import REPOSITORY
-from trust.facts import Agent, Facts, Rate, Run
+from trust.facts import Agent, Facts, Mandate, Rate, Run
 from trust.policy import bundle, cases
 from trust.policy.arguments import project
 from trust.policy.bundle import Compiled, Content
@@ -30,10 +30,10 @@ def explained(made: Compiled, tool: str, args: dict[str, Any], **known: Any) -> 
     found = made.content.typed_inventory.tool("workbench", tool)
     facts = Facts(
         known.get("agent", AGENT),
-        Standing(known.get("trust", 400)),
+        Standing.at_once(known.get("trust", 400)),
         Run("r", 0, 0, known.get("labels", ()), 0, 0),
         Rate(0, 0, 0, 0, 0, 0),
-        (),
+        Mandate("ada"),
         0,
         found.manifest.risk,
     )

@@ -19,7 +19,7 @@ from typing import Final
 
 import msgspec
 
-from trust.identity.keys import SIGNATURE_BYTES, PublicKey, SecretKey, unb64
+from trust.identity.keys import SIGNATURE_BYTES, PublicKey, Signer, unb64
 from trust.reasons import Reason, Unverifiable
 
 COVERED: Final = (
@@ -119,7 +119,7 @@ def _components(request: Request, headers: Mapping[str, str]) -> list[tuple[str,
     return [(name, known[name]) for name in COVERED if name in known]
 
 
-def sign(request: Request, *, wit: str, key: SecretKey, audience: str, created: int, nonce: str) -> dict[str, str]:
+def sign(request: Request, *, wit: str, key: Signer, audience: str, created: int, nonce: str) -> dict[str, str]:
     """The headers that make *request* a signed one: its token, digest and signature."""
     added = {"workload-identity-token": wit}
     params, base = _prepared(request, added, audience, created, nonce, "")

@@ -12,7 +12,7 @@ import hashlib
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import Final, Protocol
 
 import base58
 from cryptography.exceptions import InvalidSignature
@@ -136,6 +136,15 @@ class PublicKey:
         """RFC 7638 SHA-256 thumbprint, base64url."""
         canonical = f'{{"crv":"Ed25519","kty":"OKP","x":"{b64url(self.raw)}"}}'
         return b64url(hashlib.sha256(canonical.encode()).digest())
+
+
+class Signer(Protocol):
+    """Whatever signs with one Ed25519 key: the key itself, or a service that keeps it."""
+
+    @property
+    def public(self) -> PublicKey: ...
+
+    def sign(self, message: bytes) -> bytes: ...
 
 
 @dataclass(frozen=True, slots=True)

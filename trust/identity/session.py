@@ -13,7 +13,7 @@ import msgspec
 
 from trust.canonical import jcs
 from trust.identity import jws
-from trust.identity.keys import Exchange, PublicKey, SecretKey, b64url, unb64url
+from trust.identity.keys import Exchange, PublicKey, Signer, b64url, unb64url
 from trust.reasons import Reason, Unverifiable
 
 TYP: Final = "licet-session+jwt"
@@ -39,7 +39,7 @@ class Terms(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def answer(
-    client: str, *, session: str, subject: str, audience: str, now: int, key: SecretKey
+    client: str, *, session: str, subject: str, audience: str, now: int, key: Signer
 ) -> tuple[Terms, bytes, str]:
     """The responder's side: the terms, the secret, and the signed statement for whoever asked."""
     own = Exchange()

@@ -7,7 +7,7 @@ from typing import Final
 import msgspec
 
 from trust.identity import jws
-from trust.identity.keys import PublicKey, SecretKey
+from trust.identity.keys import PublicKey, Signer
 from trust.reasons import Reason, Unverifiable
 
 TYP: Final = "licet-ticket+jwt"
@@ -37,7 +37,7 @@ class Ticket(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     deadline: int
 
 
-def seal(ticket: Ticket, key: SecretKey) -> str:
+def seal(ticket: Ticket, key: Signer) -> str:
     return jws.seal(msgspec.json.encode(ticket), TYP, key)
 
 

@@ -12,7 +12,7 @@ import msgspec
 
 from trust.canonical import jcs
 from trust.identity import jws
-from trust.identity.keys import PublicKey, SecretKey
+from trust.identity.keys import PublicKey, Signer
 from trust.reasons import Reason, Unverifiable
 
 TYP: Final = "wit+jwt"
@@ -50,7 +50,7 @@ class _Claims(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     rev: int
 
 
-def issue(workload: Workload, *, now: int, token_id: str, key: SecretKey) -> str:
+def issue(workload: Workload, *, now: int, token_id: str, key: Signer) -> str:
     """A WIT for *workload*, signed by the trust domain's *key*."""
     if workload.expires_at - now > MAX_LIFE_S:
         raise ValueError(f"a WIT lives at most {MAX_LIFE_S} s")

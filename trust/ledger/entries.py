@@ -87,6 +87,7 @@ class Intent(_Entry, frozen=True, tag="intent"):
     step: int = 6
     approval: str | None = None
     labels: list[str] = []
+    cents: int = 0
 
 
 class Refusal(_Entry, frozen=True, tag="refusal"):
@@ -133,7 +134,8 @@ class Dispatch(_Entry, frozen=True, tag="dispatch"):
 
 
 class Outcome(_Entry, frozen=True, tag="outcome"):
-    """How a permitted action ended. ``unknown``: it left, and nobody can say."""
+    """How a permitted action ended. ``unknown``: it left, and nobody can say. ``agent`` and ``risk`` (of the tool, 0 to
+    3) stand in the gateway's word for it, which is evidence for standing."""
 
     action_id: str
     decision_id: str
@@ -147,6 +149,8 @@ class Outcome(_Entry, frozen=True, tag="outcome"):
     duration_us: int = 0
     response_sha256: str = ""
     response_bytes: int = 0
+    agent: str = ""
+    risk: int = 0
 
 
 class Approval(_Entry, frozen=True, tag="approval"):
@@ -175,17 +179,21 @@ class Bundle(_Entry, frozen=True, tag="bundle"):
 
 
 class Agent(_Entry, frozen=True, tag="agent"):
-    """An agent was registered, enrolled (its key bound) or changed."""
+    """An agent was registered; a key was bound to it with a one-time token (``enrolled``) or by the key before
+    (``rotated``, which goes on until ``until_us``, Unix microseconds); somebody asked for another key
+    (``rotate``), made another token (``token``), or a key came to its end (``key_ended``)."""
 
-    event: Literal["registered", "enrolled"]
+    event: Literal["registered", "enrolled", "rotate", "rotated", "token", "key_ended"]
     agent: str
     by: str
+    until_us: int = 0
     name: str = ""
     did: str = ""
     owner: str = ""
     purpose: str = ""
     environment: str = ""
     teams: list[str] = []
+    attested: bool = False
     key: str = ""
     token_sha256: str = ""
 
@@ -244,12 +252,90 @@ class Person(_Entry, frozen=True, tag="person"):
 
 
 class Kill(_Entry, frozen=True, tag="kill"):
-    """Everything of ``target`` stops (``lifted``: may go on)."""
+    """Everything of ``target`` (an agent, ``team:NAME`` or ``all``) stops (``lifted``: may go on)."""
 
     event: Literal["killed", "lifted"]
     target: str
     by: str
     reason: str
+
+
+class Revocation(_Entry, frozen=True, tag="revocation"):
+    """``id`` is no longer believed, for good: an agent by name, a key by thumbprint, a token of a delegation chain
+    by its hash, a root by its ``rid``, a session by its id, a principal by name."""
+
+    what: Literal["agent", "key", "token", "root", "session", "principal"]
+    id: str
+    by: str
+    reason: str
+
+
+class Delegation(_Entry, frozen=True, tag="delegation"):
+    """A root was issued to the holder of ``key`` (thumbprint): what further tokens can only narrow.
+    ``token``: its hash; ``expires_at``: Unix seconds."""
+
+    root: str
+    token: str
+    agent: str
+    principal: str
+    key: str
+    tools: list[str]
+    max_depth: int
+    expires_at: int
+
+
+class Refusals(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """``count`` equal refusals, and how severely they are taken."""
+
+    reason: str
+    resource: str
+    count: int
+    severity: str
+    policies: list[str] = []
+
+
+class Reported(_Entry, frozen=True, tag="reported"):
+    """A sidecar (or the gateway) refused an agent: everything from ``first`` to ``last`` in the ledger ``origin``."""
+
+    agent: str
+    origin: str
+    first: int
+    last: int
+    refusals: list[Refusals]
+
+
+class Standing(_Entry, frozen=True, tag="standing"):
+    """A score moved. ``rule`` says how, ``cause`` is the index in this ledger of what moved it, which happened at
+    ``at_s`` (Unix seconds); -1: a person did it, and ``by`` says who.
+
+    ``milli``: thousandths of evidence that are staked; ``before`` and ``after`` are scores; ``other`` is the other
+    agent of a vouch.
+    """
+
+    rule: Literal["outcome", "refusal", "vouched", "staked", "burned", "unvouched", "cleared", "granted", "ungranted"]
+    agent: str
+    cause: int
+    at_s: int
+    before: int
+    after: int
+    risk: int = 0
+    severity: str = ""
+    policy: str = ""
+    resource: str = ""
+    count: int = 0
+    other: str = ""
+    milli: int = 0
+    by: str = ""
+    reason: str = ""
+
+
+class Breaker(_Entry, frozen=True, tag="breaker"):
+    """``target`` (``agent:NAME`` or ``server:NAME``) is stopped until ``until_us`` (Unix microseconds)."""
+
+    target: str
+    rule: str
+    count: int
+    until_us: int
 
 
 class Admin(_Entry, frozen=True, tag="admin"):
@@ -282,6 +368,11 @@ AnyEntry = (
     | Server
     | Person
     | Kill
+    | Revocation
+    | Delegation
+    | Reported
+    | Standing
+    | Breaker
     | Admin
     | Gap
 )

@@ -16,7 +16,7 @@ from typing import Any, Final, Literal, get_args
 import msgspec
 import yaml
 
-from trust.facts import Agent, Facts, Rate, Run
+from trust.facts import Agent, Facts, Mandate, Rate, Run
 from trust.policy import judge, schema
 from trust.policy.bundle import BundleRejected, Compiled
 from trust.policy.lint import Problem
@@ -49,6 +49,10 @@ class _Written(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     calls: int = 0
     denied: int = 0
     rate: int = 0
+    in_flight: int = 0
+    spent_cents: int = 0
+    principal: str = ""
+    depth: int = 0
     approved: bool = False
     policies: tuple[str, ...] | None = None
     each: dict[str, list[Any]] = {}
@@ -171,11 +175,15 @@ def run(bundle: Compiled, cases: Iterable[Case]) -> list[Result]:
 def _run(bundle: Compiled, case: Case) -> Result:
     written = case.written
     server, _, tool_name = written.action.partition("/")
-    rate = Rate(*[written.rate] * 6)
-    run_facts = Run("run_case", written.calls, written.denied, written.labels, 0, 0)
+    each = written.rate
+    rate = Rate(each, each, each, each, each, each, written.in_flight)
+    run_facts = Run("run_case", written.calls, written.denied, written.labels, written.spent_cents, 0)
     try:
         tool = bundle.content.typed_inventory.tool(server, tool_name)
-        facts = Facts(case.agent, Standing(written.trust), run_facts, rate, (), case.now_s, tool.manifest.risk)
+        mandate = Mandate(written.principal or case.agent.owner, ("case",) * written.depth)
+        facts = Facts(
+            case.agent, Standing.at_once(written.trust), run_facts, rate, mandate, case.now_s, tool.manifest.risk
+        )
         finding = judge.evaluate(bundle, tool, written.args, facts, server, approved=written.approved)
     except Unverifiable as bad:
         return Result(case, "refuse", (), f"{bad.reason}: {bad.detail}")

@@ -8,7 +8,7 @@ An error in any policy that was evaluated refuses, whatever Cedar says.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Final, Literal
 
 import msgspec
@@ -18,6 +18,7 @@ from trust.policy.cedar import Answer, Entities, Uid, pst
 from trust.policy.slicing import Party, Slice, Slicer, subset
 from trust.policy.terms import Terms, parse_terms, strictest
 from trust.reasons import Reason
+from trust.standing.rules import SEVERITIES, Severity, worst
 
 MAX_WORLDS: Final = 10_000
 MAX_CUTS: Final = 10_000
@@ -162,6 +163,12 @@ class Engine:
             return Finding("refuse", failed or answer.policies, answer.errors, Reason.POLICY_ERROR)
         reason = Reason.POLICY_FORBIDS if answer.policies else Reason.NO_POLICY_PERMITS
         return Finding("refuse", answer.policies, (), reason, sentences=self._sentences(answer.policies))
+
+    def severity(self, policies: Iterable[str]) -> Severity:
+        """How much a refusal by *policies* says against whoever asked: the worst of their ``@severity``."""
+        nodes = (self._all[self._annotation_of[p]] for p in policies if p in self._annotation_of)
+        named = [node.annotations.get("severity", "minor") for node in nodes if node.effect == "forbid"]
+        return worst([known for known in SEVERITIES if known in named])
 
     def _sentences(self, policies: tuple[str, ...] | list[str]) -> tuple[str, ...]:
         found = (self._all[self._annotation_of[p]].annotations.get("reason", "") for p in policies)

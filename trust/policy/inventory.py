@@ -47,7 +47,7 @@ def require_tool_name(name: str) -> str:
 
 
 class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What an administrator says that a tool does. The defaults are the strictest."""
+    """What an administrator says that a tool does. The defaults are the strictest. ``cents``: what one call costs."""
 
     category: Category = "process"
     effect: Effect = "destructive"
@@ -56,6 +56,7 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     labels: tuple[str, ...] = ("untrusted",)
     idempotent: bool = False
     groups: tuple[str, ...] = ()
+    cents: Annotated[int, msgspec.Meta(ge=0, le=1_000_000)] = 0
 
 
 class Tool(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

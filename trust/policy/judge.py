@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -15,7 +16,8 @@ from trust.policy.bundle import Compiled
 from trust.policy.cedar import Uid
 from trust.policy.engine import Finding, Request
 from trust.policy.inventory import Tool
-from trust.reasons import Unverifiable
+from trust.policy.terms import strictest
+from trust.reasons import Reason, Unverifiable
 
 _OUTCOME_OF = {"allow": "permit", "hold": "hold", "deny": "refuse"}
 
@@ -45,6 +47,23 @@ def evaluate_context(
     args = project(bundle.shape(tool), arguments)
     request = Request(agent.uid, f"{server}/{tool.name}", Uid("Server", server), {**context, "args": args})
     return bundle.engine.evaluate(request, bundle.engine.world(agent.entities()), approved=approved)
+
+
+def together(findings: Sequence[Finding]) -> Finding:
+    """What holds when several must agree: the first refusal, else whoever any of them asks for, else a permit.
+    Nobody who agrees is no permit."""
+    for finding in findings:
+        if finding.outcome == "refuse":
+            return finding
+    held = [finding for finding in findings if finding.terms is not None]
+    policies = tuple(dict.fromkeys(policy for finding in findings for policy in finding.policies))
+    if held:
+        sentences = tuple(dict.fromkeys(text for finding in held for text in finding.sentences))
+        terms = strictest(finding.terms for finding in held if finding.terms is not None)
+        return Finding("hold", policies, terms=terms, sentences=sentences)
+    if not findings:
+        return Finding("refuse", reason=Reason.NO_POLICY_PERMITS)
+    return Finding("permit", policies, shadow=findings[0].shadow)
 
 
 def recorded(bundle: Compiled, deed: Deed, judgement: Judgement) -> tuple[Agent, JsonObject, JsonValue]:

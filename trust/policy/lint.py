@@ -13,6 +13,7 @@ from trust.policy.positions import Statement, statements
 from trust.policy.slicing import context_reads
 from trust.policy.terms import BadAnnotation
 from trust.policy.validation import SYNTAX, clean, complaints, did_you_mean, needle_of
+from trust.standing.rules import SEVERITIES
 
 _ID: Final = re.compile(r"[a-z0-9][a-z0-9._-]{0,127}")
 
@@ -149,6 +150,12 @@ def _lint(node: pst.Template, source: Source) -> Iterable[Problem]:
     mode = node.annotations.get("mode", "shadow")
     if mode != "shadow":
         yield _problem("error", source, f'@mode("{mode}") is not known', "mode", 'only @mode("shadow") is')
+    severity = node.annotations.get("severity", "minor")
+    if severity not in SEVERITIES:
+        expected = f"expected one of {', '.join(SEVERITIES)}"
+        yield _problem("error", source, f'@severity("{severity}") is not known; {expected}', "severity")
+    elif "severity" in node.annotations and node.effect != "forbid":
+        yield _problem("warning", source, "@severity is read of a forbid only", "severity")
     reads = context_reads(pst.PolicySet({}, {node.id: node}, ()))
     reads_approved = reads is None or "approved" in reads
     if "approval" in node.annotations:

@@ -1,7 +1,8 @@
 """The annotations of a policy that mean something to Licet.
 
 ``@id`` (required, unique), ``@reason`` (a sentence for the agent), ``@approval`` (who must decide),
-``@mode("shadow")`` (evaluated and recorded, not enforced), ``@owner``.
+``@mode("shadow")`` (evaluated and recorded, not enforced), ``@severity`` (what a refusal says of whoever asked),
+``@owner``.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
-KNOWN: Final = frozenset({"id", "reason", "approval", "mode", "owner"})
+KNOWN: Final = frozenset({"id", "reason", "approval", "mode", "severity", "owner"})
 DEFAULT_TTL_S: Final = 900
 MAX_TTL_S: Final = 7 * 86_400
 _UNITS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86_400}

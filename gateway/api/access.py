@@ -1,0 +1,111 @@
+"""Who calls, what they sent, and the services that answer: what every part of the interface shares.
+
+Workloads (sidecars and nodes) sign their requests (WIT and HTTP message signature). People bring a bearer
+token. Enrolment brings a one-time token and proves the key that it wants bound.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import TypeVar
+from urllib.parse import parse_qs
+
+import msgspec
+
+from edge.clock import SystemClock
+from edge.http import Incoming, StreamResponse
+from edge.routes import Routes
+from gateway.approvals.desk import Desk
+from gateway.bundles import Bundles
+from gateway.callers import Callers, Sender
+from gateway.delegations import Delegations
+from gateway.dispatch import Dispatcher
+from gateway.feed import Feed
+from gateway.people import People
+from gateway.records import Records
+from gateway.registry import Registry
+from gateway.router.nodes import Nodes
+from gateway.servers import Servers
+from gateway.standings import Standings
+from gateway.state import Person
+from gateway.stops import Stops
+from trust.canonical import read_object
+from trust.identity.keys import SecretKey
+from trust.reasons import Reason, Unverifiable
+
+Message = TypeVar("Message", bound=msgspec.Struct)
+Handler = Callable[..., Awaitable[StreamResponse]]
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    """Everything that one gateway consists of."""
+
+    records: Records
+    registry: Registry
+    servers: Servers
+    stops: Stops
+    standings: Standings
+    delegations: Delegations
+    people: People
+    bundles: Bundles
+    feed: Feed
+    desk: Desk
+    nodes: Nodes
+    dispatcher: Dispatcher
+    callers: Callers
+    key: SecretKey
+    clock: SystemClock
+    trust_domain: str
+    audience: str
+
+
+class Access:
+    """Adds routes behind the question who calls."""
+
+    def __init__(self, services: Services) -> None:
+        self._callers = services.callers
+        self._people = services.people
+        self.routes = Routes()
+
+    def anyone(self, method: str, path: str, handler: Handler) -> None:
+        self.routes.add(method, path, handler)
+
+    def signed(
+        self, method: str, path: str, handler: Handler, *, strong: bool = False, listening: bool = False
+    ) -> None:
+        """For workloads; *strong*: signed with the key, not within a session."""
+
+        async def handle(incoming: Incoming, **parameters: str) -> StreamResponse:
+            sender: Sender = self._callers.identify(incoming, strong=strong, listening=listening)
+            return await handler(incoming, sender, **parameters)
+
+        self.routes.add(method, path, handle)
+
+    def person(self, method: str, path: str, handler: Handler, role: str | None = None) -> None:
+        """For people; with *role*, only for those who have it."""
+
+        async def handle(incoming: Incoming, **parameters: str) -> StreamResponse:
+            token = incoming.bearer
+            person: Person = self._people.identify(token) if role is None else self._people.require(token, role)
+            return await handler(incoming, person, **parameters)
+
+        self.routes.add(method, path, handle)
+
+
+def decode(incoming: Incoming, kind: type[Message]) -> Message:
+    """The body as *kind*, or :class:`Unverifiable`."""
+    read_object(incoming.body)  # refuses what is ambiguous; msgspec would take the last duplicate
+    try:
+        return msgspec.json.decode(incoming.body, type=kind)
+    except msgspec.DecodeError as bad:
+        raise Unverifiable(Reason.MALFORMED_REQUEST, str(bad)) from None
+
+
+def seconds(incoming: Incoming) -> float:
+    """The query's ``wait``, in seconds."""
+    try:
+        return max(0.0, float(parse_qs(incoming.query).get("wait", ["0"])[0]))
+    except ValueError:
+        raise Unverifiable(Reason.MALFORMED_REQUEST, "wait: expected seconds") from None

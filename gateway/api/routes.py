@@ -1,0 +1,36 @@
+"""All routes of one gateway, and its health."""
+
+from __future__ import annotations
+
+from edge.http import Incoming, Response, json_response
+from gateway.api.access import Access, Services
+from gateway.api.administration import Administration
+from gateway.api.decisions import Decisions
+from gateway.api.workloads import Workloads
+
+
+class Api:
+    """``routes`` answer what the gateway serves."""
+
+    def __init__(self, services: Services) -> None:
+        self.services = services
+        access = Access(services)
+        access.anyone("GET", "/", self._home)
+        access.anyone("GET", "/livez", self._livez)
+        access.anyone("GET", "/readyz", self._readyz)
+        for part in (Workloads(services), Decisions(services), Administration(services)):
+            part.add_to(access)
+        self.routes = access.routes
+
+    async def _home(self, _incoming: Incoming) -> Response:
+        text = "Licet gateway. Approve with `licet approvals`, ask with `licet audit`.\n"
+        return Response(text=text, headers={"Cache-Control": "no-store"})
+
+    async def _livez(self, _incoming: Incoming) -> Response:
+        return json_response({"live": True})
+
+    async def _readyz(self, _incoming: Incoming) -> Response:
+        records = self.services.records
+        fault = records.fault or records.ledger.fault
+        checks = {"bundle": self.services.bundles.sealed is not None, "ledger": fault is None}
+        return json_response({"ready": all(checks.values()), "checks": checks}, 200 if all(checks.values()) else 503)
