@@ -1,13 +1,28 @@
-"""``licet agents``: register, list, kill, unkill."""
+"""``licet agents``: who may act, for whom, how far, and how trusted; everything an operator does to an agent."""
 
 from __future__ import annotations
 
+import datetime
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
 import typer
 
-from licet.cli.gateway_api import gateway
-from licet.cli.output import Json, reporting, say, show, table
+from licet import ledgers
+from licet.cli.gateway_api import As, gateway
+from licet.cli.output import FAILED, USAGE, Json, fail, reporting, say, show, table
+from licet.client import Credentials, delegate, describe, narrow
+from licet.client.delegating import tools_of
+from licet.settings import load
+from trust.identity.keys import PublicKey, unb64url
+from trust.ledger.tiles import write_atomically
+from trust.reasons import visible
+from trust.standing.fold import Replayed
+from trust.standing.score import Book
 
-app = typer.Typer(name="agents", help="Agents: who may act, for whom.", no_args_is_help=True)
+app = typer.Typer(name="agents", help="Agents: who may act, for whom, how far, and how trusted.", no_args_is_help=True)
+Reason = typer.Option(..., "--reason", help="Why; it is recorded and told.")
 
 
 @app.command("register")
@@ -18,44 +33,327 @@ def register(
     purpose: str = typer.Option("", help="What it is for, in a few words."),
     environment: str = typer.Option("development"),
     team: list[str] = typer.Option([], help="A team it belongs to; may be given more than once."),
+    attested: bool = typer.Option(False, help="Its build or host was attested; needed for the tier verified."),
+    token_file: Path | None = As,
     as_json: bool = Json,
 ) -> None:
     """Register an agent; prints the one-time token with which its sidecar enrols."""
-    body = {"name": name, "owner": owner, "purpose": purpose, "environment": environment, "teams": team}
-    told = gateway().call("POST", "/v1/agents", body).body
+    body = {
+        "name": name,
+        "owner": owner,
+        "purpose": purpose,
+        "environment": environment,
+        "teams": team,
+        "attested": attested,
+    }
+    told = gateway(token_file).call("POST", "/v1/agents", body).body
+    show(told, as_json, lambda: _enrols(name, told["enrolment_token"], f"{name} is registered."))
 
-    def people() -> None:
-        say(f"{name} is registered. Its sidecar enrols once with")
-        token = told["enrolment_token"]
-        settings = f"LICET_SIDECAR__HOME=.licet/{name} LICET_SIDECAR__PORT=7411"
-        say(f"  {settings} LICET_SIDECAR__ENROLMENT_TOKEN={token} licet sidecar")
-        say("(each sidecar has a home and a port of its own)", "dim")
 
-    show(told, as_json, people)
+def _enrols(name: str, token: str, first: str) -> None:
+    say(f"{first} Its sidecar enrols once with")
+    settings = f"LICET_SIDECAR__HOME=.licet/{name} LICET_SIDECAR__PORT=7411"
+    say(f"  {settings} LICET_SIDECAR__ENROLMENT_TOKEN={token} licet sidecar")
+    say("(each sidecar has a home and a port of its own; LICET_SIDECAR__GATEWAY_URL says where the gateway is)", "dim")
 
 
 @app.command("list")
 @reporting
 def list_agents(as_json: bool = Json) -> None:
-    """All agents with owner, state and score."""
+    """All agents with owner, state, score and tier."""
     found = gateway().call("GET", "/v1/agents").body["agents"]
-    rows = [(a["name"], a["owner"], a["state"], a["score"], a["purpose"]) for a in found]
-    show(found, as_json, lambda: table(("AGENT", "OWNER", "STATE", "SCORE", "PURPOSE"), rows, "no agents"))
+    rows = [(a["name"], a["owner"], a["state"], a["score"], a["tier"], a["purpose"]) for a in found]
+    show(found, as_json, lambda: table(("AGENT", "OWNER", "STATE", "SCORE", "TIER", "PURPOSE"), rows, "no agents"))
+
+
+@app.command("show")
+@reporting
+def show_agent(name: str, as_json: bool = Json) -> None:
+    """One agent: its names, keys, roots of delegation, standing, and why it is stopped if it is."""
+    found = gateway().call("GET", f"/v1/agents/{name}").body
+
+    def people() -> None:
+        because = f": {found['because']}" if found["because"] else ""
+        say(f"{found['name']}  {found['state']}{because}", "bold")
+        say(f"  {found['did']}")
+        teams = f", in {', '.join(found['teams'])}" if found["teams"] else ""
+        say(f"  acts for {found['owner']}{teams}; {found['environment']}; {found['purpose'] or 'no purpose given'}")
+        say(f"  score {found['score']}, {found['tier']} (ring {found['ring']}); epoch {found['epoch']}")
+        for key in found["keys"]:
+            state = (
+                "revoked" if key["revoked"] else f"drains until {_moment(key['until'])}" if key["until"] else "current"
+            )
+            say(f"  key {key['thumbprint']}  {state}")
+        if found["rotating"]:
+            say("  its sidecar was asked to replace the key")
+        for root in found["roots"]:
+            say(f"  root {root['root']} until {_moment(root['expires_at'])}")
+
+    show(found, as_json, people)
+
+
+def _moment(seconds: int) -> str:
+    return datetime.datetime.fromtimestamp(seconds, datetime.UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+
+
+# Keys and stops
+
+
+@app.command("rotate")
+@reporting
+def rotate(
+    name: str,
+    lost: bool = typer.Option(
+        False, "--lost", help="The key is lost or known to others: enrol again with a new token."
+    ),
+    token_file: Path | None = As,
+    as_json: bool = Json,
+) -> None:
+    """Replace an agent's key: its sidecar does it within a second, and the old key drains."""
+    told = gateway(token_file).call("POST", f"/v1/agents/{name}/rotate", {"lost": lost}).body
+
+    def people() -> None:
+        if lost:
+            say(
+                "Remove identity.key and enrolment.json in its home; nothing of before counts once it has enrolled.",
+                "dim",
+            )
+            _enrols(name, told["enrolment_token"], f"{name} gets a new key.")
+        else:
+            say(f"the sidecar of {name} replaces the key as soon as it hears of it; see `licet agents show {name}`")
+
+    show(told, as_json, people)
+
+
+@app.command("revoke")
+@reporting
+def revoke(
+    agent: str = typer.Argument("", help="The agent, if that is what is revoked."),
+    reason: str = Reason,
+    key: str = typer.Option("", help="A key, by its thumbprint."),
+    token: str = typer.Option("", help="A token of a delegation chain, by its hash; everything below it goes too."),
+    root: str = typer.Option("", help="A root of delegation, by its id; everything below it goes too."),
+    session: str = typer.Option("", help="A session, by its id."),
+    principal: str = typer.Option("", help="A person: every agent that acts for them."),
+    token_file: Path | None = As,
+    as_json: bool = Json,
+) -> None:
+    """Stop believing an agent, key, token, root, session or principal, for good (what `kill` stops can go on again)."""
+    given = {"agent": agent, "key": key, "token": token, "root": root, "session": session, "principal": principal}
+    named = {what: name for what, name in given.items() if name}
+    if len(named) != 1:
+        raise fail("name exactly one thing: an agent, --key, --token, --root, --session or --principal", USAGE)
+    what, name = next(iter(named.items()))
+    body = {"what": what, "id": name, "reason": reason}
+    told = gateway(token_file).call("POST", "/v1/revocations", body).body
+    show(told, as_json, lambda: say(f"{what} {name} is revoked: {reason}"))
 
 
 @app.command("kill")
 @reporting
-def kill(
-    target: str, reason: str = typer.Option(..., help="Why; it is recorded and told."), as_json: bool = Json
-) -> None:
-    """Stop an agent (or `all`) at once; it stays stopped until `unkill`."""
-    told = gateway().call("POST", "/v1/kills", {"target": target, "reason": reason}).body
-    show(told, as_json, lambda: say(f"{target} is stopped: {reason}"))
+def kill(target: str, reason: str = Reason, token_file: Path | None = As, as_json: bool = Json) -> None:
+    """Stop an agent, a team or `all` at once; it stays stopped until `unkill`."""
+    told = gateway(token_file).call("POST", "/v1/kills", {"target": target, "reason": reason}).body
+    show(told, as_json, lambda: say(f"{told['killed']} is stopped: {reason}"))
 
 
 @app.command("unkill")
 @reporting
-def unkill(target: str, reason: str = typer.Option(...), as_json: bool = Json) -> None:
-    """Let a stopped agent go on."""
-    told = gateway().call("POST", "/v1/kills/lift", {"target": target, "reason": reason}).body
-    show(told, as_json, lambda: say(f"{target} may go on: {reason}"))
+def unkill(target: str, reason: str = Reason, token_file: Path | None = As, as_json: bool = Json) -> None:
+    """Let what was stopped go on. What waited for approval when it was stopped stays cancelled."""
+    told = gateway(token_file).call("POST", "/v1/kills/lift", {"target": target, "reason": reason}).body
+    show(told, as_json, lambda: say(f"{told['lifted']} may go on: {reason}"))
+
+
+# Delegation
+
+
+@app.command("delegate")
+@reporting
+def delegate_to(
+    to: str = typer.Argument(..., help="The agent that gets it, by name; or its did:key, which needs no gateway."),
+    tool: list[str] = typer.Option([], "--tool", help="server/tool; may be given more than once."),
+    only: list[str] = typer.Option(
+        [], "--only", help="A constraint: server/tool:argument=value, ^=prefix, =a|b, =1..5, or :={JSON}."
+    ),
+    expires: int = typer.Option(3600, "--expires", help="Seconds that it lives."),
+    max_depth: int | None = typer.Option(None, help="How deep it may be handed on in all; 5 at most."),
+    chain: Path | None = typer.Option(None, "--chain", help="Narrow this chain, offline; without it, a new root."),
+    home: Path | None = typer.Option(None, "--home", help="The delegating agent's home; by default the sidecar's."),
+    out: Path | None = typer.Option(None, "--out", "-o", help="Write the chain there instead of printing it."),
+    as_json: bool = Json,
+) -> None:
+    """Hand part of an agent's authority to another: signed with the agent's key, and only ever less."""
+    try:
+        tools = tools_of(tool, only)
+    except (ValueError, msgspec.DecodeError) as bad:
+        raise fail(str(bad), USAGE) from None
+    if not tools:
+        raise fail("name what is delegated: --tool server/tool, or --only server/tool:argument=value", USAGE)
+    settings = load()
+    credentials = Credentials.load(home or settings.sidecar.home)
+    holder = PublicKey.from_did(to) if to.startswith("did:key:") else _key_of(to)
+    if chain is not None:
+        parent = chain.read_text("ascii").strip()
+    else:
+        url = settings.sidecar.gateway_url
+        parent = delegate(credentials, url, tools, lives_s=expires)
+    made = narrow(credentials, parent, holder, tools, lives_s=expires, max_depth=max_depth)
+    told = {"chain": made, **describe(credentials, made)}
+    if out is not None:
+        write_atomically(out, made.encode("ascii") + b"\n")
+
+    def people() -> None:
+        say(f"{credentials.name} lets {to} do this for {told['principal']} until {_moment(told['expires_at'])}:")
+        for name, arguments in sorted(told["tools"].items()):
+            limits = "; ".join(f"{visible(a)}: {visible(str(c))}" for a, c in sorted(arguments.items()))
+            say(f"  {name}{f'  ({limits})' if limits else ''}")
+        say(f"revoke it with: licet agents revoke --token {told['tokens'][-1]} --reason …", "dim")
+        if out is not None:
+            say(f"use it with: licet run --delegation {out} -- COMMAND   (beside the sidecar of {to})", "dim")
+        else:
+            print(made)
+
+    show(told, as_json, people)
+
+
+def _key_of(agent: str) -> PublicKey:
+    found = gateway().call("GET", f"/v1/agents/{agent}").body
+    if not found["key"]:
+        raise fail(f"{agent} is registered but not enrolled: it has no key to delegate to", FAILED)
+    return PublicKey(unb64url(found["key"]))
+
+
+# Standing
+
+
+@app.command("vouch")
+@reporting
+def vouch(
+    voucher: str = typer.Argument(..., help="The agent that stakes evidence it earned; its score must be 700 or more."),
+    target: str = typer.Argument(..., help="The agent that it vouches for, of another principal."),
+    stake: float = typer.Option(..., help="How much evidence; the target gets half of it for 30 days."),
+    reason: str = Reason,
+    token_file: Path | None = As,
+    as_json: bool = Json,
+) -> None:
+    """Let one agent vouch for another. If the other does something severe, the stake is lost."""
+    body = {"voucher": voucher, "milli": round(stake * 1000), "reason": reason}
+    told = gateway(token_file).call("POST", f"/v1/agents/{target}/vouch", body).body
+    show(told, as_json, lambda: say(f"{voucher} vouches for {target}, which has {told['score']} now"))
+
+
+@app.command("clear")
+@reporting
+def clear(name: str, reason: str = Reason, token_file: Path | None = As, as_json: bool = Json) -> None:
+    """Lift the cap of 299 that a critical event left, after somebody looked at it. The evidence stays."""
+    told = gateway(token_file).call("POST", f"/v1/agents/{name}/clear", {"reason": reason}).body
+    show(told, as_json, lambda: say(f"{name} is cleared; it has {told['score']} now"))
+
+
+@app.command("grant")
+@reporting
+def grant(
+    name: str,
+    reason: str = Reason,
+    withdraw: bool = typer.Option(False, "--withdraw", help="Take the grant back."),
+    token_file: Path | None = As,
+    as_json: bool = Json,
+) -> None:
+    """Let an attested agent pass a score of 899."""
+    body = {"allowed": not withdraw, "reason": reason}
+    told = gateway(token_file).call("POST", f"/v1/agents/{name}/grant", body).body
+    show(told, as_json, lambda: say(f"{name} {'may no longer' if withdraw else 'may'} be verified"))
+
+
+@app.command("explain")
+@reporting
+def explain(
+    name: str, count: int = typer.Option(20, "-n", help="How many of the last changes."), as_json: bool = Json
+) -> None:
+    """Why an agent has the score that it has: what counts now, and every change with what caused it."""
+    told = gateway().call("GET", f"/v1/agents/{name}/standing").body
+    show(told, as_json, lambda: _tell(told, count))
+
+
+def _tell(told: dict[str, Any], count: int) -> None:
+    found = told["evidence"]
+    say(f"{told['agent']}  score {told['score']}, {told['tier']} (ring {told['ring']})", "bold")
+    r, v, s = (found[name] / 1000 for name in ("earned", "vouched", "negative"))
+    prior, weight = found["prior"] / 1000, found["prior_weight"] / 1000
+    above, below = f"earned {r:g} + vouched {v:g}", f"negative {s:g}"
+    say(f"  1000 · ({above} + {prior:g}) / ({above} + {below} + {weight:g})")
+    if found["cap"] < 1000:
+        say(f"  and never above {found['cap']}")
+    today = ", ".join(
+        f"class {risk}: {got / 1000:g} of {most / 1000:g}"
+        for risk, (got, most) in enumerate(zip(told["earned_today"], told["caps_a_day"], strict=True))
+    )
+    say(f"  earned today  {today}", "dim")
+    moved = told["moved"]
+    if len(moved) > count:
+        say(f"  … {len(moved) - count} earlier changes (-n {len(moved)})", "dim")
+    for one in moved[-count:]:
+        cause = f"#{one['cause']}" if one["cause"] >= 0 else f"by {one['by']}: {one['reason']}"
+        say(f"  #{one['index']}  {_moment(one['at_s'])}  {one['before']} → {one['after']}  {_why(one)}  ({cause})")
+
+
+_RULES: Final = {
+    "outcome": "a confirmed outcome of risk class {risk}",
+    "refusal": "{count} refused, {severity}: {policy} on {resource}",
+    "vouched": "{other} vouches for it",
+    "staked": "it vouches for {other}",
+    "burned": "what it staked for {other} is lost",
+    "unvouched": "nobody vouches for it any more",
+    "cleared": "cleared",
+    "granted": "may be verified",
+    "ungranted": "may not be verified any more",
+}
+
+
+def _why(one: dict[str, Any]) -> str:
+    known = {"risk": 0, "count": 0, "severity": "", "policy": "", "resource": "", "other": "", **one}
+    return _RULES[one["rule"]].format(**{name: visible(str(value)) for name, value in known.items()})
+
+
+@app.command("replay")
+@reporting
+def replay(as_json: bool = Json) -> None:
+    """Compute every score again from the gateway's ledger, and compare with what the gateway has."""
+    root = load().gateway.home / "ledger"
+    if not root.is_dir():
+        raise FileNotFoundError(f"{root}: there is no ledger of a gateway here; run this where the gateway runs")
+    stored = gateway().call("GET", "/v1/standings").body
+    replayed = Replayed()
+    for index, line in ledgers.lines(root):
+        if index < stored["entries"]:
+            replayed.read(index, line)
+    kept = {book.agent: book for book in msgspec.convert(stored["books"], list[Book])}
+    made = {book.agent: book for book in replayed.books()}
+    wrong = [
+        *replayed.wrong,
+        *(f"{due.agent}: {due.rule} because of #{due.cause} was never written" for due in replayed.missing),
+        *(f"{name}: the stored book is another" for name in sorted({*kept, *made}) if kept.get(name) != made.get(name)),
+    ]
+    told = {
+        "entries": stored["entries"],
+        "observed": replayed.observed,
+        "moved": replayed.moved,
+        "agents": len(made),
+        "wrong": wrong,
+    }
+    show(told, as_json, lambda: _compared(told))
+    if wrong:
+        raise typer.Exit(FAILED)
+
+
+def _compared(told: dict[str, Any]) -> None:
+    for line in told["wrong"][:50]:
+        say(line, "red")
+    if told["wrong"]:
+        return
+    say(
+        f"{told['entries']} entries, {told['observed']} observations, {told['moved']} changes: "
+        f"the books of {told['agents']} agents come out the same, bit for bit",
+        "green",
+    )

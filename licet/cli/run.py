@@ -5,16 +5,19 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Mapping
+from pathlib import Path
 
 import typer
 
 from licet.cli.output import USAGE, fail, reporting, warn
+from licet.client import Api
 from licet.settings import Settings, load, read_token
 
 
-def agent_environment(settings: Settings, server: str = "workbench") -> dict[str, str]:
-    """What a program needs to reach its sidecar, and the proxy variables that send everything else there too."""
-    token = read_token(settings.sidecar.home / "agent.token", "the agent")
+def agent_environment(settings: Settings, server: str = "workbench", token: str = "") -> dict[str, str]:
+    """What a program needs to reach its sidecar, and the proxy variables that send everything else there too.
+    *token*: another than the agent's own, such as one that stands for a delegation chain."""
+    token = token or read_token(settings.sidecar.home / "agent.token", "the agent")
     host = f"{settings.sidecar.host}:{settings.sidecar.port}"
     proxy = f"http://agent:{token}@{host}"
     return {
@@ -28,23 +31,35 @@ def agent_environment(settings: Settings, server: str = "workbench") -> dict[str
     }
 
 
-def child_environment(settings: Settings, server: str, environ: Mapping[str, str]) -> dict[str, str]:
+def child_environment(settings: Settings, server: str, environ: Mapping[str, str], token: str = "") -> dict[str, str]:
     """*environ* without what belongs to operators, with what the agent needs."""
     kept = {name: value for name, value in environ.items() if not name.startswith("LICET_")}
-    return {**kept, **agent_environment(settings, server)}
+    return {**kept, **agent_environment(settings, server, token)}
+
+
+def _token_for(settings: Settings, delegation: Path) -> str:
+    """The sidecar's token for a program that acts under the chain in *delegation*."""
+    own = read_token(settings.sidecar.home / "agent.token", "the agent")
+    api = Api(f"http://{settings.sidecar.host}:{settings.sidecar.port}", own)
+    told = api.call("POST", "/v1/mandates", {"chain": delegation.read_text("ascii").strip()}).body
+    return str(told["token"])
 
 
 @reporting
 def run(
     context: typer.Context,
     server: str = typer.Option("workbench", help="The MCP server that LICET_MCP_URL names."),
+    delegation: Path | None = typer.Option(
+        None, "--delegation", help="A file with a delegation chain: the program gets that authority, and no more."
+    ),
 ) -> None:
     """Run a program as the agent of this sidecar: it finds LICET_URL, LICET_TOKEN, LICET_MCP_URL and proxies."""
     command = context.args[1:] if context.args[:1] == ["--"] else context.args
     if not command:
         raise fail("give a command: licet run -- python my_agent.py", USAGE)
     settings = load()
-    environment = child_environment(settings, server, os.environ)
+    token = _token_for(settings, delegation) if delegation is not None else ""
+    environment = child_environment(settings, server, os.environ, token)
     try:
         socket.create_connection((settings.sidecar.host, settings.sidecar.port), timeout=1.0).close()
     except OSError:

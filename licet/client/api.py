@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import urllib.error
 import urllib.request
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 
@@ -40,14 +41,18 @@ class Api:
     url: str
     token: str = ""
     timeout_s: float = 130.0
+    headers: Mapping[str, str] = field(default_factory=dict)
 
     def call(self, method: str, path: str, body: Any = None) -> Answer:
         """The answer, or :class:`ApiError` for 4xx and 5xx, or :class:`Unavailable`."""
-        headers = {"Content-Type": "application/json"} if body is not None else {}
+        return self.call_bytes(method, path, b"" if body is None else json.dumps(body).encode())
+
+    def call_bytes(self, method: str, path: str, data: bytes) -> Answer:
+        """The same with a body that is JSON already, exactly as it is; empty: no body."""
+        headers = {**({"Content-Type": "application/json"} if data else {}), **self.headers}
         if self.token:
             headers["Authorization"] = f"Bearer {self.token}"
-        data = None if body is None else json.dumps(body).encode()
-        request = urllib.request.Request(self.url + path, data, headers, method=method)  # noqa: S310 (our own URL)
+        request = urllib.request.Request(self.url + path, data or None, headers, method=method)  # noqa: S310 (our own)
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
         try:
             with opener.open(request, timeout=self.timeout_s) as response:
