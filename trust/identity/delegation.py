@@ -58,6 +58,14 @@ class _Claims(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defa
     def tools(self) -> ToolGrants:
         return self.authorization_details[0].tools
 
+    @property
+    def holder(self) -> PublicKey:
+        """The key that may use this token, or hand it on."""
+        try:
+            return PublicKey.from_jwk(self.cnf.get("jwk"))
+        except Unverifiable as bad:
+            raise _refuse(f"cnf: {bad.detail}") from None
+
 
 class Authority(msgspec.Struct, frozen=True):
     """What a verified chain gives to the holder of its last key.
@@ -204,12 +212,12 @@ def open_chain(chain: str, *, issuer: PublicKey, trust_domain: str, audience: st
         raise _refuse("its root was made for another audience")
     _require_root(root)
     _require_in_time(root, now)
-    keys = [PublicKey.from_jwk(root.cnf.get("jwk"))]
+    keys = [root.holder]
     for before, token in itertools.pairwise(tokens):
         child = _opened(token, keys[-1])
         _require_narrower(child, parent, before)
         _require_in_time(child, now)
-        keys.append(PublicKey.from_jwk(child.cnf.get("jwk")))
+        keys.append(child.holder)
         parent = child
     return Authority(
         root.sub,
@@ -266,7 +274,7 @@ def _require_root(claims: _Claims) -> None:
 
 def _require_narrower(child: _Claims, parent: _Claims, parent_token: str) -> None:
     """Every way in which a child could hold more than its parent."""
-    holder = PublicKey.from_jwk(parent.cnf.get("jwk"))
+    holder = parent.holder
     if child.iss != THUMBPRINT_URI + holder.thumbprint:
         raise _refuse("a token is issued by somebody else than the holder of the one before")
     if child.par_hash != token_hash(parent_token):
