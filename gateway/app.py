@@ -83,6 +83,8 @@ class Gateway:
         self.desk = Desk(self.records, registry, self.stops, blobs, clock)
         nodes = Nodes(self._store, config.lease_ttl_s)
         self._client = Client()
+        audience = f"wimse://{domain}/gateway/main"
+        callers = Callers(registry, self.stops, key, clock, domain, audience)
         dispatcher = Dispatcher(
             self.records,
             registry,
@@ -91,6 +93,7 @@ class Gateway:
             self.standings,
             delegations,
             Breaker(config.breaker.limits),
+            callers.sessions,
             self.bundles,
             self.desk,
             nodes,
@@ -99,7 +102,6 @@ class Gateway:
             clock,
             _credentials(config),
         )
-        audience = f"wimse://{domain}/gateway/main"
         self._api = Api(
             Services(
                 records=self.records,
@@ -114,7 +116,7 @@ class Gateway:
                 desk=self.desk,
                 nodes=nodes,
                 dispatcher=dispatcher,
-                callers=Callers(registry, self.stops, key, clock, domain, audience),
+                callers=callers,
                 key=key,
                 clock=clock,
                 trust_domain=domain,
@@ -122,7 +124,7 @@ class Gateway:
             )
         )
         hosts: set[str] = set()
-        server = Server(self._serve, self._refuse_unread, Border(hosts, _INTERNAL_HEADERS, MAX_DISPATCH_BYTES))
+        server = Server(self._serve, self._refuse_unread, Border(hosts, max_body=MAX_DISPATCH_BYTES))
         self._listener = Listener(server)
         self.port = await self._listener.open(config.host, config.port)
         hosts.update(f"{name}:{self.port}" for name in (config.host, "localhost", *config.hostnames))
@@ -189,8 +191,6 @@ class Gateway:
 
 MAX_DISPATCH_BYTES = 8 << 20
 """A payload of the largest size that a sidecar accepts, with its statement."""
-_INTERNAL_HEADERS = frozenset({"licet-delegation"})
-"""A chain travels in the dispatch, where it is stored with the approval that it belongs to."""
 
 
 def _credentials(config: GatewayConfig) -> dict[str, dict[str, str]]:

@@ -61,7 +61,7 @@ class Callers:
         self._nonces = Nonces()
         self._started = clock.now()
         self._wits: dict[str, Workload] = {}
-        self._sessions = Sessions(key, audience)
+        self.sessions = Sessions(key, audience)
 
     def identify(self, incoming: Incoming, *, strong: bool = False, listening: bool = False) -> Sender:
         """Who sent *incoming*, or :class:`Unverifiable`; with *strong*, only by its key. Who is only *listening* is
@@ -72,7 +72,7 @@ class Callers:
         if claim.session and strong:
             raise Unverifiable(Reason.UNAUTHENTICATED, "this must be signed with the key, not within a session")
         if claim.session:
-            session = self._sessions.get(claim.session, now)
+            session = self.sessions.get(claim.session, now)
             workload = session.workload
             httpsig.prove(claim, request, session.secret)
         else:
@@ -105,7 +105,7 @@ class Callers:
 
     def open_session(self, sender: Sender, client: str) -> tuple[str, entries.Session]:
         """The statement for *sender*, whose X25519 key is *client*, and the entry that must be durable first."""
-        terms, statement = self._sessions.open(sender.workload, client, int(self._clock.now()))
+        terms, statement = self.sessions.open(sender.workload, client, int(self._clock.now()))
         return statement, entries.Session(
             terms.session,
             terms.subject,

@@ -28,6 +28,7 @@ from gateway.router.choice import ANOTHER_VERSION, Choice, choose
 from gateway.router.nodes import Nodes
 from gateway.router.placement import Placement
 from gateway.servers import Servers
+from gateway.sessions import Sessions
 from gateway.standings import Standings
 from gateway.state import NodeRecord
 from gateway.stops import Stops, circuit_open
@@ -94,6 +95,7 @@ class Dispatcher:
         standings: Standings,
         delegations: Delegations,
         breaker: Breaker,
+        sessions: Sessions,
         bundles: Bundles,
         desk: Desk,
         nodes: Nodes,
@@ -109,6 +111,7 @@ class Dispatcher:
         self._standings = standings
         self._delegations = delegations
         self._breaker = breaker
+        self._sessions = sessions
         self._bundles = bundles
         self._desk = desk
         self._nodes = nodes
@@ -347,7 +350,7 @@ class Dispatcher:
             Execute(action.server, dispatch.method, dispatch.headers, credentials),
             action.payload.body,
         )
-        headers = {"Content-Type": wire.EXECUTE_TYPE, wire.TICKET_HEADER: ticket.seal(entitled, self._key)}
+        headers = {"Content-Type": wire.EXECUTE_TYPE, wire.TICKET_HEADER: self._sealed(entitled, asked)}
         started = self._clock.mono_ns()
         with self._nodes.working(node.name):
             try:
@@ -360,6 +363,16 @@ class Dispatcher:
         self._nodes.succeeded(node.name)
         await self._ended(asked, node, started, answer.how, answer.status, answer.size)
         return answer.response
+
+    def _sealed(self, entitled: ticket.Ticket, asked: Asked) -> str:
+        """Within the node's session if it has one; what can do great harm is signed."""
+        action = asked.action
+        risk = asked.bundle.inventory.tool(action.server, action.tool).manifest.risk
+        subject = f"wimse://{asked.sender.workload.trust_domain}/node/{entitled.node}"
+        session = self._sessions.newest_of(subject, self._clock.now()) if risk < RISK_HIGH else None
+        if session is None:
+            return ticket.seal(entitled, self._key)
+        return ticket.seal_within(entitled, session.terms.session, session.back)
 
     def _stopped(self, asked: Asked) -> bool:
         """Whether a stream must be cut."""

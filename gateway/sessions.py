@@ -19,12 +19,17 @@ MAX_OF_ONE: Final = 8
 """Of one workload; its oldest ends when it opens another."""
 
 
+MARGIN_S: Final = 5
+"""Clocks of two machines differ; a session that is about to end is not begun with."""
+
+
 class Session(msgspec.Struct, frozen=True):
-    """``secret`` is what its requests are authenticated with."""
+    """``secret`` is what its requests are authenticated with, ``back`` what the gateway sends it."""
 
     workload: Workload
     terms: Terms
     secret: bytes
+    back: bytes
 
 
 class Sessions:
@@ -47,7 +52,7 @@ class Sessions:
         terms, secret, statement = session.answer(
             client, session=new_id("ses"), subject=workload.subject, audience=self._audience, now=now, key=self._key
         )
-        self._open[terms.session] = Session(workload, terms, secret)
+        self._open[terms.session] = Session(workload, terms, secret, session.backward(secret))
         self._of.setdefault(workload.subject, []).append(terms.session)
         return terms, statement
 
@@ -57,6 +62,17 @@ class Sessions:
         if found is None or now >= found.terms.expires_at:
             raise Unverifiable(Reason.UNAUTHENTICATED, "this session is not open (any more); sign with the key")
         return found
+
+    def newest_of(self, subject: str, now: float) -> Session | None:
+        """The session that a workload opened last, if it is open for long enough to be used by us."""
+        own = self._of.get(subject, ())
+        found = self._open[own[-1]] if own else None
+        return found if found is not None and now < found.terms.expires_at - MARGIN_S else None
+
+    def end(self, subject: str) -> None:
+        """A workload started anew: it knows none of its sessions any more."""
+        for name in list(self._of.get(subject, ())):
+            self._forget(name)
 
     def _forget_over(self, now: float) -> None:
         """Sessions live equally long, so the oldest end first."""

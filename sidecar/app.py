@@ -117,7 +117,8 @@ class Sidecar:
 
     async def _listen(self) -> None:
         hosts: set[str] = set()
-        border = Border(hosts, max_header=delegation.MAX_CHAIN_BYTES + HEADER_NAME_BYTES)
+        longest = delegation.MAX_CHAIN_BYTES + HEADER_NAME_BYTES
+        border = Border(hosts, frozenset({DELEGATION_HEADER}), max_header=longest)
         self._listener = Listener(Server(self._serve, self._refuse_unread, border))
         self.port = await self._listener.open(self.config.host, self.config.port)
         names = (self.config.host, "localhost", *self.config.hostnames)

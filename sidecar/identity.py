@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Self
 
@@ -63,7 +63,8 @@ class NotEnrolled(Exception):
 class Identity:
     """Signs requests to one gateway: within a session while one is open, else with the key.
 
-    ``enrolment`` changes when the WIT is renewed.
+    ``enrolment`` changes when the WIT is renewed. ``back_keys``: by session, the key of what the gateway sends on its
+    own, and when that ends.
     """
 
     key: Signer
@@ -74,6 +75,7 @@ class Identity:
     clock: SystemClock
     home: Path
     session: _Session | None = None
+    back_keys: dict[str, tuple[bytes, int]] = field(default_factory=dict)
 
     @classmethod
     async def obtain(
@@ -186,6 +188,14 @@ class Identity:
             responder=self.gateway,
         )
         self.session = _Session(terms.session, secret, terms.expires_at)
+        now = self.clock.now()
+        kept = {name: known for name, known in self.back_keys.items() if now < known[1]}
+        self.back_keys = {**kept, terms.session: (session.backward(secret), terms.expires_at)}
+
+    def back_key(self, name: str) -> bytes | None:
+        """The key of what the gateway sends within the session *name*, while that is open."""
+        key, expires = self.back_keys.get(name, (None, 0))
+        return key if self.clock.now() < expires else None
 
     @property
     def subject(self) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 import aiohttp
 
 from gateway.app import Gateway
-from gateway.config import GatewayConfig
+from gateway.config import BreakerConfig, GatewayConfig
 from licet.workbench import MANIFEST
 from sidecar.app import Sidecar
 from sidecar.config import NodeConfig, SidecarConfig, ToolServer
@@ -65,6 +65,8 @@ class Mesh:
     sidecar_disk: Disk | None = None
     gateway_disk: Disk | None = None
     credentials: tuple[Any, ...] = ()
+    breaker: BreakerConfig = field(default_factory=BreakerConfig)
+    others: dict[str, Sidecar] = field(default_factory=dict)
     tokens: dict[str, str] = field(default_factory=dict)
 
     async def __aenter__(self) -> Mesh:
@@ -91,6 +93,8 @@ class Mesh:
         return self
 
     async def __aexit__(self, *_: object) -> None:
+        for other in self.others.values():
+            await other.stop()
         for part in ("sidecar", "node", "gateway"):
             if getattr(self, part, None) is not None:
                 await self.stop(part)
@@ -104,6 +108,7 @@ class Mesh:
             segment_bytes=SEGMENT,
             bundle_ttl_s=self.bundle_ttl_s,
             credentials=self.credentials,
+            breaker=self.breaker,
         )
         self.gateway = Gateway(config, self.gateway_disk)
         await self.gateway.start()
@@ -140,6 +145,37 @@ class Mesh:
         await self.sidecar.start()
         self.url = f"http://127.0.0.1:{self.sidecar.port}"
         await self.ready()
+
+    async def add_agent(self, name: str, owner: str, *, teams: Sequence[str] = (), **more: Any) -> Sidecar:
+        """Another agent with a sidecar of its own, as on another machine."""
+        new = {"name": name, "owner": owner, "teams": list(teams)}
+        answer = await self.admin("POST", "/v1/agents", new)
+        assert answer.status == 201, answer.body
+        token = answer.json["enrolment_token"]
+        config = SidecarConfig(
+            home=self.home / name,
+            port=0,
+            gateway_url=self.gateway_url,
+            enrolment_token=token,
+            hold_wait_s=self.hold_wait_s,
+            segment_bytes=SEGMENT,
+            **more,
+        )
+        sidecar = self.others[name] = Sidecar(config)
+        await sidecar.start()
+        async with asyncio.timeout(10):
+            while not all(sidecar.checks().values()):
+                await asyncio.sleep(0.01)
+        return sidecar
+
+    async def act(
+        self, sidecar: Sidecar, tool: str, args: dict[str, Any], *, chain: str = "", token: str = "", **more: Any
+    ) -> Answer:
+        """A native action as the agent of *sidecar*, under *chain* if there is one."""
+        headers = {"Licet-Delegation": chain} if chain else {}
+        url = f"http://127.0.0.1:{sidecar.port}/v1/actions"
+        body = {"tool": tool, "args": args, **more}
+        return await self.request("POST", url, token=token or sidecar.token, json=body, headers=headers)
 
     async def stop(self, part: str) -> None:
         await getattr(self, part).stop()

@@ -213,6 +213,7 @@ class Workloads:
         asked, services = decode(incoming, _Join), self._s
         _require(sender, "node", "only nodes do this")
         epoch, grown = await services.registry.join_node(sender.workload.name, asked.url, asked.servers)
+        services.callers.sessions.end(sender.workload.subject)
         services.nodes.renew(sender.workload.name, epoch, services.clock.mono())
         if grown:
             await services.bundles.refresh(sender.workload.name)

@@ -46,7 +46,7 @@ from trust.identity.replay import Nonces
 from trust.identity.ticket import Ticket
 from trust.ledger import entries
 from trust.ledger.writer import LedgerUnavailable
-from trust.policy.inventory import Server, Tool
+from trust.policy.inventory import RISK_HIGH, Server, Tool
 from trust.reasons import Reason, Unverifiable
 from trust.verdict import Refusal
 from trust.wire import Execute
@@ -127,11 +127,12 @@ class Node:
             for name in unlisted(server, self._offers[server.name].server):
                 _log.warning("%s: [tools.%s]: %s lists no such tool", server.manifest, name, server.name)
         await self._join()
+        await self.identity.open_session_when_due()
         self._tasks = [
-            asyncio.create_task(listen(self.identity, self._hear)),
             asyncio.create_task(self._beat()),
             asyncio.create_task(self._watch_tools()),
             asyncio.create_task(self._keep_children()),
+            asyncio.create_task(listen(self.identity, self._hear)),
         ]
 
     # Servers and lease
@@ -316,6 +317,8 @@ class Node:
         entitled = self._open(incoming.header(wire.TICKET_HEADER) or "", execute, payload)
         upstream, tool = self._upstream_as_judged(entitled)
         self._require_current(entitled, tool)
+        if tool.manifest.risk >= RISK_HIGH and not ticket.is_signed(incoming.header(wire.TICKET_HEADER) or ""):
+            raise Unverifiable(Reason.TICKET_INVALID, f"ticket: one for risk {tool.manifest.risk} must be signed")
         self._sessions.require_own(entitled, payload)
         self.ledger.append_later(_dispatch(entitled, self.identity.name))
         started = self._clock.mono_ns()
@@ -350,6 +353,7 @@ class Node:
         entitled = ticket.open_ticket(
             token,
             gateway=self.identity.gateway,
+            sessions=self.identity.back_key,
             node=self.identity.name,
             epoch=self._epoch,
             payload=payload.digest,

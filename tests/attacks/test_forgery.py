@@ -235,6 +235,43 @@ async def test_a_node_executes_a_ticket_once_and_only_its_bytes(mesh: Mesh) -> N
     assert len([e for e in mesh.entries("node") if isinstance(e, Refusal)]) == 11
 
 
+async def test_a_ticket_of_low_risk_is_within_the_nodes_session_and_one_of_high_risk_is_signed(mesh: Mesh) -> None:
+    seen: dict[str, str] = {}
+    open_, node = mesh.node._open, mesh.node
+
+    def watch(token: str, *rest: Any) -> Ticket:
+        opened = open_(token, *rest)
+        seen[opened.tool] = token
+        return opened
+
+    node._open = watch  # type: ignore[method-assign]
+    assert (await mesh.call("workbench/read_file", {"path": "notes.txt"})).status == 200
+    approval = (await mesh.call("workbench/delete_file", {"path": "notes.txt"})).json["approval"]
+    await mesh.vote(approval)
+    assert (await mesh.claim(approval)).status == 200
+    assert (ticket.is_signed(seen["read_file"]), ticket.is_signed(seen["delete_file"])) == (False, True)
+    session = seen["read_file"].split("~")[0]
+    key = node.identity.back_key(session)
+    assert key is not None
+    body = mcp.call("x", "delete_file", {"path": "notes.txt"})[1]
+    digest = mesh.sidecar.pipeline.tool("workbench", "delete_file").digest  # type: ignore[union-attr]
+    asked = entitled(mesh, Payload("POST", (), body), tool="delete_file", tool_digest=digest)
+    answer = await execute(mesh, ticket.seal_within(asked, session, key), body)
+    assert "must be signed" in answer.json["detail"]
+    body = mcp.call("x", "read_file", {"path": "notes.txt"})[1]
+    forward = node.identity.session.secret  # type: ignore[union-attr]
+    echoed = ticket.seal_within(entitled(mesh, Payload("POST", (), body)), session, forward)
+    refused(await execute(mesh, echoed, body), "ticket_invalid")
+
+
+async def test_a_node_that_was_started_again_gets_no_tickets_of_its_session_of_before(mesh: Mesh) -> None:
+    await mesh.stop("node")
+    await mesh.start_node()
+    (mesh.sandbox / "notes.txt").write_text("again")
+    for _ in range(3):
+        assert (await mesh.call("workbench/read_file", {"path": "notes.txt"})).status == 200
+
+
 async def test_a_node_whose_lease_ran_out_starts_nothing(mesh: Mesh) -> None:
     body = mcp.call("x", "read_file", {"path": "notes.txt"})[1]
     mesh.node._tasks[0].cancel()

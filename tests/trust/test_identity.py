@@ -262,6 +262,7 @@ TICKET = Ticket(
 def open_ticket(token: str, **changed: object) -> Ticket:
     asked = {
         "gateway": KEY.public,
+        "sessions": {"ses_1": b"k" * 32}.get,
         "node": "n1",
         "epoch": 3,
         "payload": "d" * 64,
@@ -278,6 +279,30 @@ def test_a_ticket_opens_for_its_node_epoch_bytes_and_time_only() -> None:
         {"node": "n2"}, {"epoch": 2}, {"epoch": 4}, {"payload": "f" * 64}, {"now": NOW + 30}, {"now": NOW - 6},
         {"gateway": OTHER.public}, {"credentials": "x"},
     ):  # fmt: skip
+        with pytest.raises(Unverifiable):
+            open_ticket(token, **changed)
+
+
+def test_a_ticket_within_a_session_is_held_to_the_same_and_to_its_session() -> None:
+    token = ticket.seal_within(TICKET, "ses_1", b"k" * 32)
+    assert open_ticket(token) == TICKET
+    assert not ticket.is_signed(token)
+    session, payload, mac = token.split("~")
+    other = ticket.seal_within(replace(TICKET, agent="b"), "ses_1", b"k" * 32).split("~")
+    for bad in (
+        ticket.seal_within(TICKET, "ses_1", b"x" * 32),
+        ticket.seal_within(TICKET, "ses_2", b"k" * 32),
+        f"{session}~{other[1]}~{mac}",
+        f"{session}~{payload}~",
+        f"{session}~{payload}",
+        f"{session}~{payload}~{mac}~{mac}",
+        f"~{payload}~{mac}",
+        "~~",
+        "~",
+    ):
+        with pytest.raises(Unverifiable):
+            open_ticket(bad)
+    for changed in ({"node": "n2"}, {"epoch": 2}, {"payload": "f" * 64}, {"now": NOW + 30}, {"credentials": "x"}):
         with pytest.raises(Unverifiable):
             open_ticket(token, **changed)
 

@@ -7,6 +7,7 @@ and from everything that was said; it is never sent and never stored.
 
 from __future__ import annotations
 
+import hmac
 from typing import Final
 
 import msgspec
@@ -66,6 +67,12 @@ def accept(
     if terms.expires_at - terms.issued_at > MAX_LIFE_S:
         raise _refuse("lives too long")
     return terms, own.agree(unb64url(terms.server), terms.info)
+
+
+def backward(secret: bytes) -> bytes:
+    """The key for what the responder sends on its own: another one, so that nothing can be sent back where it came
+    from."""
+    return hmac.digest(secret, b"licet session, responder to initiator", "sha256")
 
 
 def _refuse(detail: str) -> Unverifiable:
