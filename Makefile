@@ -58,7 +58,7 @@ $(VENV)/test.done: requirements/test.lock $(VENV)/run.done
 	@touch $@
 
 debian:
-	@deploy/debian-packages git bubblewrap
+	@deploy/debian-packages git bubblewrap redis-server openssh-client
 
 clean:
 	@rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -11,6 +11,7 @@ from edge.client import Client
 from edge.clock import SystemClock, new_id
 from edge.durable import DurableLedger
 from edge.http import Border, Incoming, Listener, Response, Server, StreamResponse, caller_of, problem, require_c_parser
+from edge.shared_nonces import SharedNonces
 from gateway.api.access import Services
 from gateway.api.routes import Api
 from gateway.approvals.desk import Desk
@@ -84,7 +85,10 @@ class Gateway:
         nodes = Nodes(self._store, config.lease_ttl_s)
         self._client = Client()
         audience = f"wimse://{domain}/gateway/main"
-        callers = Callers(registry, self.stops, key, clock, domain, audience)
+        self._shared = SharedNonces(config.nonces, audience) if config.nonces else None
+        if self._shared is not None:
+            await self._shared.start()
+        callers = Callers(registry, self.stops, key, clock, domain, audience, self._shared)
         dispatcher = Dispatcher(
             self.records,
             registry,
@@ -185,6 +189,8 @@ class Gateway:
             task.cancel()
         await asyncio.wait(self._tasks)
         await self._client.close()
+        if self._shared is not None:
+            await self._shared.close()
         await self.ledger.close()
         self._store.close()
 

@@ -8,6 +8,7 @@ import msgspec
 
 from edge.clock import SystemClock
 from edge.http import Incoming
+from edge.shared_nonces import SharedNonces
 from gateway.registry import Registry
 from gateway.sessions import Sessions
 from gateway.stops import Stops
@@ -51,6 +52,7 @@ class Callers:
         clock: SystemClock,
         trust_domain: str,
         audience: str,
+        shared: SharedNonces | None = None,
     ) -> None:
         self._registry = registry
         self._stops = stops
@@ -59,16 +61,18 @@ class Callers:
         self._trust_domain = trust_domain
         self._audience = audience
         self._nonces = Nonces()
-        self._started = clock.now()
+        self._shared = shared
+        # A memory of one's own begins empty, so nothing from before it is believed; a shared one says when it began.
+        self._not_before = clock.now() if shared is None else 0.0
         self._wits: dict[str, Workload] = {}
         self.sessions = Sessions(key, audience)
 
-    def identify(self, incoming: Incoming, *, strong: bool = False, listening: bool = False) -> Sender:
+    async def identify(self, incoming: Incoming, *, strong: bool = False, listening: bool = False) -> Sender:
         """Who sent *incoming*, or :class:`Unverifiable`; with *strong*, only by its key. Who is only *listening* is
         told why it was stopped; nobody else who was revoked gets further."""
         request = httpsig.Request(incoming.method, incoming.authority, incoming.target, incoming.headers, incoming.body)
         now = self._clock.now()
-        claim = httpsig.read(request, audience=self._audience, now=now, not_before=self._started)
+        claim = httpsig.read(request, audience=self._audience, now=now, not_before=self._not_before)
         if claim.session and strong:
             raise Unverifiable(Reason.UNAUTHENTICATED, "this must be signed with the key, not within a session")
         if claim.session:
@@ -79,6 +83,8 @@ class Callers:
             workload = self._workload(incoming.header(WIT_HEADER), now)
             httpsig.prove(claim, request, workload.key)
         self._nonces.spend(claim.nonce, claim.expires_at, now)
+        if self._shared is not None:
+            await self._shared.spend(claim.nonce, claim.created_at, claim.expires_at, now)
         self._registry.require_current(workload)
         if claim.session:
             self._stops.require_believed([("session", claim.session)])

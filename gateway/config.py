@@ -39,7 +39,8 @@ class BreakerConfig(Section):
 
 
 class GatewayConfig(Section):
-    """Section ``[gateway]``. Times in seconds."""
+    """Section ``[gateway]``. Times in seconds. ``nonces``: a Redis (``redis://host:port/0``) that remembers used nonces
+    for several processes and across restarts; without one, this process does."""
 
     home: Path = Path(".licet/gateway")
     host: str = Field("127.0.0.1", min_length=1)
@@ -51,4 +52,5 @@ class GatewayConfig(Section):
     lease_ttl_s: Seconds = 10.0
     segment_bytes: SegmentBytes = 64 << 20
     credentials: tuple[Credential, ...] = ()
+    nonces: str = Field("", pattern=r"^(rediss?|unix)://.+$|^$")
     breaker: BreakerConfig = BreakerConfig()

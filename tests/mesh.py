@@ -65,6 +65,7 @@ class Mesh:
     sidecar_disk: Disk | None = None
     gateway_disk: Disk | None = None
     credentials: tuple[Any, ...] = ()
+    nonces: str = ""
     breaker: BreakerConfig = field(default_factory=BreakerConfig)
     others: dict[str, Sidecar] = field(default_factory=dict)
     tokens: dict[str, str] = field(default_factory=dict)
@@ -108,6 +109,7 @@ class Mesh:
             segment_bytes=SEGMENT,
             bundle_ttl_s=self.bundle_ttl_s,
             credentials=self.credentials,
+            nonces=self.nonces,
             breaker=self.breaker,
         )
         self.gateway = Gateway(config, self.gateway_disk)

@@ -49,6 +49,7 @@ DOORS = {
     "uvloop": {"edge.run"},
     "pydantic": {"edge.config", "gateway.config", "sidecar.config"},
     "sqlite3": {"gateway.store"},
+    "redis": {"edge.shared_nonces"},
     "mcp": {"licet.workbench.server", "licet.demo"},
 }
 """One module, or a stated few, per outside library."""

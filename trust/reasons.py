@@ -41,6 +41,7 @@ class Reason(StrEnum):
     # 2 identify
     UNAUTHENTICATED = "unauthenticated"
     REPLAYED = "replayed"
+    REPLAY_UNKNOWN = "replay_unknown"
     NOT_YOURS = "not_yours"
     REVOKED = "revoked"
     KILLED = "killed"
@@ -117,6 +118,9 @@ TABLE: dict[Reason, Row] = {
     Reason.METHOD_NOT_ALLOWED: Row(405, _STRUCTURAL, False, _INVALID_REQUEST, "this method is not accepted here"),
     Reason.UNAUTHENTICATED: Row(401, _STRUCTURAL, False, _IDENTITY, "the caller could not be identified"),
     Reason.REPLAYED: Row(401, _STRUCTURAL, False, _IDENTITY, "this signed request was seen before"),
+    Reason.REPLAY_UNKNOWN: Row(
+        503, _TRANSIENT, True, _IDENTITY, "whether this request was seen before cannot be known now"
+    ),
     Reason.NOT_YOURS: Row(403, _STRUCTURAL, False, _IDENTITY, "this belongs to somebody else"),
     Reason.REVOKED: Row(403, _STRUCTURAL, False, _IDENTITY, "the identity or its authority was revoked"),
     Reason.KILLED: Row(403, _STRUCTURAL, False, _IDENTITY, "this agent was stopped by a person"),
@@ -171,6 +175,7 @@ NOTHING_HAPPENED: Final = frozenset(
         Reason.REVOKED,
         Reason.UNAUTHENTICATED,
         Reason.REPLAYED,
+        Reason.REPLAY_UNKNOWN,
         Reason.NOT_YOURS,
         Reason.DELEGATION_INVALID,
         Reason.AUTHORITY_EXCEEDED,

@@ -78,7 +78,7 @@ class Access:
         """For workloads; *strong*: signed with the key, not within a session."""
 
         async def handle(incoming: Incoming, **parameters: str) -> StreamResponse:
-            sender: Sender = self._callers.identify(incoming, strong=strong, listening=listening)
+            sender: Sender = await self._callers.identify(incoming, strong=strong, listening=listening)
             return await handler(incoming, sender, **parameters)
 
         self.routes.add(method, path, handle)

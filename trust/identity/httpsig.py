@@ -75,6 +75,7 @@ class Claim(msgspec.Struct, frozen=True):
 
     session: str
     nonce: str
+    created_at: int
     expires_at: int
     base: bytes
     signature: bytes
@@ -178,7 +179,7 @@ def read(request: Request, *, audience: str, now: float, not_before: float = 0.0
     if created < int(not_before):
         raise _refuse("made before this verifier started; sign again")
     base = signature_base(components, match["params"])
-    return Claim(match["session"] or "", match["nonce"], expires, base, unb64(value["value"]))
+    return Claim(match["session"] or "", match["nonce"], created, expires, base, unb64(value["value"]))
 
 
 def prove(claim: Claim, request: Request, key: PublicKey | bytes) -> None:

@@ -1,0 +1,134 @@
+"""Replay on another worker, after a restart, and while Redis is away: with a real Redis."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+
+from edge.shared_nonces import SharedNonces
+from gateway.app import Gateway
+from tests.mesh import Mesh
+from trust.reasons import Reason, Unverifiable
+
+pytestmark = pytest.mark.slow
+
+
+class Redis:
+    """A Redis server of this test's own, which can be stopped and started again with or without its memory."""
+
+    def __init__(self, home: Path) -> None:
+        self.home = home
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = probe.getsockname()[1]
+        self.url = f"redis://127.0.0.1:{self.port}/0"
+
+    def start(self, *more: str) -> None:
+        binary = shutil.which("redis-server")
+        assert binary, "make debian installs redis-server"
+        command = [binary, "--port", str(self.port), "--dir", str(self.home), "--save", "", *more]
+        self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+        for _ in range(500):
+            with socket.socket() as probe:
+                if probe.connect_ex(("127.0.0.1", self.port)) == 0:
+                    return
+            time.sleep(0.01)
+        raise AssertionError("redis-server did not start")
+
+    def stop(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+
+@pytest.fixture
+def redis(tmp_path: Path) -> Iterator[Redis]:
+    made = Redis(tmp_path)
+    made.start()
+    yield made
+    made.stop()
+
+
+@pytest.fixture
+async def pair(redis: Redis) -> AsyncIterator[tuple[SharedNonces, SharedNonces]]:
+    one, other = SharedNonces(redis.url, "aud"), SharedNonces(redis.url, "aud")
+    yield one, other
+    await one.close()
+    await other.close()
+
+
+def soon() -> tuple[int, int, float]:
+    now = time.time()
+    return int(now) + 1, int(now) + 60, now
+
+
+async def test_of_all_verifiers_one_accepts(pair: tuple[SharedNonces, SharedNonces]) -> None:
+    async def spend(which: int) -> bool:
+        try:
+            await pair[which % 2].spend("n" * 16, *soon())
+        except Unverifiable as bad:
+            return bad.reason is not Reason.REPLAYED
+        return True
+
+    assert sum(await asyncio.gather(*(spend(which) for which in range(200)))) == 1
+
+
+async def test_another_audience_is_another_memory(redis: Redis) -> None:
+    for audience in ("one", "two"):
+        shared = SharedNonces(redis.url, audience)
+        await shared.spend("n" * 16, *soon())
+        await shared.close()
+
+
+async def test_a_redis_that_lost_its_memory_accepts_nothing_from_before(
+    redis: Redis, pair: tuple[SharedNonces, SharedNonces]
+) -> None:
+    created, expires, now = soon()
+    await pair[0].spend("n" * 16, created - 1, expires, now)
+    redis.stop()
+    with pytest.raises(Unverifiable) as bad:
+        await pair[1].spend("m" * 16, *soon())
+    assert bad.value.reason is Reason.REPLAY_UNKNOWN
+    redis.start()
+    with pytest.raises(Unverifiable) as bad:
+        await pair[1].spend("n" * 16, created - 10, expires, time.time())
+    assert bad.value.reason is Reason.REPLAY_UNKNOWN
+    await pair[1].spend("o" * 16, *soon())
+
+
+async def test_a_redis_that_forgets_when_it_is_full_is_refused(redis: Redis) -> None:
+    redis.stop()
+    redis.start("--maxmemory-policy", "allkeys-lru")
+    shared = SharedNonces(redis.url, "aud")
+    with pytest.raises(Unverifiable, match="noeviction"):
+        await shared.start()
+    await shared.close()
+
+
+async def test_a_request_replayed_after_a_restart_of_the_gateway_is_refused(redis: Redis, tmp_path: Path) -> None:
+    from tests.attacks.test_forgery import dispatch, signature, statement
+    from trust import wire
+
+    async with Mesh(tmp_path / "mesh", nonces=redis.url) as mesh:
+        (mesh.sandbox / "notes.txt").write_text("x")
+        made, body = statement(mesh)
+        headers = signature(mesh, wire.encode(made, body))
+        assert (await dispatch(mesh, made, body, headers=headers)).status == 200
+        await mesh.stop("gateway")
+        await mesh.start_gateway()
+        answer = await dispatch(mesh, made, body, headers=headers)
+        assert (answer.status, answer.json["reason"]) == (401, "replayed")
+        await mesh.ready()
+        async with asyncio.timeout(10):
+            while (await mesh.call("workbench/read_file", {"path": "notes.txt"})).status != 200:
+                await asyncio.sleep(0.1)
+        redis.stop()
+        answer = await dispatch(mesh, *statement(mesh))
+        assert (answer.status, answer.json["reason"]) == (503, "replay_unknown")
+        assert isinstance(mesh.gateway, Gateway)
