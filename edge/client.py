@@ -10,6 +10,7 @@ import asyncio
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from functools import lru_cache
+from ssl import SSLContext
 from typing import Final
 
 import aiohttp
@@ -95,12 +96,15 @@ def _url(text: str) -> URL:
 class Client:
     """Keeps connections; safe to use from any task of one loop."""
 
-    def __init__(self, *, total_timeout_s: float | None = 300.0) -> None:
+    def __init__(self, *, total_timeout_s: float | None = 300.0, tls: SSLContext | None = None) -> None:
+        """*tls*: for https; without it nobody is trusted there."""
         self._timeout = aiohttp.ClientTimeout(
             total=total_timeout_s, connect=POOL_TIMEOUT_S, sock_connect=CONNECT_TIMEOUT_S
         )
         self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=MAX_CONNECTIONS, keepalive_timeout=60.0),
+            connector=aiohttp.TCPConnector(
+                limit=MAX_CONNECTIONS, keepalive_timeout=60.0, ssl=tls if tls is not None else True
+            ),
             auto_decompress=False,
             cookie_jar=aiohttp.DummyCookieJar(),
             skip_auto_headers=("User-Agent", "Accept-Encoding", "Accept", "Content-Type"),

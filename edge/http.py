@@ -11,6 +11,7 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from dataclasses import dataclass
 from functools import lru_cache
+from ssl import SSLContext
 from typing import Any, Final
 
 import msgspec
@@ -271,10 +272,10 @@ class Listener:
         self._server = server
         self._runner = web.ServerRunner(server, shutdown_timeout=0.5)
 
-    async def open(self, host: str, port: int) -> int:
+    async def open(self, host: str, port: int, tls: SSLContext | None = None) -> int:
         """The port that was bound (for port 0: which)."""
         await self._runner.setup()
-        site = web.TCPSite(self._runner, host, port, backlog=1024, reuse_address=True)
+        site = web.TCPSite(self._runner, host, port, backlog=1024, reuse_address=True, ssl_context=tls)
         await site.start()
         return int(self._runner.addresses[0][1])
 

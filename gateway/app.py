@@ -17,6 +17,7 @@ from gateway.api.routes import Api
 from gateway.approvals.desk import Desk
 from gateway.bundles import Bundles
 from gateway.callers import Callers
+from gateway.certificates import Certificates
 from gateway.config import GatewayConfig
 from gateway.delegations import Delegations
 from gateway.dispatch import Dispatcher
@@ -83,7 +84,8 @@ class Gateway:
         self._feed = Feed(self.records, registry, self.stops, self.standings, self.bundles, key, clock, domain)
         self.desk = Desk(self.records, registry, self.stops, blobs, clock)
         nodes = Nodes(self._store, config.lease_ttl_s)
-        self._client = Client()
+        self._tls = Certificates.of(config, domain, clock)
+        self._client = Client(tls=self._tls.outgoing if self._tls else None)
         audience = f"wimse://{domain}/gateway/main"
         self._shared = SharedNonces(config.nonces, audience) if config.nonces else None
         if self._shared is not None:
@@ -121,6 +123,7 @@ class Gateway:
                 nodes=nodes,
                 dispatcher=dispatcher,
                 callers=callers,
+                certificates=self._tls,
                 key=key,
                 clock=clock,
                 trust_domain=domain,
@@ -130,7 +133,7 @@ class Gateway:
         hosts: set[str] = set()
         server = Server(self._serve, self._refuse_unread, Border(hosts, max_body=MAX_DISPATCH_BYTES))
         self._listener = Listener(server)
-        self.port = await self._listener.open(config.host, config.port)
+        self.port = await self._listener.open(config.host, config.port, self._tls.incoming if self._tls else None)
         hosts.update(f"{name}:{self.port}" for name in (config.host, "localhost", *config.hostnames))
         self._tasks = [asyncio.create_task(self._tick()), asyncio.create_task(self.standings.work())]
 
@@ -149,6 +152,8 @@ class Gateway:
                 await self.desk.expire_due()
                 await self.desk.cancel_stopped()
                 await self.registry.end_drained_keys()
+                if self._tls is not None:
+                    self._tls.renew_when_due()
                 await self.bundles.renew_when_due()
             except LedgerUnavailable as fault:
                 _log.error("ledger unavailable: %s", fault)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from edge.config import ExistingFile, Name, Port, Seconds, Section, SegmentBytes, WholeSeconds
 from trust.standing.breaker import Limits
@@ -40,7 +40,9 @@ class BreakerConfig(Section):
 
 class GatewayConfig(Section):
     """Section ``[gateway]``. Times in seconds. ``nonces``: a Redis (``redis://host:port/0``) that remembers used nonces
-    for several processes and across restarts; without one, this process does."""
+    for several processes and across restarts; without one, this process does. ``tls``: ``own`` makes a certificate
+    authority in ``home`` (``ca.pem`` there is for everybody), ``files`` takes the three files that are named; either
+    way workloads must show certificates."""
 
     home: Path = Path(".licet/gateway")
     host: str = Field("127.0.0.1", min_length=1)
@@ -52,5 +54,26 @@ class GatewayConfig(Section):
     lease_ttl_s: Seconds = 10.0
     segment_bytes: SegmentBytes = 64 << 20
     credentials: tuple[Credential, ...] = ()
+    tls: Literal["off", "own", "files"] = "off"
+    tls_certificate: ExistingFile | None = None
+    tls_key: ExistingFile | None = None
+    tls_authority: ExistingFile | None = None
     nonces: str = Field("", pattern=r"^(rediss?|unix)://.+$|^$")
     breaker: BreakerConfig = BreakerConfig()
+
+    @model_validator(mode="after")
+    def _files_if_files(self) -> Self:
+        named = [self.tls_certificate, self.tls_key, self.tls_authority]
+        if (self.tls == "files") != all(named) or (self.tls != "files" and any(named)):
+            raise ValueError('tls_certificate, tls_key and tls_authority with tls = "files", and only then')
+        return self
+
+    @property
+    def url(self) -> str:
+        """Where it is reached on this machine."""
+        return f"{'http' if self.tls == 'off' else 'https'}://{self.host}:{self.port}"
+
+    @property
+    def authority(self) -> Path | None:
+        """Whose certificates are believed, if it speaks TLS."""
+        return None if self.tls == "off" else self.tls_authority or self.home / "ca.pem"

@@ -54,26 +54,24 @@ class Launcher:
 
     @property
     def gateway(self) -> Api:
-        settings = self.settings.gateway
-        return Api(f"http://{settings.host}:{settings.port}", read_token(settings.home / "operator.token", "operator"))
+        return self.settings.api("gateway", read_token(self.settings.gateway.home / "operator.token", "operator"))
 
     @property
     def sidecar(self) -> Api:
-        settings = self.settings.sidecar
-        return Api(f"http://{settings.host}:{settings.port}", read_token(settings.home / "agent.token", "the agent"))
+        return self.settings.api("sidecar", read_token(self.settings.sidecar.home / "agent.token", "the agent"))
 
     def start(self) -> None:
         self._require_free_ports()
         self.settings.home.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._fill_sandbox()
         self._spawn("gateway", {})
-        self._wait("gateway", self.settings.gateway.port, "/livez")
+        self._wait("gateway", "/livez")
         self._register_people()
         self._activate_policies()
         self._spawn("node", self._node_environment())
         self._spawn("sidecar", {**self._gateway_url("SIDECAR"), **self._enrolment("SIDECAR", "agents", AGENT)})
-        self._wait("node", self.settings.node.port, "/readyz")
-        self._wait("sidecar", self.settings.sidecar.port, "/readyz")
+        self._wait("node", "/readyz")
+        self._wait("sidecar", "/readyz")
         self._wait_for_servers()
         self._write_agent_env()
 
@@ -109,7 +107,10 @@ class Launcher:
 
     def _gateway_url(self, section: str) -> dict[str, str]:
         gateway = self.settings.gateway
-        return {f"LICET_{section}__GATEWAY_URL": f"http://{gateway.host}:{gateway.port}"}
+        found = {f"LICET_{section}__GATEWAY_URL": gateway.url}
+        if gateway.authority is not None:
+            found[f"LICET_{section}__GATEWAY_CA"] = str(gateway.authority.resolve())
+        return found
 
     def _node_environment(self) -> dict[str, str]:
         """The demo node: the workbench over the sandbox, unless the configuration names servers."""
@@ -152,16 +153,15 @@ class Launcher:
             files = read_directory(self.settings.gateway.policies)
             self.gateway.call("POST", "/v1/bundles", to_request(files))
 
-    def _wait(self, name: str, port: int, path: str) -> None:
-        host = getattr(self.settings, name).host
+    def _wait(self, name: str, path: str) -> None:
         deadline = time.monotonic() + READY_WITHIN_S
         while time.monotonic() < deadline:
             if self.parts[name].poll() is not None:
                 raise NotStarted(f"{name} ended at once:\n{self._last_words(name)}")
             try:
-                Api(f"http://{host}:{port}", timeout_s=1.0).call("GET", path)
+                self.settings.api(name, timeout_s=1.0).call("GET", path)
                 return
-            except (ApiError, Unavailable):
+            except (ApiError, Unavailable, FileNotFoundError):  # the last: its authority is made when it starts
                 time.sleep(0.03)
         raise NotStarted(f"{name} did not become ready within {READY_WITHIN_S:.0f} s:\n{self._last_words(name)}")
 
@@ -175,8 +175,7 @@ class Launcher:
         raise NotStarted("the sidecar did not get the active bundle")
 
     def _sidecar_bundle(self) -> str:
-        settings = self.settings.sidecar
-        told = Api(f"http://{settings.host}:{settings.port}", timeout_s=1.0).call("GET", "/readyz").body
+        told = self.settings.api("sidecar", timeout_s=1.0).call("GET", "/readyz").body
         return str(told.get("bundle", ""))
 
     def _last_words(self, name: str) -> str:

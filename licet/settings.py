@@ -11,6 +11,7 @@ from typing import Any
 
 from edge.config import BadConfig, Section, Source
 from gateway.config import GatewayConfig
+from licet.client.api import Api
 from sidecar.config import NodeConfig, SidecarConfig
 from sidecar.node.admission import BadManifest, read_manifest
 
@@ -26,6 +27,16 @@ class Settings:
     sidecar: SidecarConfig
     node: NodeConfig
     config_path: Path | None
+
+    def api(self, name: str, token: str = "", timeout_s: float = 130.0) -> Api:
+        """The process *name* (gateway, sidecar or node) as it is reached on this machine."""
+        if name == "gateway":
+            return Api(self.gateway.url, token, timeout_s, authority=self.gateway.authority)
+        part = self.sidecar if name == "sidecar" else self.node
+        authority = self.node.gateway_ca or self.gateway.authority if name == "node" else None
+        return Api(
+            f"{'https' if authority else 'http'}://{part.host}:{part.port}", token, timeout_s, authority=authority
+        )
 
 
 _TOKEN = re.compile(r"[A-Za-z0-9_-]{20,128}")

@@ -10,6 +10,7 @@ import secrets
 import traceback
 from pathlib import Path
 
+from edge import tls
 from edge.blobs import Blobs
 from edge.client import Broken, Client, Unreachable
 from edge.clock import SystemClock, new_id
@@ -61,7 +62,9 @@ class Sidecar:
 
     async def start(self) -> None:
         require_c_parser()
-        self._client = Client()
+        authority = self.config.gateway_ca
+        self._tls = tls.client(authority) if authority is not None else None
+        self._client = Client(tls=self._tls)
         try:
             await self._start()
         except BaseException:
@@ -75,6 +78,7 @@ class Sidecar:
         self.identity = await Identity.obtain(
             home, config.gateway_url, config.enrolment_token, self._client, clock, config.key_service
         )
+        await self.identity.certify(self._tls, config.tls_certificate, config.tls_key)
         self.ledger = DurableLedger(
             home / "ledger",
             origin=f"{self.identity.enrolment.trust_domain}/sidecar/{self.identity.name}",
@@ -230,6 +234,7 @@ class Sidecar:
         while True:
             try:
                 await self.identity.renew_when_due()
+                await self.identity.certify_when_due(self._tls, self.config.tls_certificate)
                 await self.identity.open_session_when_due()
                 await self._follow_up()
             except (Unreachable, Broken, Unverifiable) as bad:

@@ -21,7 +21,27 @@ from edge.config import (
 )
 
 
-class SidecarConfig(Section):
+class _Workload(Section):
+    """What sidecar and node have in common. ``gateway_ca``: the certificate of the authority that a gateway with https
+    is believed by; the own certificate comes from the gateway, unless ``tls_certificate`` and ``tls_key`` name one."""
+
+    gateway_url: BaseUrl = "http://127.0.0.1:7400"
+    gateway_ca: ExistingFile | None = None
+    enrolment_token: str = ""
+    key_service: str = ""
+    tls_certificate: ExistingFile | None = None
+    tls_key: ExistingFile | None = None
+
+    @model_validator(mode="after")
+    def _secured(self) -> Self:
+        if self.gateway_url.startswith("https") != (self.gateway_ca is not None):
+            raise ValueError("gateway_ca with a gateway_url of https, and only then")
+        if (self.tls_certificate is None) != (self.tls_key is None):
+            raise ValueError("tls_certificate and tls_key together")
+        return self
+
+
+class SidecarConfig(_Workload):
     """Section ``[sidecar]``. Times in seconds. ``hold_wait_s``: how long an MCP call is held open while a
     person decides; ``labels_keep_s``: how long what an agent has seen stays with it beyond a run. ``key_service``:
     who holds the agent's key, such as ``ssh-agent:/run/agent.sock``; without one it is a file in ``home``."""
@@ -30,9 +50,6 @@ class SidecarConfig(Section):
     host: str = Field("127.0.0.1", min_length=1)
     port: Port = 7410
     hostnames: tuple[str, ...] = ()
-    gateway_url: BaseUrl = "http://127.0.0.1:7400"
-    enrolment_token: str = ""
-    key_service: str = ""
     hold_wait_s: Seconds = 120.0
     labels_keep_s: WholeSeconds = 86_400
     segment_bytes: SegmentBytes = 64 << 20
@@ -58,7 +75,7 @@ class ToolServer(Section):
         return self
 
 
-class NodeConfig(Section):
+class NodeConfig(_Workload):
     """Section ``[node]``: the inbound sidecar in front of tools. Times in seconds. ``recheck_s``: how often the
     servers are asked again what they offer, so that a tool that changes is quarantined."""
 
@@ -66,10 +83,7 @@ class NodeConfig(Section):
     host: str = Field("127.0.0.1", min_length=1)
     port: Port = 7420
     hostnames: tuple[str, ...] = ()
-    gateway_url: BaseUrl = "http://127.0.0.1:7400"
     public_url: BaseUrl | None = None
-    enrolment_token: str = ""
-    key_service: str = ""
     heartbeat_s: Seconds = 2.0
     lease_ttl_s: Seconds = 10.0
     recheck_s: Seconds = 30.0

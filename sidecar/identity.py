@@ -7,11 +7,12 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from ssl import SSLContext
 from typing import Final, Self
 
 import msgspec
 
-from edge import keyservice
+from edge import keyservice, tls
 from edge.client import Client, Reply
 from edge.clock import SystemClock, new_nonce
 from trust.identity import httpsig, jws, session, wit
@@ -23,6 +24,8 @@ ENROLMENT: Final = "enrolment.json"
 CURRENT_KEY: Final = "identity.key"
 NEXT_KEY: Final = "identity.next.key"
 RENEW_BEFORE_S: Final = 600
+RECERTIFY_S: Final = 8 * 3600
+"""A certificate lives a day."""
 REOPEN_BEFORE_S: Final = 60
 """A session is replaced while it still holds, so that no request has to wait for the next one."""
 
@@ -76,6 +79,7 @@ class Identity:
     home: Path
     session: _Session | None = None
     back_keys: dict[str, tuple[bytes, int]] = field(default_factory=dict)
+    _certified: float = 0.0
 
     @classmethod
     async def obtain(
@@ -103,6 +107,38 @@ class Identity:
             )
         gateway = PublicKey.from_jwk(enrolment.gateway_key)
         return cls(key, enrolment, gateway_url.rstrip("/"), gateway, client, clock, home)
+
+    async def certify(
+        self, context: SSLContext | None, certificate: Path | None = None, key: Path | None = None
+    ) -> None:
+        """Show a certificate to the gateway from the next connection on: the one in these files, or a fresh one of the
+        gateway's authority, for a key of its own."""
+        if context is None:
+            return
+        if certificate is None or key is None:
+            certificate, key = await self._certificate()
+        tls.show(context, certificate, key)
+        self._certified = self.clock.mono()
+
+    async def certify_when_due(self, context: SSLContext | None, certificate: Path | None) -> bool:
+        """Renew at a third of its life; whether there is a new one."""
+        if context is None or certificate is not None or self.clock.mono() - self._certified < RECERTIFY_S:
+            return False
+        await self.certify(context)
+        return True
+
+    async def _certificate(self) -> tuple[Path, Path]:
+        own = SecretKey.generate()
+        body = msgspec.json.encode({"key": b64url(own.public.raw)})
+        headers = {"Content-Type": "application/json", "Connection": "close"}
+        async with self.send("POST", "/v1/certificate", body, headers, strong=True) as reply:
+            answer = await reply.read()
+        if reply.status != 201:
+            raise Unverifiable(Reason.UNAUTHENTICATED, f"no certificate was issued: {detail_of(answer)}")
+        paths = self.home / "tls.pem", self.home / "tls.key"
+        write_atomically(paths[0], json.loads(answer)["certificate"].encode("ascii"), flush=True)
+        write_atomically(paths[1], own.pem, flush=True)
+        return paths
 
     @property
     def name(self) -> str:
@@ -279,7 +315,10 @@ async def _enroll(gateway_url: str, token: str, key: Signer, client: Client) -> 
     proof = b64url(key.sign(f"licet-enroll {token}".encode()))
     body = msgspec.json.encode({"token": token, "key": key.public.jwk, "proof": proof})
     async with client.send(
-        "POST", gateway_url.rstrip("/") + "/v1/enroll", {"Content-Type": "application/json"}, body
+        "POST",
+        gateway_url.rstrip("/") + "/v1/enroll",
+        {"Content-Type": "application/json", "Connection": "close"},
+        body,
     ) as reply:
         answer = await reply.read()
     if reply.status != 200:

@@ -12,6 +12,7 @@ from typing import Any
 
 import aiohttp
 
+from edge import tls
 from gateway.app import Gateway
 from gateway.config import BreakerConfig, GatewayConfig
 from licet.workbench import MANIFEST
@@ -66,6 +67,7 @@ class Mesh:
     gateway_disk: Disk | None = None
     credentials: tuple[Any, ...] = ()
     nonces: str = ""
+    tls: bool = False
     breaker: BreakerConfig = field(default_factory=BreakerConfig)
     others: dict[str, Sidecar] = field(default_factory=dict)
     tokens: dict[str, str] = field(default_factory=dict)
@@ -75,6 +77,7 @@ class Mesh:
         self.sandbox.mkdir(parents=True, exist_ok=True)
         self.http = aiohttp.ClientSession(auto_decompress=False)
         await self.start_gateway()
+        self.trusted = tls.client(self.gateway_ca) if self.gateway_ca else True
         operator = (self.home / "gateway" / "operator.token").read_text().strip()
         self.tokens["operator"] = operator
         for number in (1, 2):
@@ -110,12 +113,14 @@ class Mesh:
             bundle_ttl_s=self.bundle_ttl_s,
             credentials=self.credentials,
             nonces=self.nonces,
+            tls="own" if self.tls else "off",
             breaker=self.breaker,
         )
         self.gateway = Gateway(config, self.gateway_disk)
         await self.gateway.start()
         self.gateway_port = self.gateway.port
-        self.gateway_url = f"http://127.0.0.1:{self.gateway.port}"
+        self.gateway_url = f"{'https' if self.tls else 'http'}://127.0.0.1:{self.gateway.port}"
+        self.gateway_ca = self.home / "gateway" / "ca.pem" if self.tls else None
 
     async def start_node(self) -> None:
         self.node = Node(
@@ -123,6 +128,7 @@ class Mesh:
                 home=self.home / "node",
                 port=0,
                 gateway_url=self.gateway_url,
+                gateway_ca=self.gateway_ca,
                 enrolment_token=self.node_token,
                 heartbeat_s=0.2,
                 recheck_s=self.recheck_s,
@@ -138,6 +144,7 @@ class Mesh:
                 home=self.home / "sidecar",
                 port=0,
                 gateway_url=self.gateway_url,
+                gateway_ca=self.gateway_ca,
                 enrolment_token=self.agent_token,
                 hold_wait_s=self.hold_wait_s,
                 segment_bytes=SEGMENT,
@@ -158,6 +165,7 @@ class Mesh:
             home=self.home / name,
             port=0,
             gateway_url=self.gateway_url,
+            gateway_ca=self.gateway_ca,
             enrolment_token=token,
             hold_wait_s=self.hold_wait_s,
             segment_bytes=SEGMENT,
@@ -206,7 +214,9 @@ class Mesh:
         headers: dict[str, str] | None = None,
     ) -> Answer:
         sent = {"Authorization": f"Bearer {token}"} if token else {}
-        async with self.http.request(method, url, json=json, data=data, headers={**sent, **(headers or {})}) as r:
+        async with self.http.request(
+            method, url, json=json, data=data, headers={**sent, **(headers or {})}, ssl=self.trusted
+        ) as r:
             return Answer(r.status, dict(r.headers), await r.read())
 
     async def admin(self, method: str, path: str, body: Any = None, who: str = "operator") -> Answer:

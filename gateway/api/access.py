@@ -13,12 +13,14 @@ from urllib.parse import parse_qs
 
 import msgspec
 
+from edge import tls
 from edge.clock import SystemClock
 from edge.http import Incoming, StreamResponse
 from edge.routes import Routes
 from gateway.approvals.desk import Desk
 from gateway.bundles import Bundles
 from gateway.callers import Callers, Sender
+from gateway.certificates import Certificates
 from gateway.delegations import Delegations
 from gateway.dispatch import Dispatcher
 from gateway.feed import Feed
@@ -55,6 +57,7 @@ class Services:
     nodes: Nodes
     dispatcher: Dispatcher
     callers: Callers
+    certificates: Certificates | None
     key: SecretKey
     clock: SystemClock
     trust_domain: str
@@ -73,12 +76,22 @@ class Access:
         self.routes.add(method, path, handler)
 
     def signed(
-        self, method: str, path: str, handler: Handler, *, strong: bool = False, listening: bool = False
+        self,
+        method: str,
+        path: str,
+        handler: Handler,
+        *,
+        strong: bool = False,
+        listening: bool = False,
+        certified: bool = True,
     ) -> None:
-        """For workloads; *strong*: signed with the key, not within a session."""
+        """For workloads; *strong*: signed with the key, not within a session; *certified*: over TLS only with a
+        certificate that names the same workload."""
 
         async def handle(incoming: Incoming, **parameters: str) -> StreamResponse:
             sender: Sender = await self._callers.identify(incoming, strong=strong, listening=listening)
+            if certified:
+                _require_certificate(incoming, sender)
             return await handler(incoming, sender, **parameters)
 
         self.routes.add(method, path, handle)
@@ -92,6 +105,13 @@ class Access:
             return await handler(incoming, person, **parameters)
 
         self.routes.add(method, path, handle)
+
+
+def _require_certificate(incoming: Incoming, sender: Sender) -> None:
+    secured, named = tls.peer(incoming)
+    if secured and named != sender.workload.subject:
+        shown = f"a certificate of {named}" if named else "no certificate"
+        raise Unverifiable(Reason.UNAUTHENTICATED, f"{sender.workload.subject} came with {shown}")
 
 
 def decode(incoming: Incoming, kind: type[Message]) -> Message:

@@ -84,6 +84,7 @@ class Workloads:
         access.anyone("GET", "/agents/{name}/did.json", self._agent_document)
         access.anyone("GET", "/nodes/{name}/did.json", self._node_document)
         signed("POST", "/v1/wit", self._renew, strong=True)
+        signed("POST", "/v1/certificate", self._certify, strong=True, certified=False)
         signed("POST", "/v1/keys", self._rotate, strong=True)
         signed("POST", "/v1/session", self._open_session, strong=True)
         signed("POST", "/v1/delegations", self._issue_root, strong=True)
@@ -130,6 +131,16 @@ class Workloads:
     async def _renew(self, _incoming: Incoming, sender: Sender) -> Response:
         """For the workload's current key only: a key that drains gets no new tokens."""
         return json_response({"wit": self._s.registry.renew_wit(sender.workload)})
+
+    async def _certify(self, incoming: Incoming, sender: Sender) -> Response:
+        """A TLS certificate for a key that the workload made for that."""
+        certificates, workload = self._s.certificates, sender.workload
+        if certificates is None:
+            raise Unverifiable(Reason.NOT_FOUND, "this gateway does not speak TLS")
+        public = unb64url(decode(incoming, _OpenSession).key)
+        node = self._s.registry.node(workload.name) if workload.kind == "node" else None
+        pem = certificates.issue(workload, node, public, self._s.clock.now())
+        return json_response({"certificate": pem.decode("ascii")}, 201)
 
     async def _rotate(self, incoming: Incoming, sender: Sender) -> Response:
         """Another key for an agent, by the one before; it proves that it holds both."""

@@ -35,7 +35,7 @@ def _address(group: str, host: str, port: int, command: str) -> Checked:
         return Checked(group, "listens", False, f"{host}:{port}: {bad}", f"start it with `{command}` or `licet up`")
 
 
-def _ready(group: str, url: str) -> Iterator[Checked]:
+def _ready(group: str, settings: Settings) -> Iterator[Checked]:
     hints = {
         "bundle": "no verified bundle is active: `licet policy activate`, and see `licet policy status`",
         "ledger": "the ledger cannot be written: look at the disk, then restart this part",
@@ -43,7 +43,7 @@ def _ready(group: str, url: str) -> Iterator[Checked]:
         "lease": "the node could not renew its lease: is the gateway running?",
     }
     try:
-        told = Api(url, timeout_s=2.0).call("GET", "/readyz").body
+        told = settings.api(group, timeout_s=2.0).call("GET", "/readyz").body
     except ApiError as bad:
         told = bad.problem
     except Unavailable:
@@ -58,10 +58,9 @@ def _gateway(settings: Settings) -> Iterator[Checked]:
     yield address
     if not address.fine:
         return
-    url = f"http://{found.host}:{found.port}"
-    yield from _ready("gateway", url)
+    yield from _ready("gateway", settings)
     try:
-        api = Api(url, read_token(found.home / "operator.token", "the operator"))
+        api = settings.api("gateway", read_token(found.home / "operator.token", "the operator"))
         status = api.call("GET", "/v1/bundles").body
         yield Checked(
             "gateway", "policies", not status["degraded"], status["degraded"] or f"version {status['version']}"
@@ -95,10 +94,10 @@ def _sidecar(settings: Settings) -> Iterator[Checked]:
     address = _address("sidecar", found.host, found.port, "licet sidecar")
     yield address
     if address.fine:
-        yield from _ready("sidecar", f"http://{found.host}:{found.port}")
+        yield from _ready("sidecar", settings)
         try:
             token = read_token(found.home / "agent.token", "the agent")
-            known = bool(Api(f"http://{found.host}:{found.port}", token, 5.0).call("GET", "/readyz").body["known"])
+            known = bool(settings.api("sidecar", token, 5.0).call("GET", "/readyz").body["known"])
             hint = "" if known else "the sidecar runs with another LICET_HOME"
             yield Checked("sidecar", "token", known, "accepted" if known else "not accepted", hint)
         except ApiError:
@@ -112,7 +111,7 @@ def _node(settings: Settings) -> Iterator[Checked]:
     address = _address("node", found.host, found.port, "licet node")
     yield address
     if address.fine:
-        yield from _ready("node", f"http://{found.host}:{found.port}")
+        yield from _ready("node", settings)
 
 
 def _machine(settings: Settings) -> Iterator[Checked]:

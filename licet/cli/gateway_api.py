@@ -20,5 +20,8 @@ def gateway(token_file: Path | None = None) -> Api:
     settings = load()
     named = token_file or (Path(os.environ["LICET_PERSON"]) if "LICET_PERSON" in os.environ else None)
     path = named or settings.gateway.home / "operator.token"
-    url = os.environ.get("LICET_GATEWAY_URL", f"http://{settings.gateway.host}:{settings.gateway.port}")
-    return Api(url, read_token(path, "a person"))
+    url = os.environ.get("LICET_GATEWAY_URL", settings.gateway.url)
+    authority = os.environ.get("LICET_GATEWAY_CA")
+    return Api(
+        url, read_token(path, "a person"), authority=Path(authority) if authority else settings.gateway.authority
+    )

@@ -10,7 +10,6 @@ from pathlib import Path
 import typer
 
 from licet.cli.output import USAGE, fail, reporting, warn
-from licet.client import Api
 from licet.settings import Settings, load, read_token
 
 
@@ -24,7 +23,7 @@ def agent_environment(settings: Settings, server: str = "workbench", token: str 
         "LICET_URL": f"http://{host}",
         "LICET_TOKEN": token,
         "LICET_MCP_URL": f"http://agent:{token}@{host}/mcp/{server}",
-        "LICET_CONSOLE_URL": f"http://{settings.gateway.host}:{settings.gateway.port}/",
+        "LICET_CONSOLE_URL": f"{settings.gateway.url}/",
         **dict.fromkeys(("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy"), proxy),
         "NO_PROXY": host,
         "no_proxy": host,
@@ -40,7 +39,7 @@ def child_environment(settings: Settings, server: str, environ: Mapping[str, str
 def _token_for(settings: Settings, delegation: Path) -> str:
     """The sidecar's token for a program that acts under the chain in *delegation*."""
     own = read_token(settings.sidecar.home / "agent.token", "the agent")
-    api = Api(f"http://{settings.sidecar.host}:{settings.sidecar.port}", own)
+    api = settings.api("sidecar", own)
     told = api.call("POST", "/v1/mandates", {"chain": delegation.read_text("ascii").strip()}).body
     return str(told["token"])
 

@@ -8,6 +8,7 @@ import typer
 
 from edge import run
 from edge.client import Unreachable
+from edge.keyservice import KeyServiceFailed
 from gateway.app import Gateway
 from licet.cli.output import FAILED, UNREACHABLE, fail, reporting
 from licet.settings import load
@@ -20,13 +21,13 @@ from trust.ledger.log import LedgerDamaged
 from trust.ledger.writer import LedgerUnavailable
 
 
-def _serve(part: run.Part, name: str, host: str) -> None:
+def _serve(part: run.Part, name: str, host: str, scheme: str = "http") -> None:
     def started() -> None:
-        print(f"{name} listens on http://{host}:{part.port}", flush=True)
+        print(f"{name} listens on {scheme}://{host}:{part.port}", flush=True)
 
     try:
         run.run(part, started)
-    except (LedgerDamaged, LedgerUnavailable, NotEnrolled, UpstreamFailed, BadManifest) as bad:
+    except (LedgerDamaged, LedgerUnavailable, NotEnrolled, UpstreamFailed, BadManifest, KeyServiceFailed) as bad:
         raise fail(str(bad), FAILED) from None
     except Unreachable as bad:
         raise fail(f"the gateway cannot be reached: {bad}", UNREACHABLE) from None
@@ -39,7 +40,7 @@ def _serve(part: run.Part, name: str, host: str) -> None:
 def gateway() -> None:
     """Run the gateway: registry, bundles, approvals, router."""
     config = load().gateway
-    _serve(Gateway(config), "gateway", config.host)
+    _serve(Gateway(config), "gateway", config.host, "http" if config.tls == "off" else "https")
 
 
 @reporting
@@ -58,4 +59,4 @@ def sidecar(
 def node() -> None:
     """Run a node: the inbound sidecar in front of tools."""
     config = load().node
-    _serve(Node(config), "node", config.host)
+    _serve(Node(config), "node", config.host, "http" if config.gateway_ca is None else "https")

@@ -15,7 +15,6 @@ from licet import ledgers
 from licet.cli.audit import summary
 from licet.cli.output import FAILED, fail, reporting, say
 from licet.cli.run import agent_environment
-from licet.client import Api
 from licet.launcher import APPROVERS, Launcher, NotStarted, sandboxed
 from licet.settings import load, read_token
 
@@ -72,9 +71,9 @@ def _tell(launcher: Launcher) -> None:
     licet = str(installed) if installed.exists() else "licet"
     lines = [
         "",
-        f"  gateway   http://{settings.gateway.host}:{settings.gateway.port}",
+        f"  gateway   {settings.gateway.url}",
         f"  sidecar   {found['LICET_URL']}",
-        f"  node      http://{settings.node.host}:{settings.node.port}   workbench over {launcher.sandbox}"
+        f"  node      {settings.api('node').url}   workbench over {launcher.sandbox}"
         + ("" if sandboxed() else " (no bubblewrap: programs run without a sandbox)"),
         "",
         "Connect an MCP client (no change in it):",
@@ -111,7 +110,7 @@ def _play(launcher: Launcher) -> None:
     home = settings.sidecar.home / "ledger"
     before = max((index for index, _ in ledgers.lines(home)), default=-1)
     token = read_token(launcher.dev / f"{APPROVERS[0]}.token", APPROVERS[0])
-    approver = Api(f"http://{settings.gateway.host}:{settings.gateway.port}", token)
+    approver = settings.api("gateway", token)
     draft = f"draft-{int(time.time())}.txt"  # a new one each time: a denial of an earlier one would still hold
     (launcher.sandbox / draft).write_text("This draft may go.\n")
     for played in asyncio.run(demonstration.play(agent_environment(settings)["LICET_MCP_URL"], approver, draft)):

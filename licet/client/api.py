@@ -7,7 +7,10 @@ import urllib.error
 import urllib.request
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
+
+from edge import tls
 
 
 class ApiError(Exception):
@@ -36,12 +39,13 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Api:
-    """One server and the token that it knows the caller by."""
+    """One server and the token that it knows the caller by. ``authority``: whose certificates are believed (https)."""
 
     url: str
     token: str = ""
     timeout_s: float = 130.0
     headers: Mapping[str, str] = field(default_factory=dict)
+    authority: Path | None = None
 
     def call(self, method: str, path: str, body: Any = None) -> Answer:
         """The answer, or :class:`ApiError` for 4xx and 5xx, or :class:`Unavailable`."""
@@ -53,7 +57,10 @@ class Api:
         if self.token:
             headers["Authorization"] = f"Bearer {self.token}"
         request = urllib.request.Request(self.url + path, data or None, headers, method=method)  # noqa: S310 (our own)
-        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        handlers: list[urllib.request.BaseHandler] = [urllib.request.ProxyHandler({})]
+        if self.authority is not None:
+            handlers.append(urllib.request.HTTPSHandler(context=tls.client(self.authority)))
+        opener = urllib.request.build_opener(*handlers)
         try:
             with opener.open(request, timeout=self.timeout_s) as response:
                 return Answer(response.status, _headers(response.headers), _decoded(response.read()))

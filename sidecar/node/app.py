@@ -8,11 +8,13 @@ import json
 import logging
 import traceback
 from functools import partial
+from pathlib import Path
+from ssl import SSLContext
 from typing import Final
 
 import msgspec
 
-from edge import http
+from edge import http, tls
 from edge.client import Broken, Client, Unreachable
 from edge.clock import SystemClock, new_id
 from edge.durable import DurableLedger
@@ -87,7 +89,10 @@ class Node:
 
     async def start(self) -> None:
         require_c_parser()
-        self._client = Client(total_timeout_s=None)
+        authority = self.config.gateway_ca
+        self._tls = tls.client(authority) if authority is not None else None
+        self._incoming: SSLContext | None = None
+        self._client = Client(total_timeout_s=None, tls=self._tls)
         try:
             await self._start()
         except BaseException:
@@ -101,6 +106,7 @@ class Node:
         self.identity = await Identity.obtain(
             config.home, config.gateway_url, config.enrolment_token, self._client, self._clock, config.key_service
         )
+        await self._certify()
         self.ledger = DurableLedger(
             config.home / "ledger",
             origin=f"{self.identity.enrolment.trust_domain}/node/{self.identity.name}",
@@ -116,7 +122,7 @@ class Node:
         self._routes.add("GET", "/readyz", self._readyz)
         self._routes.add("POST", "/v1/execute", self._execute)
         self._listener = Listener(http.Server(self._serve, self._refuse, border))
-        self.port = await self._listener.open(config.host, config.port)
+        self.port = await self._listener.open(config.host, config.port, self._incoming)
         hosts.update(f"{name}:{self.port}" for name in (config.host, "localhost", *config.hostnames))
         await asyncio.gather(*(self._start_upstream(server.name) for server in config.servers))
         await self._look()
@@ -134,6 +140,31 @@ class Node:
             asyncio.create_task(self._keep_children()),
             asyncio.create_task(listen(self.identity, self._hear)),
         ]
+
+    async def _certify(self) -> None:
+        """With TLS: show a certificate to the gateway, and serve under it."""
+        config = self.config
+        if self._tls is None or config.gateway_ca is None:
+            return
+        await self.identity.certify(self._tls, config.tls_certificate, config.tls_key)
+        certificate, key = self._files()
+        self._incoming = tls.server(certificate, key, config.gateway_ca, required=False)
+
+    def _files(self) -> tuple[Path, Path]:
+        config = self.config
+        return config.tls_certificate or config.home / "tls.pem", config.tls_key or config.home / "tls.key"
+
+    def _show_to_the_gateway(self) -> None:
+        if self._incoming is not None:
+            tls.show(self._incoming, *self._files())
+
+    def _require_gateway(self, incoming: Incoming) -> None:
+        """Over TLS only the gateway itself brings tickets."""
+        expected = f"wimse://{self.identity.enrolment.trust_domain}/gateway/main"
+        secured, named = tls.peer(incoming)
+        if self._incoming is not None and (not secured or named != expected):
+            shown = f"a certificate of {named}" if named else "no certificate"
+            raise Unverifiable(Reason.UNAUTHENTICATED, f"expected the gateway, found {shown}")
 
     # Servers and lease
 
@@ -156,7 +187,8 @@ class Node:
         config = self.config
         async with self._joining:
             offered = {name: found.server for name, found in self._offers.items()}
-            url = config.public_url or f"http://{config.host}:{self.port}"
+            scheme = "http" if self._incoming is None else "https"
+            url = config.public_url or f"{scheme}://{config.host}:{self.port}"
             body = msgspec.json.encode({"url": url, "servers": list(offered.values())})
             async with self.identity.send(
                 "POST", "/v1/nodes/join", body, _JSON, strong=True, timeout_s=LIST_TIMEOUT_S
@@ -212,6 +244,8 @@ class Node:
             try:
                 await self._renew()
                 await self.identity.renew_when_due()
+                if await self.identity.certify_when_due(self._tls, self.config.tls_certificate):
+                    self._show_to_the_gateway()
                 await self.identity.open_session_when_due()
             except (Unreachable, Broken, Unverifiable, UpstreamFailed) as bad:
                 _log.warning("the lease was not renewed, trying again: %s", bad)
@@ -309,6 +343,7 @@ class Node:
 
     async def _execute(self, incoming: Incoming) -> StreamResponse:
         """Step 9: open the ticket, check that the bytes are its, spend it, record, pass them on."""
+        self._require_gateway(incoming)
         execute, body = wire.decode(incoming.body, Execute)
         payload = wire.payload_of(execute, body)
         if self._joining.locked():  # the gateway knows the new epoch before this node does

@@ -20,6 +20,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 from trust.reasons import Reason, Unverifiable
 
@@ -166,6 +167,11 @@ class SecretKey:
 
     def sign(self, message: bytes) -> bytes:
         return self.handle.sign(message)
+
+    @property
+    def pem(self) -> bytes:
+        """PKCS #8 in PEM, not encrypted; for a TLS library, in a file with mode 0600."""
+        return self.handle.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
 
     def save(self, path: Path) -> None:
         """Write the seed so that only this user can read it; an existing file is never replaced."""
