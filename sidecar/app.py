@@ -24,6 +24,7 @@ from sidecar.ingress import actions
 from sidecar.ingress.actions import Actions
 from sidecar.ingress.common import require_run
 from sidecar.ingress.mcp import Mcp
+from sidecar.ingress.oauth import METADATA, OAuth
 from sidecar.ingress.repeats import Repeats
 from sidecar.mandates import Mandates
 from sidecar.memory import Memory
@@ -37,7 +38,8 @@ from trust.identity.keys import SecretKey, b64url
 from trust.ledger import entries
 from trust.ledger.disk import Disk
 from trust.ledger.tiles import write_atomically
-from trust.reasons import Reason, Unverifiable
+from trust.policy.inventory import require_server_name
+from trust.reasons import Reason, Unverifiable, visible
 from trust.verdict import Refusal
 
 VERSION = "0.1.0"
@@ -111,6 +113,7 @@ class Sidecar:
         run = _run(home, clock)
         self._actions = Actions(self.pipeline, run, Repeats(before.keys, clock.now))
         self._mcp = Mcp(self.pipeline, clock, run, config.hold_wait_s)
+        self._oauth = OAuth(config.oauth, self._client, clock) if config.oauth is not None else None
         self._routes = self._make_routes()
         await self._listen()
         self._tasks = [
@@ -125,6 +128,8 @@ class Sidecar:
         border = Border(hosts, frozenset({DELEGATION_HEADER}), max_header=longest)
         self._listener = Listener(Server(self._serve, self._refuse_unread, border))
         self.port = await self._listener.open(self.config.host, self.config.port)
+        if self._oauth is not None:
+            self._oauth.base = f"http://{self.config.host}:{self.port}"
         names = (self.config.host, "localhost", *self.config.hostnames)
         hosts.update(f"{name}:{self.port}" for name in names)
 
@@ -138,21 +143,44 @@ class Sidecar:
         routes.add("POST", "/v1/mandates", bound(self._accept_chain))
         for method in ("POST", "GET", "DELETE"):
             routes.add(method, "/mcp/{server}", bound(self._mcp.serve))
+        if self._oauth is not None:
+            routes.add("GET", METADATA + "/mcp/{server}", self._metadata)
         return routes
+
+    async def _metadata(self, _incoming: Incoming, server: str) -> StreamResponse:
+        if self._oauth is None:
+            raise Unverifiable(Reason.NOT_FOUND, "no OAuth here")
+        return json_response(self._oauth.metadata(require_server_name(server)))
 
     def _bound(self, handler: RouteHandler) -> RouteHandler:
         """The caller must bring the local token; everything it does counts as the agent's."""
 
         async def handle(incoming: Incoming, **parameters: str) -> StreamResponse:
-            return await handler(incoming, self._caller(incoming), **parameters)
+            return await handler(incoming, await self._caller(incoming, parameters), **parameters)
 
         return handle
 
-    def _caller(self, incoming: Incoming) -> Caller:
-        """The agent by its local token, or a program of its own by one that stands for a delegation chain."""
-        offered, brought = _offered(incoming), incoming.header(DELEGATION_HEADER)
+    async def _caller(self, incoming: Incoming, parameters: dict[str, str]) -> Caller:
+        """Who asks: by a token of ours, or on MCP by an access token."""
+        server = parameters.get("server")
+        if self._oauth is not None and server is not None and incoming.bearer.count(".") == 2:
+            facts = self.world.facts
+            if facts is None:
+                raise Unverifiable(Reason.STALE_FACTS, "the gateway has not been heard yet")
+            bearer = await self._oauth.identify(incoming.bearer, require_server_name(server), facts.agent.owner)
+            return Caller(f"oauth:{visible(bearer.client or bearer.subject, 64)}", self._brought(incoming) or "")
+        return self._local(incoming)
+
+    def _brought(self, incoming: Incoming) -> str | None:
+        """The delegation chain that came along."""
+        brought = incoming.header(DELEGATION_HEADER)
         if brought is not None and not brought.isascii():
             raise Unverifiable(Reason.DELEGATION_INVALID, "delegation: not ASCII")
+        return brought
+
+    def _local(self, incoming: Incoming) -> Caller:
+        """The agent by its local token, or a program of its own by one that stands for a delegation chain."""
+        offered, brought = _offered(incoming), self._brought(incoming)
         if hmac.compare_digest(offered, self.token.encode()):
             return Caller("bound", brought or "")
         chain = self._mandates.chain_of(offered)
@@ -217,7 +245,10 @@ class Sidecar:
             no = Refusal(1, Reason.INTERNAL_ERROR, type(bug).__name__)
         finally:
             self._in_flight -= 1
-        return await self._refuse(no, caller_of(incoming.raw))
+        response = await self._refuse(no, caller_of(incoming.raw))
+        if self._oauth is not None and response.status == 401 and incoming.path.startswith("/mcp/"):
+            response.headers["WWW-Authenticate"] = self._oauth.challenge(incoming.path.removeprefix("/mcp/"))
+        return response
 
     async def _refuse_unread(self, no: Refusal, caller: str) -> StreamResponse:
         return await self._refuse(no, caller)

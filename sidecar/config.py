@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Self
+from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -41,6 +41,26 @@ class _Workload(Section):
         return self
 
 
+class OAuthConfig(Section):
+    """Section ``[sidecar.oauth]``: MCP clients may bring access tokens of ``issuer``, whose keys are in ``jwks_file``
+    or at ``jwks_url``. ``people``: the token's ``sub`` → the person, where they differ. ``public_url``: where clients
+    reach this sidecar. ``scope``: what a token must have, if anything."""
+
+    issuer: Url
+    algorithm: Literal["EdDSA", "ES256", "RS256"] = "RS256"
+    jwks_file: ExistingFile | None = None
+    jwks_url: Url | None = None
+    public_url: BaseUrl | None = None
+    people: dict[str, str] = Field(default_factory=dict)
+    scope: str = Field("", pattern=r"^[!#-\[\]-~]*$")
+
+    @model_validator(mode="after")
+    def _one_source_of_keys(self) -> Self:
+        if (self.jwks_file is None) == (self.jwks_url is None):
+            raise ValueError("either jwks_file or jwks_url")
+        return self
+
+
 class SidecarConfig(_Workload):
     """Section ``[sidecar]``. Times in seconds. ``hold_wait_s``: how long an MCP call is held open while a
     person decides; ``labels_keep_s``: how long what an agent has seen stays with it beyond a run. ``key_service``:
@@ -52,6 +72,7 @@ class SidecarConfig(_Workload):
     hostnames: tuple[str, ...] = ()
     hold_wait_s: Seconds = 120.0
     labels_keep_s: WholeSeconds = 86_400
+    oauth: OAuthConfig | None = None
     segment_bytes: SegmentBytes = 64 << 20
 
 

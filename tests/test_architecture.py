@@ -38,8 +38,8 @@ NOT_IN_TRUST = {
 
 DOORS = {
     "cedarpy": {"trust.policy.cedar"},
-    "cryptography": {"trust.identity.keys"},
-    "jwt": {"trust.identity.jws"},
+    "cryptography": {"trust.identity.keys", "gateway.authority"},
+    "jwt": {"trust.identity.jws", "trust.identity.oauth"},
     "base58": {"trust.identity.keys"},
     "rfc8785": {"trust.canonical"},
     "crc32c": {"trust.ledger.frames"},
