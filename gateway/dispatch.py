@@ -22,6 +22,7 @@ from gateway.approvals.desk import Desk
 from gateway.bundles import Bundles
 from gateway.callers import Sender
 from gateway.delegations import Delegations
+from gateway.proofs import Proofs
 from gateway.records import Records
 from gateway.registry import Registry
 from gateway.router.choice import ANOTHER_VERSION, Choice, choose
@@ -121,6 +122,7 @@ class Dispatcher:
         self._credentials = credentials
         self._placement = Placement()
         self._seen = Nonces()
+        self._proofs = Proofs(registry, key.public, clock)
         self._busy: Counter[str] = Counter()
         self._remember_recent()
 
@@ -140,7 +142,7 @@ class Dispatcher:
             await self._require_closed(asked)
         except Unverifiable as bad:
             return await self.refuse(asked, Refusal.of(8, bad))
-        with self._in_flight(sender.workload.name, asked.standing.ring):
+        with self._in_flight(asked.agent.name, asked.standing.ring):
             return await self._decide_and_route(incoming, asked)
 
     async def _require_closed(self, asked: Asked) -> None:
@@ -181,13 +183,14 @@ class Dispatcher:
     def read(self, incoming: Incoming, sender: Sender) -> Asked:
         """The dispatch in *incoming*, or :class:`Unverifiable`."""
         dispatch, body = wire.decode(incoming.body, Dispatch)
-        if sender.workload.kind != "agent" or dispatch.agent != sender.workload.name:
-            raise Unverifiable(Reason.NOT_YOURS, "an agent dispatches only for itself")
+        record = self._registry.require_speaks_for(sender.workload, dispatch.agent)
         bundle = self._bundles.compiled
         if bundle is None:
             raise Unverifiable(Reason.NO_BUNDLE, "no bundle is active")
         action, message = wire.action_of(dispatch, body)
-        agent = self._registry.agent(sender.workload.name).agent
+        agent = record.agent
+        if agent.name != sender.workload.name:
+            self._proofs.require(dispatch, action, agent.name, sender.workload.name)
         tool = bundle.inventory.tool(action.server, action.tool)
         _require_own_headers(action, message, tool)
         mandate, delegators, standing = self._mandate(dispatch, agent, action, tool)

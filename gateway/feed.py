@@ -66,7 +66,7 @@ class Feed:
             bundle=self._bundles.sealed.digest if self._bundles.sealed else "",
             stopped=self._stops.of(record.agent),
             rotate=record.rotate,
-            heard=self._standings.heard(agent, f"{self._trust_domain}/sidecar/{agent}"),
+            heard=self._standings.heard(agent, f"{self._trust_domain}/sidecar/{record.via or agent}"),
             breakers=self._stops.breakers(),
             revoked=revoked,
         )

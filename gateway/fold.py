@@ -99,7 +99,7 @@ def _agent(store: Store, stamp: Stamp, entry: entries.Agent) -> None:
             tuple(entry.teams),
             entry.attested,
         )
-        store.put(entry.agent, AgentRecord(agent, entry.token_sha256))
+        store.put(entry.agent, AgentRecord(agent, entry.token_sha256, via=entry.via))
         standing.registered(Shelf(store), entry.agent, entry.owner, stamp.wall_us // 1_000_000)
     elif known is not None:
         store.put(entry.agent, _changed(known, entry))
@@ -114,7 +114,7 @@ def _changed(known: AgentRecord, entry: entries.Agent) -> AgentRecord:
             # Whoever held the key before may be the one whom this is to keep out: nothing of before counts.
             epoch = known.epoch + bool(known.keys)
             agent = replace(known.agent, key=entry.key)
-            return AgentRecord(agent, "", epoch, (AgentKey(entry.key),))
+            return AgentRecord(agent, "", epoch, (AgentKey(entry.key),), via=known.via)
         case "rotated":
             drains = tuple(replace(key, until_us=key.until_us or entry.until_us) for key in known.keys)
             agent = replace(known.agent, key=entry.key)

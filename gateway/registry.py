@@ -33,6 +33,7 @@ class NewAgent(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     environment: str = "development"
     teams: tuple[str, ...] = ()
     attested: bool = False
+    via: str = ""
 
 
 Weight = Annotated[float, msgspec.Meta(gt=0, le=1000)]
@@ -84,6 +85,8 @@ class Registry:
         async with self._records.deciding:
             if self._store.get(AgentRecord, new.name) is not None:
                 raise _taken("agent", new.name)
+            if new.via:
+                self.agent(new.via)
             self._stops.require_believed([("principal", new.owner)])
             await self._records.change(
                 entries.Agent(
@@ -96,6 +99,7 @@ class Registry:
                     environment=new.environment,
                     teams=list(new.teams),
                     attested=new.attested,
+                    via=new.via,
                     token_sha256=sha256_hex(token.encode()),
                 )
             )
@@ -220,6 +224,10 @@ class Registry:
         """A fresh token for an enrolled workload."""
         return wit.issue(self._workload(kind, name), now=int(self._clock.now()), token_id=new_id("wit"), key=self._key)
 
+    def domain_workload(self, token: str, now: float) -> Workload:
+        """Who a WIT of this trust domain speaks for."""
+        return wit.verify(token, now=now, trust_domain=self._trust_domain, issuer=self._key.public)
+
     def require_current(self, workload: Workload) -> None:
         """Refuse a workload whose key was replaced or revoked, or whose token is of an epoch that is over."""
         key = b64url(workload.key.raw)
@@ -242,6 +250,15 @@ class Registry:
         record = self._store.get(AgentRecord, name)
         if record is None:
             raise Unverifiable(Reason.UNAUTHENTICATED, f'no agent "{visible(name)}" is registered')
+        return record
+
+    def require_speaks_for(self, workload: Workload, agent: str) -> AgentRecord:
+        """*agent*, if *workload* is it, or the sidecar through which an operator said that it is reached."""
+        if workload.kind == "agent" and workload.name == agent:
+            return self.agent(agent)
+        record = self._store.get(AgentRecord, agent)
+        if workload.kind != "agent" or record is None or record.via != workload.name:
+            raise Unverifiable(Reason.NOT_YOURS, f"{workload.name} does not speak for {visible(agent)}")
         return record
 
     def agents(self) -> list[AgentRecord]:

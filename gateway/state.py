@@ -28,13 +28,15 @@ class AgentKey(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class AgentRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """``token_sha256`` belongs to the one-time enrolment token and is empty once it was used. ``keys``: the current
     one first, then those that drain. What was issued under an earlier ``epoch`` is not believed any more.
-    ``rotate``: the key that somebody asked to be replaced."""
+    ``rotate``: the key that somebody asked to be replaced. ``via``: the agent whose sidecar it shares, if it has no
+    sidecar of its own."""
 
     agent: Agent
     token_sha256: str
     epoch: int = 1
     keys: tuple[AgentKey, ...] = ()
     rotate: str = ""
+    via: str = ""
 
 
 NodeState = Literal["pending", "ready", "draining", "quarantined"]

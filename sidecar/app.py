@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import base64
-import hmac
 import logging
 import secrets
 import traceback
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from edge import tls
@@ -18,20 +18,18 @@ from edge.durable import DurableLedger
 from edge.http import Border, Incoming, Listener, Server, StreamResponse, caller_of, json_response, require_c_parser
 from edge.routes import RouteHandler, Routes
 from sidecar.answers import Refused
+from sidecar.callers import DELEGATION_HEADER, Callers
 from sidecar.config import SidecarConfig
+from sidecar.guests import Guests
 from sidecar.identity import Identity, NotEnrolled
 from sidecar.ingress import actions
-from sidecar.ingress.actions import Actions
 from sidecar.ingress.common import require_run
-from sidecar.ingress.mcp import Mcp
 from sidecar.ingress.oauth import METADATA, OAuth
-from sidecar.ingress.repeats import Repeats
 from sidecar.mandates import Mandates
-from sidecar.memory import Memory
-from sidecar.pipeline import Caller, Pipeline
+from sidecar.pipeline import Caller
 from sidecar.recovery import recover
-from sidecar.reports import Reports
-from sidecar.world import World
+from sidecar.served import Served
+from sidecar.world import View, World
 from trust.canonical import read_object
 from trust.identity import delegation
 from trust.identity.keys import SecretKey, b64url
@@ -39,11 +37,10 @@ from trust.ledger import entries
 from trust.ledger.disk import Disk
 from trust.ledger.tiles import write_atomically
 from trust.policy.inventory import require_server_name
-from trust.reasons import Reason, Unverifiable, visible
+from trust.reasons import Reason, Unverifiable
 from trust.verdict import Refusal
 
 VERSION = "0.1.0"
-DELEGATION_HEADER = "licet-delegation"
 HEADER_NAME_BYTES = 64
 MIN_TOKEN_CHARACTERS = 32
 RUN_LIVES_S = 86_400
@@ -89,38 +86,42 @@ class Sidecar:
             segment_bytes=config.segment_bytes,
             disk=self._disk,
         )
-        memory = Memory(config.labels_keep_s)
         found = self.ledger.size
-        before = recover(self.ledger, memory, clock.now())
+        self._before = recover(self.ledger, config.labels_keep_s, clock.now())
         await self.ledger.append(entries.Start(VERSION, found))
-        for outcome in before.unfinished:
+        for outcome in self._before.unfinished:
             await self.ledger.append(outcome)
-        self.world = World(self.identity, home / "bundles", self.ledger, clock, before.newest_bundle)
+        self.world = World(self.identity, home / "bundles", self.ledger, clock, self._before.newest_bundle)
         await self.world.load_last_good()
         self.token = _token(self.config)
-        self._mandates = Mandates(self.identity, self.world, home / "mandates", self.token, clock)
-        self._reports = Reports(self.identity, before.refusals)
-        self.pipeline = Pipeline(
-            self.identity,
-            self.world,
-            self._mandates,
-            self._reports,
-            memory,
-            self.ledger,
-            Blobs(home / "blobs"),
-            clock,
-        )
-        run = _run(home, clock)
-        self._actions = Actions(self.pipeline, run, Repeats(before.keys, clock.now))
-        self._mcp = Mcp(self.pipeline, clock, run, config.hold_wait_s)
+        self._blobs, self._run = Blobs(home / "blobs"), _run(home, clock)
+        self.own = self._serve_agent(self.identity.name, self.identity.own_keys, View(self.world, self.world.own))
+        self.pipeline = self.own.pipeline
+        self._mandates = Mandates(self.own.chains, home / "mandates", self.token, clock)
         self._oauth = OAuth(config.oauth, self._client, clock) if config.oauth is not None else None
+        self._guests = Guests(config.guests, self.identity, self.world, clock, self._serve_agent)
+        self._callers = Callers(self.own, self.token, self._mandates, self._oauth, self._guests)
         self._routes = self._make_routes()
         await self._listen()
         self._tasks = [
             asyncio.create_task(self.world.follow_bundle()),
-            asyncio.create_task(self.world.follow_feed()),
+            asyncio.create_task(self.world.own.follow()),
             asyncio.create_task(self._tick()),
         ]
+
+    def _serve_agent(self, agent: str, own_keys: Callable[[], frozenset[bytes]], view: View) -> Served:
+        return Served(
+            agent,
+            own_keys,
+            self.identity,
+            view,
+            self._before.of(agent),
+            self.ledger,
+            self._blobs,
+            SystemClock(),
+            self._run,
+            self.config.hold_wait_s,
+        )
 
     async def _listen(self) -> None:
         hosts: set[str] = set()
@@ -134,15 +135,15 @@ class Sidecar:
         hosts.update(f"{name}:{self.port}" for name in names)
 
     def _make_routes(self) -> Routes:
-        routes, bound = Routes(), self._bound
+        routes, served = Routes(), self._served
         routes.add("GET", "/livez", self._livez)
         routes.add("GET", "/readyz", self._readyz)
-        routes.add("POST", "/v1/actions", bound(self._actions.act))
-        routes.add("GET", "/v1/approvals/{approval}", bound(self._actions.approval))
-        routes.add("POST", "/v1/approvals/{approval}/claim", bound(self._actions.claim))
-        routes.add("POST", "/v1/mandates", bound(self._accept_chain))
+        routes.add("POST", "/v1/actions", served(lambda agent: agent.actions.act))
+        routes.add("GET", "/v1/approvals/{approval}", served(lambda agent: agent.actions.approval))
+        routes.add("POST", "/v1/approvals/{approval}/claim", served(lambda agent: agent.actions.claim))
+        routes.add("POST", "/v1/mandates", served(lambda agent: partial(self._accept_chain, agent)))
         for method in ("POST", "GET", "DELETE"):
-            routes.add(method, "/mcp/{server}", bound(self._mcp.serve))
+            routes.add(method, "/mcp/{server}", served(lambda agent: agent.mcp.serve))
         if self._oauth is not None:
             routes.add("GET", METADATA + "/mcp/{server}", self._metadata)
         return routes
@@ -152,49 +153,18 @@ class Sidecar:
             raise Unverifiable(Reason.NOT_FOUND, "no OAuth here")
         return json_response(self._oauth.metadata(require_server_name(server)))
 
-    def _bound(self, handler: RouteHandler) -> RouteHandler:
-        """The caller must bring the local token; everything it does counts as the agent's."""
+    def _served(self, pick: Callable[[Served], RouteHandler]) -> RouteHandler:
+        """What *pick* takes of whoever asks answers; nobody is answered who was not identified."""
 
         async def handle(incoming: Incoming, **parameters: str) -> StreamResponse:
-            return await handler(incoming, await self._caller(incoming, parameters), **parameters)
+            agent, caller = await self._callers.identify(incoming, parameters.get("server"))
+            return await pick(agent)(incoming, caller, **parameters)
 
         return handle
 
-    async def _caller(self, incoming: Incoming, parameters: dict[str, str]) -> Caller:
-        """Who asks: by a token of ours, or on MCP by an access token."""
-        server = parameters.get("server")
-        if self._oauth is not None and server is not None and incoming.bearer.count(".") == 2:
-            facts = self.world.facts
-            if facts is None:
-                raise Unverifiable(Reason.STALE_FACTS, "the gateway has not been heard yet")
-            bearer = await self._oauth.identify(incoming.bearer, require_server_name(server), facts.agent.owner)
-            return Caller(f"oauth:{visible(bearer.client or bearer.subject, 64)}", self._brought(incoming) or "")
-        return self._local(incoming)
-
-    def _brought(self, incoming: Incoming) -> str | None:
-        """The delegation chain that came along."""
-        brought = incoming.header(DELEGATION_HEADER)
-        if brought is not None and not brought.isascii():
-            raise Unverifiable(Reason.DELEGATION_INVALID, "delegation: not ASCII")
-        return brought
-
-    def _local(self, incoming: Incoming) -> Caller:
-        """The agent by its local token, or a program of its own by one that stands for a delegation chain."""
-        offered, brought = _offered(incoming), self._brought(incoming)
-        if hmac.compare_digest(offered, self.token.encode()):
-            return Caller("bound", brought or "")
-        chain = self._mandates.chain_of(offered)
-        if chain is None:
-            raise Unverifiable(Reason.UNAUTHENTICATED, "send Authorization: Bearer with the token of LICET_TOKEN")
-        if brought is not None and brought != chain:
-            raise Unverifiable(
-                Reason.NOT_YOURS, "this token stands for one delegation chain; another cannot be brought"
-            )
-        return Caller("mandate", chain)
-
-    async def _accept_chain(self, incoming: Incoming, caller: Caller) -> StreamResponse:
+    async def _accept_chain(self, agent: Served, incoming: Incoming, caller: Caller) -> StreamResponse:
         """A token for a program that is to act under a chain."""
-        if caller.chain:
+        if caller.authn != "bound" or caller.chain or agent is not self.own:
             raise Unverifiable(Reason.NOT_YOURS, "this needs the agent's own token")
         asked = read_object(incoming.body).get("chain")
         if not isinstance(asked, str) or not asked.isascii():
@@ -216,7 +186,7 @@ class Sidecar:
         checks = self.checks()
         ready = all(checks.values())
         digest = self.world.bundle.digest if self.world.bundle else ""
-        known = hmac.compare_digest(_offered(incoming), self.token.encode())
+        known = self._callers.knows(incoming)
         return json_response(
             {"ready": ready, "checks": checks, "bundle": digest, "known": known}, 200 if ready else 503
         )
@@ -278,7 +248,8 @@ class Sidecar:
         facts = self.world.facts
         if facts is None:
             return
-        await self._reports.tell(facts.heard)
+        await self.own.report()
+        await self._guests.report()
         if facts.rotate and facts.rotate == b64url(self.identity.key.public.raw):
             await self.identity.rotate(self._mandates.hand_over)
             await self.identity.open_session_when_due()
@@ -287,6 +258,7 @@ class Sidecar:
         for task in self._tasks:
             task.cancel()
         await asyncio.wait(self._tasks)
+        await self._guests.close()
         await self._listener.close()
         await self._client.close()
         await self.ledger.close()
@@ -313,16 +285,3 @@ def _token(config: SidecarConfig) -> str:
     if len(token) < MIN_TOKEN_CHARACTERS:
         raise NotEnrolled(f"{path} holds no token of {MIN_TOKEN_CHARACTERS} characters; remove it to get a new one")
     return token
-
-
-def _offered(incoming: Incoming) -> bytes:
-    """The token as Bearer, or as the password of Basic, which is what a token inside a URL becomes."""
-    if incoming.bearer:
-        return incoming.bearer.encode()
-    scheme, _, value = (incoming.header("authorization") or "").partition(" ")
-    if scheme.lower() == "basic":
-        try:
-            return base64.b64decode(value.strip(), validate=True).partition(b":")[2]
-        except ValueError:
-            return b""
-    return b""

@@ -19,13 +19,13 @@ from edge.client import Broken, Unreachable
 from edge.clock import SystemClock, new_id
 from edge.durable import DurableLedger
 from sidecar.answers import Allowed, Answer, Audit, Held, Refused
+from sidecar.chains import Chains, Opened
 from sidecar.forward import Forwarded, forward, refusal_of
 from sidecar.identity import Identity
-from sidecar.mandates import Mandates, Opened
 from sidecar.memory import Memory
 from sidecar.reports import Reports
 from sidecar.stream import End, Stream
-from sidecar.world import World
+from sidecar.world import View
 from trust import feed, report, wire
 from trust.action import Action
 from trust.canonical import sha256_hex
@@ -41,7 +41,7 @@ from trust.policy.inventory import RISK_HIGH, Tool, pin_of
 from trust.reasons import NOTHING_HAPPENED, Reason, Unverifiable
 from trust.standing.score import lowest
 from trust.verdict import Hold, Permit, Refusal, decide
-from trust.wire import Dispatch, Place
+from trust.wire import Dispatch, Place, Proof
 
 ANYWHERE: Final = Place()
 Status = Literal["done", "refused", "failed", "unknown"]
@@ -49,10 +49,12 @@ _log = logging.getLogger("licet.sidecar")
 
 
 class Caller(msgspec.Struct, frozen=True):
-    """Who asks, and how that is known; ``chain`` is the delegated authority that it brings, if any."""
+    """Who asks, and how that is known; ``chain`` is the delegated authority that it brings, if any, ``proof`` the
+    signature of an agent that holds its key itself."""
 
     authn: str
     chain: str = ""
+    proof: Proof | None = None
 
 
 class Judged(msgspec.Struct, frozen=True):
@@ -78,19 +80,21 @@ class Pipeline:
 
     def __init__(
         self,
+        agent: str,
         identity: Identity,
-        world: World,
-        mandates: Mandates,
+        view: View,
+        chains: Chains,
         reports: Reports,
         memory: Memory,
         ledger: DurableLedger,
         blobs: Blobs,
         clock: SystemClock,
     ) -> None:
-        self._mandates = mandates
+        self._agent = agent
+        self._chains = chains
         self._reports = reports
         self._identity = identity
-        self._world = world
+        self._world = view
         self._memory = memory
         self._ledger = ledger
         self._blobs = blobs
@@ -101,7 +105,7 @@ class Pipeline:
     ) -> Answer:
         """Steps 2 to 10 for *action*; with *approval*, its claim."""
         try:
-            delegated = await self._mandates.open(caller.chain) if caller.chain else None  # 2
+            delegated = await self._chains.open(caller.chain) if caller.chain else None  # 2
             judged = self._judge(action, caller, delegated, place, approval)
         except Unverifiable as bad:
             return await self._refuse(action, Refusal.of(_step_of(bad.reason), bad), caller, None)
@@ -140,7 +144,7 @@ class Pipeline:
 
     async def delegated_tools(self, caller: Caller) -> frozenset[str] | None:
         """The tools that *caller* was left with; None: nothing was taken from it."""
-        return frozenset((await self._mandates.open(caller.chain)).authority.tools) if caller.chain else None
+        return frozenset((await self._chains.open(caller.chain)).authority.tools) if caller.chain else None
 
     def may_see(self, server: str, listed: object, among: frozenset[str] | None) -> bool:
         """Whether a tool that a server lists may be shown: pinned as it is, *among* what was delegated, and some call
@@ -241,7 +245,7 @@ class Pipeline:
         agent = self._world.facts.agent if self._world.facts else None
         return report.deed(
             action,
-            agent=agent.name if agent else self._identity.name,
+            agent=agent.name if agent else self._agent,
             principal=judged.mandate.principal if judged else agent.owner if agent else "",
             authn=caller.authn,
             authority=judged.mandate.tokens if judged else named(caller.chain),
@@ -345,7 +349,7 @@ class Pipeline:
         except Unverifiable as bad:
             return await self.refuse_with(Refusal.of(7, bad), decision_id, approval=approval)
         # Under the authority under which it was asked for, whoever comes for it.
-        stored_caller = msgspec.structs.replace(caller, chain=stored.chain)
+        stored_caller = msgspec.structs.replace(caller, chain=stored.chain, proof=stored.proof)
         return await self.act(action, stored_caller, stored.place, approval=approval)
 
     # 8 route, 9 execute, 10 answer
@@ -369,6 +373,7 @@ class Pipeline:
             bundle=judged.bundle.digest,
             authority=facts.mandate.tokens,
             chain=judged.caller.chain,
+            proof=judged.caller.proof,
             approval=judged.approval,
             place=judged.place,
             trace_id=action.trace_id,

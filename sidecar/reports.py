@@ -39,15 +39,16 @@ class _Batch:
         self._kinds.setdefault(name, _Kind(*name)).count += 1
         self.first, self.last = (index if self.first < 0 else self.first), index
 
-    def encode(self) -> bytes:
-        told = {"first": self.first, "last": self.last, "refusals": list(self._kinds.values())}
+    def encode(self, agent: str) -> bytes:
+        told = {"agent": agent, "first": self.first, "last": self.last, "refusals": list(self._kinds.values())}
         return msgspec.json.encode(told)
 
 
 class Reports:
-    """Of one sidecar. Each refusal is counted once, because the gateway remembers how far it heard."""
+    """Of one agent. Each refusal is counted once, because the gateway remembers how far it heard."""
 
-    def __init__(self, identity: Identity, before: Iterable[tuple[int, entries.Refusal]]) -> None:
+    def __init__(self, agent: str, identity: Identity, before: Iterable[tuple[int, entries.Refusal]]) -> None:
+        self._agent = agent
         self._identity = identity
         self._waiting = _Batch()
         self._sent: _Batch | None = None
@@ -84,8 +85,8 @@ class Reports:
             self._sent, self._waiting = self._waiting, since
 
     async def _send(self, batch: _Batch) -> None:
-        headers = {"Content-Type": "application/json"}
-        async with self._identity.send("POST", "/v1/refusals", batch.encode(), headers, timeout_s=10.0) as reply:
+        body, headers = batch.encode(self._agent), {"Content-Type": "application/json"}
+        async with self._identity.send("POST", "/v1/refusals", body, headers, timeout_s=10.0) as reply:
             answer = await reply.read()
         if reply.status != 200:
             raise Unverifiable(Reason.GATEWAY_UNREACHABLE, f"refusals were not taken: {detail_of(answer)}")

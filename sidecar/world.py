@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Callable
 from pathlib import Path
@@ -28,6 +29,73 @@ SILENT_S: Final = 3.0
 _log = logging.getLogger("licet.sidecar")
 
 
+class Ear:
+    """What the gateway's feed says of one agent, and how old that is. What cannot be verified changes nothing."""
+
+    def __init__(self, identity: Identity, agent: str, clock: SystemClock) -> None:
+        self._identity = identity
+        self._agent = agent
+        self._clock = clock
+        self._received = float("-inf")
+        self.facts: Facts | None = None
+        self.revoked: frozenset[str] = frozenset()
+        self.first = asyncio.Event()
+
+    def age_s(self) -> float:
+        """Seconds since the feed last said something that could be verified."""
+        return self._clock.mono() - self._received
+
+    async def follow(self) -> None:
+        """Read the feed, for ever."""
+        target = "/v1/feed" if self._agent == self._identity.name else f"/v1/feed?agent={self._agent}"
+        await listen(self._identity, self.hear, target)
+
+    def hear(self, line: bytes) -> None:
+        try:
+            heard = feed.open_line(
+                line, self._identity.gateway, agent=self._agent, after=self.facts, now=self._clock.now()
+            )
+        except Unverifiable as bad:
+            _log.warning("a line of the feed was not believed: %s", bad)
+            return
+        if heard.revoked is not None:
+            self.revoked = frozenset(heard.revoked)
+        self.facts = heard
+        self.first.set()
+        self._received = self._clock.mono()
+
+
+class View:
+    """What a decision about one agent reads: the bundle of all, the facts of that one."""
+
+    def __init__(self, world: World, ear: Ear) -> None:
+        self._world = world
+        self._ear = ear
+
+    @property
+    def bundle(self) -> Compiled | None:
+        return self._world.bundle
+
+    @property
+    def facts(self) -> Facts | None:
+        return self._ear.facts
+
+    @property
+    def revoked(self) -> frozenset[str]:
+        """``what:id`` of everything that is not believed any more."""
+        return self._ear.revoked
+
+    def age_s(self) -> float:
+        return self._ear.age_s()
+
+    async def heard(self, within_s: float) -> bool:
+        """Whether the gateway said anything, or does so in this time."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(within_s):
+                await self._ear.first.wait()
+        return self._ear.facts is not None
+
+
 class World:
     """Two tasks keep it current; decisions only read. What cannot be verified changes nothing."""
 
@@ -40,14 +108,16 @@ class World:
         self._ledger = ledger
         self._clock = clock
         self._version = newest - 1
-        self._received = float("-inf")
-        self.facts: Facts | None = None
-        self.revoked: frozenset[str] = frozenset()
+        self.own = Ear(identity, identity.name, clock)
         self.bundle: Compiled | None = None
 
+    @property
+    def facts(self) -> Facts | None:
+        """Of the agent that this sidecar belongs to."""
+        return self.own.facts
+
     def age_s(self) -> float:
-        """Seconds since the feed last said something that could be verified."""
-        return self._clock.mono() - self._received
+        return self.own.age_s()
 
     async def load_last_good(self) -> None:
         """The bundle of before the restart, so that a decision needs no gateway that is away for a moment."""
@@ -99,29 +169,12 @@ class World:
                 _log.exception("following the bundle failed; the last good one stays")
                 await asyncio.sleep(RETRY_S)
 
-    async def follow_feed(self) -> None:
-        """Read the feed, for ever."""
-        await listen(self._identity, self._hear)
 
-    def _hear(self, line: bytes) -> None:
-        try:
-            heard = feed.open_line(
-                line, self._identity.gateway, agent=self._identity.name, after=self.facts, now=self._clock.now()
-            )
-        except Unverifiable as bad:
-            _log.warning("a line of the feed was not believed: %s", bad)
-            return
-        if heard.revoked is not None:
-            self.revoked = frozenset(heard.revoked)
-        self.facts = heard
-        self._received = self._clock.mono()
-
-
-async def listen(identity: Identity, hear: Callable[[bytes], None]) -> None:
+async def listen(identity: Identity, hear: Callable[[bytes], None], target: str = "/v1/feed") -> None:
     """Read the gateway's feed, line by line, for ever. A feed that falls silent is opened again."""
     while True:
         try:
-            async with identity.send("GET", "/v1/feed", timeout_s=3600.0) as reply:
+            async with identity.send("GET", target, timeout_s=3600.0) as reply:
                 if reply.status == 200:
                     rest = b""
                     chunks = reply.chunks()

@@ -41,6 +41,16 @@ class Place(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     slo_ms: int | None = None
 
 
+class Proof(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The agent's own signature under what it asked of a sidecar that others share: its token, the signature's base
+    (RFC 9421) and value (base64url), and the ``body`` of the request, if that is not the payload itself."""
+
+    wit: str
+    base: str
+    signature: str
+    body: str = ""
+
+
 class Dispatch(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A permitted action on its way to the gateway. ``facts`` are those of the decision; ``intent`` is
     ``<origin>#<index>`` of its entry; ``chain`` is the delegation chain whose tokens ``authority`` names."""
@@ -61,6 +71,7 @@ class Dispatch(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     bundle: Annotated[str, msgspec.Meta(max_length=64)]
     authority: tuple[str, ...] = ()
     chain: str = ""
+    proof: Proof | None = None
     approval: Id | None = None
     terms: dict[str, Any] | None = None
     place: Place = Place()

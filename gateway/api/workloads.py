@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import Annotated, Any, Final
+from urllib.parse import parse_qs
 
 import msgspec
 
@@ -51,6 +52,7 @@ class _Heartbeat(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 class _Chain(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     chain: str
+    agent: str
 
 
 Short = Annotated[str, msgspec.Meta(max_length=128)]
@@ -66,6 +68,7 @@ class _Refusals(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class _Report(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Everything from ``first`` to ``last`` in the sidecar's ledger."""
 
+    agent: str
     first: Annotated[int, msgspec.Meta(ge=0)]
     last: int
     refusals: Annotated[list[_Refusals], msgspec.Meta(min_length=1, max_length=MAX_REPORTED)]
@@ -173,19 +176,20 @@ class Workloads:
 
     async def _authority(self, incoming: Incoming, sender: Sender) -> Response:
         """Whether a chain holds now, and how far everybody in it is trusted; sidecars ask every few seconds."""
-        _require(sender, "agent", "only agents use chains")
-        opened = self._s.delegations.open(decode(incoming, _Chain).chain, sender.workload.name)
+        asked = decode(incoming, _Chain)
+        self._s.registry.require_speaks_for(sender.workload, asked.agent)
+        opened = self._s.delegations.open(asked.chain, asked.agent)
         return json_response({"standing": msgspec.to_builtins(opened.standing)})
 
     async def _report(self, incoming: Incoming, sender: Sender) -> Response:
         """What a sidecar refused its own agent."""
-        _require(sender, "agent", "only agents' sidecars report refusals")
-        told, name, bundle = decode(incoming, _Report), sender.workload.name, self._s.bundles.compiled
+        told, bundle = decode(incoming, _Report), self._s.bundles.compiled
+        name = self._s.registry.require_speaks_for(sender.workload, told.agent).agent.name
         if bundle is None:
             raise Unverifiable(Reason.NO_BUNDLE, "no bundle is active, so nobody can say how bad that was")
         if told.last < told.first:
             raise Unverifiable(Reason.MALFORMED_REQUEST, f"from {told.first} to {told.last}")
-        origin = f"{self._s.trust_domain}/sidecar/{name}"
+        origin = f"{self._s.trust_domain}/sidecar/{sender.workload.name}"
         counted = [
             entries.Refusals(
                 one.reason,
@@ -214,7 +218,11 @@ class Workloads:
 
     async def _feed(self, incoming: Incoming, sender: Sender) -> StreamResponse:
         name, feed = sender.workload.name, self._s.feed
-        lines = feed.lines(name) if sender.workload.kind == "agent" else feed.stops(name)
+        if sender.workload.kind == "node":
+            lines = feed.stops(name)
+        else:
+            asked = parse_qs(incoming.query).get("agent", [name])[0]
+            lines = feed.lines(self._s.registry.require_speaks_for(sender.workload, asked).agent.name)
         response, _ = await relay(incoming, lines, 200, {"Content-Type": "application/x-ndjson"})
         return response
 
@@ -256,8 +264,7 @@ class Workloads:
 
     def _own(self, approval: str, sender: Sender) -> ApprovalRecord:
         record = self._s.desk.get(approval)
-        if sender.workload.kind != "agent" or record.agent != sender.workload.name:
-            raise Unverifiable(Reason.NOT_YOURS, "this approval belongs to another agent")
+        self._s.registry.require_speaks_for(sender.workload, record.agent)
         return record
 
     async def _approval_state(self, incoming: Incoming, sender: Sender, approval: str) -> Response:

@@ -34,6 +34,7 @@ def register(
     environment: str = typer.Option("development"),
     team: list[str] = typer.Option([], help="A team it belongs to; may be given more than once."),
     attested: bool = typer.Option(False, help="Its build or host was attested; needed for the tier verified."),
+    via: str = typer.Option("", help="It holds its key itself and shares the sidecar of this agent."),
     token_file: Path | None = As,
     as_json: bool = Json,
 ) -> None:
@@ -45,9 +46,19 @@ def register(
         "environment": environment,
         "teams": team,
         "attested": attested,
+        "via": via,
     }
     told = gateway(token_file).call("POST", "/v1/agents", body).body
-    show(told, as_json, lambda: _enrols(name, told["enrolment_token"], f"{name} is registered."))
+
+    def people() -> None:
+        if not via:
+            _enrols(name, told["enrolment_token"], f"{name} is registered.")
+            return
+        say(f"{name} is registered. It enrols once, from its own program, with")
+        say(f'  licet.client.enroll("{gateway().url}", "{told["enrolment_token"]}", Path("{name}-home"))')
+        say(f'(and the sidecar of {via} needs guests = ["{name}"] in [sidecar])', "dim")
+
+    show(told, as_json, people)
 
 
 def _enrols(name: str, token: str, first: str) -> None:

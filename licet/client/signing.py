@@ -135,6 +135,9 @@ class SignAiohttp:
         self._credentials = credentials
 
     async def __call__(self, request: Any, handler: Callable[[Any], Awaitable[Any]]) -> Any:
+        if request.method in ("POST", "PUT", "PATCH"):
+            # aiohttp adds this as it sends, which would be after it was signed.
+            request.headers.setdefault("Content-Type", "application/octet-stream")
         body = request.body
         data = bytes(body) if isinstance(body, bytes | bytearray) else await body.as_bytes()
         signed = self._credentials.sign(request.method, str(request.url), request.headers, data)

@@ -206,9 +206,9 @@ async def test_a_dead_gateway_refuses_what_has_effects_and_what_must_be_routed(m
     await mesh.stop("gateway")
     refused(await mesh.call(*READ), "gateway_unreachable", 503)
     assert of(mesh, Outcome)[-1].status == "refused"
-    mesh.sidecar.world._received -= 6.0
+    mesh.sidecar.world.own._received -= 6.0
     refused(await mesh.call("workbench/write_file", {"path": "a", "content": "b"}), "stale_facts", 503)
-    mesh.sidecar.world._received -= 30.0
+    mesh.sidecar.world.own._received -= 30.0
     refused(await mesh.call(*READ), "stale_facts", 503)
 
 
@@ -245,7 +245,7 @@ async def test_a_bad_bundle_changes_nothing_and_says_why(mesh: Mesh) -> None:
     before = mesh.gateway.bundles.sealed.digest
     for change, expected in (
         ({"workbench.cedar": '@id("x") permit(principal, action, resource) when { context.trst.score > 1 };'}, "did you mean `trust`"),
-        ({"workbench.cedar": ""}, "there is no policy"),
+        ({"workbench.cedar": "", "rings.cedar": ""}, "there is no policy"),
         ({"more.cedar": '@id("protocol") permit(principal, action, resource);'}, "is used twice"),
         ({"more.cedar": 'permit(principal, action, resource);'}, "has no @id"),
         ({"more.cedar": '@id("y") forbid(principal, action in Action::"fs", resource);'}, "expected permit, found refuse"),

@@ -31,8 +31,8 @@ def explained(made: Compiled, tool: str, args: dict[str, Any], **known: Any) -> 
     facts = Facts(
         known.get("agent", AGENT),
         Standing.at_once(known.get("trust", 400)),
-        Run("r", 0, 0, known.get("labels", ()), 0, 0),
-        Rate(0, 0, 0, 0, 0, 0),
+        Run("r", 0, 0, known.get("labels", ()), known.get("spent_cents", 0), 0),
+        Rate(*[known.get("rate", 0)] * 6, known.get("in_flight", 0)),
         Mandate("ada"),
         0,
         found.manifest.risk,
@@ -48,7 +48,8 @@ def test_for_every_case_the_policies_that_decided_are_those_whose_conditions_hol
     for case in cases.read_cases(made.content.sources.cases):
         written = case.written
         _, _, tool = written.action.partition("/")
-        known = {"trust": written.trust, "labels": written.labels, "approved": written.approved}
+        names = ("trust", "labels", "approved", "rate", "in_flight", "spent_cents")
+        known = {name: getattr(written, name) for name in names}
         try:
             finding, stories = explained(made, tool, written.args, agent=case.agent, **known)
         except Unverifiable:  # refused before policy was asked

@@ -182,6 +182,33 @@ def read(request: Request, *, audience: str, now: float, not_before: float = 0.0
     return Claim(match["session"] or "", match["nonce"], created, expires, base, unb64(value["value"]))
 
 
+class Signed(msgspec.Struct, frozen=True):
+    """What a signature base says by itself, for who has it from somebody else."""
+
+    base: bytes
+    nonce: str
+    created_at: int
+    audience: str
+    digest: str
+
+
+def read_base(base: bytes) -> Signed:
+    """The base of a strong signature, taken apart; :class:`Unverifiable` if it is not one of this profile."""
+    lines = base.decode("ascii", "replace").split("\n")
+    named: dict[str, str] = {}
+    for line in lines:
+        name, colon, value = line.partition(": ")
+        if not colon or name in named:
+            raise _refuse("not a signature base")
+        named[name] = value
+    params = named.pop('"@signature-params"', "")
+    match, covered = _INPUT.fullmatch(f"{LABEL}={params}"), " ".join(named)
+    if match is None or match["session"] or match["covered"] != covered:
+        raise _refuse("not a signature base of the one profile")
+    digest = named.get('"content-digest"', "")
+    return Signed(base, match["nonce"], int(match["created"]), match["audience"], digest)
+
+
 def prove(claim: Claim, request: Request, key: PublicKey | bytes) -> None:
     """Hold *claim* against the sender's public key or the session's secret, or :class:`Unverifiable`.
 

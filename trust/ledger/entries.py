@@ -194,6 +194,7 @@ class Agent(_Entry, frozen=True, tag="agent"):
     environment: str = ""
     teams: list[str] = []
     attested: bool = False
+    via: str = ""
     key: str = ""
     token_sha256: str = ""
 
