@@ -224,6 +224,10 @@ def prepare(home: Path, gateway_port: int, policies: int) -> tuple[Api, str, str
     node = api.call("POST", "/v1/nodes", {"name": "bench-node", "servers": ["bench"]}).body["enrolment_token"]
     agent = api.call("POST", "/v1/agents", {"name": "bench", "owner": "ada"}).body["enrolment_token"]
     files = {k: v for k, v in read_directory(REPOSITORY / "policies").items() if not k.startswith("cases/")}
+    # The benchmark is a newcomer that calls without a pause: its ring's rate is asked as always, and never reached.
+    files["rings.cedar"] = files["rings.cedar"].replace(
+        "context.rate.minute >= 600", "context.rate.minute >= 1000000000"
+    )
     files["bench.cedar"] = POLICY + "\n".join(
         f'@id("filler{i}") permit(principal == Agent::"other{i}", action in Action::"fs", resource);'
         for i in range(policies)

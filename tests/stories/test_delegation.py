@@ -213,6 +213,31 @@ async def test_a_held_action_runs_under_the_authority_under_which_it_was_asked(m
     assert (sent.principal, sent.approval) == ("ada", held.json["approval"])
 
 
+async def test_the_gateway_opens_the_chain_itself(mesh: Mesh, helper: Sidecar) -> None:
+    """A compromised sidecar of demo: a chain that ends at another's key, more than its own chain gives, none at all."""
+    import msgspec
+
+    from tests.attacks.test_forgery import dispatch, statement
+    from trust.wire import action_of
+
+    async def sent(chain: str, path: str, tokens: list[str] | None = None) -> Any:
+        made, body = statement(mesh, args={"path": path})
+        told = tuple(describe(credentials(mesh), chain)["tokens"]) if tokens is None else tuple(tokens)
+        known = mesh.sidecar.pipeline.tool("workbench", "read_file")
+        digest = action_of(made, body)[0].digest("demo", "ada", told, known.digest if known else "")
+        changed = msgspec.structs.replace(made, chain=chain, authority=told, action_digest=digest)
+        return await dispatch(mesh, changed, body)
+
+    own = narrow(credentials(mesh), await rooted(mesh), mesh.sidecar.identity.key.public, ONLY_NOTES)
+    others = await chain_for(mesh, helper)
+    assert (await sent(own, "notes.txt")).status == 200
+    assert (await sent(others, "notes.txt")).json["reason"] == "not_yours"
+    assert (await sent(own, "other.txt")).json["reason"] == "authority_exceeded"
+    assert (await sent(own, "notes.txt", [])).json["reason"] == "permit_invalid"
+    assert (await sent("", "notes.txt", ["x"])).json["reason"] == "permit_invalid"
+    assert (await sent(own[:-4] + "AAAA", "notes.txt", ["x"])).json["reason"] == "delegation_invalid"
+
+
 async def test_a_root_is_for_tools_that_exist_and_for_agents_with_their_key(mesh: Mesh) -> None:
     from licet.client import ApiError
 

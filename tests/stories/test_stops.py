@@ -79,11 +79,12 @@ async def test_the_first_refusal_comes_within_a_second_at_two_sidecars_and_a_nod
             await asyncio.sleep(0.01)
         return time.monotonic() - begin
 
-    times = await asyncio.gather(
-        until_refused(lambda: mesh.act(mesh.sidecar, READ, NOTES)),
-        until_refused(lambda: mesh.act(other, READ, NOTES)),
-        until_refused(lambda: at_the_node(mesh, "demo")),
-    )
+    async with asyncio.timeout(10):
+        times = await asyncio.gather(
+            until_refused(lambda: mesh.act(mesh.sidecar, READ, NOTES)),
+            until_refused(lambda: mesh.act(other, READ, NOTES)),
+            until_refused(lambda: at_the_node(mesh, "demo")),
+        )
     print(f"{how}: refused after {', '.join(f'{t * 1000:.0f} ms' for t in times)}")
     reason = {"kill": "killed", "revoke": "revoked"}[how]
     assert (await mesh.act(mesh.sidecar, READ, NOTES)).json["reason"] == reason
