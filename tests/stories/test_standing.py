@@ -37,11 +37,15 @@ async def story(mesh: Mesh, agent: str = "demo") -> dict[str, Any]:
     return told
 
 
-async def reported(mesh: Mesh, agent: str = "demo") -> None:
-    """Until the sidecar has told of its refusals."""
-    before = len([e for e in mesh.entries("gateway") if isinstance(e, Reported) and e.agent == agent])
+async def reported(mesh: Mesh, count: int, agent: str = "demo") -> None:
+    """Until the sidecar has told of so many refusals in all."""
+
+    def heard() -> int:
+        found = [e for e in mesh.entries("gateway") if isinstance(e, Reported) and e.agent == agent]
+        return sum(refused.count for e in found for refused in e.refusals)
+
     async with asyncio.timeout(10):
-        while len([e for e in mesh.entries("gateway") if isinstance(e, Reported) and e.agent == agent]) == before:
+        while heard() < count:
             await asyncio.sleep(0.05)
     await mesh.gateway.standings.drain()
 
@@ -91,7 +95,7 @@ async def test_refusals_cost_by_their_policys_severity_and_only_their_own_agent(
     assert (await mesh.call(READ, {"path": "server.pem"})).status == 403
     stranger = {"tool": READ, "args": {"path": "trap.txt"}}
     assert (await mesh.request("POST", f"{mesh.url}/v1/actions", token="x" * 40, json=stranger)).status == 401
-    await reported(mesh)
+    await reported(mesh, 2)
     told = await story(mesh)
     assert [(m["severity"], m["policy"], m["count"]) for m in told["moved"]] == [
         ("severe", "severe", 1),
@@ -115,9 +119,9 @@ async def test_each_refusal_is_told_once_over_restarts_of_both(mesh: Mesh) -> No
         assert (await mesh.call(READ, {"path": "server.pem"})).status == 403
     await mesh.stop("sidecar")
     await mesh.start_sidecar()
-    await reported(mesh)
+    await reported(mesh, 3)
     assert (await mesh.call(READ, {"path": "server.pem"})).status == 403
-    await reported(mesh)
+    await reported(mesh, 4)
     await mesh.stop("sidecar")
     await mesh.stop("gateway")
     await mesh.start_gateway()
@@ -133,7 +137,7 @@ async def test_replay_gives_the_stored_books_and_a_crash_in_between_is_made_up_f
     for _ in range(3):
         await mesh.call(READ, NOTES)
         await mesh.call(READ, {"path": "server.pem"})
-    await reported(mesh)
+    await reported(mesh, 3)
     assert replayed(mesh).books() == stored(mesh)
     # The gateway dies after it wrote what it observed and before it wrote what follows.
     mesh.gateway._tasks[1].cancel()
@@ -282,7 +286,7 @@ async def test_a_server_that_fails_for_everybody_is_stopped_for_everybody(tmp_pa
             sidecar = (mesh.sidecar, other)[number % 2]
             seen.append((await mesh.act(sidecar, READ, {"path": f"{number}.txt"})).json["reason"])
         trips = {e.target: e.rule for e in mesh.entries("gateway") if isinstance(e, Breaker)}
-        assert trips in ({"agent:demo": "failures", "agent:other": "failures"}, {"server:workbench": "failures"})
+        assert trips == {"agent:demo": "failures", "server:workbench": "failures"}
         assert seen[-1] == "circuit_open"
 
 
