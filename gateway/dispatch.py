@@ -345,6 +345,7 @@ class Dispatcher:
             credentials=digest_of(dict(credentials)),
             issued_at=now,
             deadline=now + TICKET_LIFE_S,
+            authority=asked.mandate.tokens,
         )
         trace = sent.choice.trace()
         await self._records.note(self._entry(asked, node, entitled.id, trace))
@@ -432,6 +433,7 @@ class Dispatcher:
             ticket=ticket_id,
             approval=dispatch.approval,
             authn=asked.sender.authn,
+            authority=list(asked.mandate.tokens),
             trace=trace,
         )
 

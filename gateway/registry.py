@@ -86,7 +86,7 @@ class Registry:
             if self._store.get(AgentRecord, new.name) is not None:
                 raise _taken("agent", new.name)
             if new.via:
-                self.agent(new.via)
+                self.known_agent(new.via)
             self._stops.require_believed([("principal", new.owner)])
             await self._records.change(
                 entries.Agent(
@@ -154,7 +154,7 @@ class Registry:
     async def ask_for_rotation(self, name: str, by: str) -> None:
         """The agent's sidecar hears of it and replaces its key."""
         async with self._records.deciding:
-            if not self.agent(name).agent.key:
+            if not self.known_agent(name).agent.key:
                 raise Unverifiable(Reason.MALFORMED_REQUEST, f"{name} is not enrolled, so it has no key to replace")
             await self._records.change(entries.Agent("rotate", name, by))
 
@@ -162,7 +162,7 @@ class Registry:
         """Another one-time token for an agent that lost its key; the old key counts until the new one is bound."""
         token = new_token()
         async with self._records.deciding:
-            self.agent(name)
+            self.known_agent(name)
             self._stops.require_believed([("agent", name)])
             await self._records.change(entries.Agent("token", name, by, token_sha256=sha256_hex(token.encode())))
         return token
@@ -252,6 +252,13 @@ class Registry:
             raise Unverifiable(Reason.UNAUTHENTICATED, f'no agent "{visible(name)}" is registered')
         return record
 
+    def known_agent(self, name: str) -> AgentRecord:
+        """For whoever asks about an agent, and is not it."""
+        if self._store.get(AgentRecord, name) is None:
+            known = ", ".join(record.agent.name for record in self.agents()[:10]) or "none"
+            raise Unverifiable(Reason.NOT_FOUND, f'no agent "{visible(name)}" is registered; registered: {known}')
+        return self.agent(name)
+
     def require_speaks_for(self, workload: Workload, agent: str) -> AgentRecord:
         """*agent*, if *workload* is it, or the sidecar through which an operator said that it is reached."""
         if workload.kind == "agent" and workload.name == agent:
@@ -287,10 +294,13 @@ class Registry:
     def document(self, kind: WorkloadKind, name: str) -> dict[str, Any]:
         """The DID document of an agent or node."""
         if kind == "node":
-            keys = [self.node(name).key]
+            record = self._store.get(NodeRecord, name)
+            if record is None:
+                raise Unverifiable(Reason.NOT_FOUND, f'no node "{visible(name)}" is registered')
+            keys = [record.key]
         else:
             now = self._clock.wall_us()
-            keys = [key.key for key in self.agent(name).keys if not key.until_us or now < key.until_us]
+            keys = [key.key for key in self.known_agent(name).keys if not key.until_us or now < key.until_us]
         believed = [PublicKey(unb64url(key)) for key in keys if key]
         believed = [key for key in believed if self._stops.revoked("key", key.thumbprint) is None]
         if kind == "agent" and self._stops.revoked("agent", name) is not None:

@@ -141,7 +141,8 @@ class Standings:
     def _book(self, agent: str) -> Book:
         book = self._shelf.book(agent)
         if book is None:
-            raise Unverifiable(Reason.NOT_FOUND, f'no agent "{agent}" is registered')
+            self._registry.known_agent(agent)
+            raise Unverifiable(Reason.NOT_FOUND, f"nothing is known of {agent}")
         return book
 
     async def _change(

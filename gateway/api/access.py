@@ -34,6 +34,7 @@ from gateway.state import Person
 from gateway.stops import Stops
 from trust.canonical import read_object
 from trust.identity.keys import SecretKey
+from trust.ledger import entries
 from trust.reasons import Reason, Unverifiable
 
 Message = TypeVar("Message", bound=msgspec.Struct)
@@ -70,6 +71,7 @@ class Access:
     def __init__(self, services: Services) -> None:
         self._callers = services.callers
         self._people = services.people
+        self._records = services.records
         self.routes = Routes()
 
     def anyone(self, method: str, path: str, handler: Handler) -> None:
@@ -97,11 +99,13 @@ class Access:
         self.routes.add(method, path, handle)
 
     def person(self, method: str, path: str, handler: Handler, role: str | None = None) -> None:
-        """For people; with *role*, only for those who have it."""
+        """For people; with *role*, only for those who have it, and what they do in it is recorded before it is done."""
 
         async def handle(incoming: Incoming, **parameters: str) -> StreamResponse:
             token = incoming.bearer
             person: Person = self._people.identify(token) if role is None else self._people.require(token, role)
+            if role is not None and method != "GET":
+                await self._records.note(entries.Admin(f"{method} {incoming.path}", person.name, role))
             return await handler(incoming, person, **parameters)
 
         self.routes.add(method, path, handle)

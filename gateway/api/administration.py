@@ -115,7 +115,7 @@ class Administration:
         return json_response({"name": new.name, "enrolment_token": token}, 201)
 
     async def _show_agent(self, _incoming: Incoming, _person: Person, name: str) -> Response:
-        record, held = self._s.registry.agent(name), self._s.standings.standing(name)
+        record, held = self._s.registry.known_agent(name), self._s.standings.standing(name)
         stopped = self._s.stops.of(record.agent)
         keys = [
             {

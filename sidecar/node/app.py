@@ -467,4 +467,5 @@ def _dispatch(entitled: Ticket, node: str) -> entries.Dispatch:
         ticket=entitled.id,
         step=9,
         approval=entitled.approval,
+        authority=list(entitled.authority),
     )

@@ -292,7 +292,7 @@ def test_acknowledged_entries_behind_a_flipped_bit_are_not_cut_off_quietly(tmp_p
     ledger = open_ledger(tmp_path)
     ledger._sealer._seal = lambda: None  # a crash within the second before the next checkpoint
     for number in range(15):
-        ledger.append(Admin(f"e{number}", "me"))
+        ledger.append(Admin(f"e{number}", "me", "operator"))
     ledger.close()
     segment = next((tmp_path / "wal").glob("0*.segment"))
     data = bytearray(segment.read_bytes())

@@ -156,7 +156,8 @@ async def test_one_agent_cannot_take_the_places_of_all(mesh: Mesh, monkeypatch: 
     assert (await mesh.call("workbench/read_file", {"path": "notes.txt"})).status == 200
 
 
-async def test_a_kill_cuts_streams_that_are_open(mesh: Mesh) -> None:
+@pytest.mark.parametrize("how", ["kill", "revoke the agent", "revoke the principal"])
+async def test_a_kill_or_revocation_cuts_streams_that_are_open(mesh: Mesh, how: str) -> None:
     async def endless() -> Any:
         while True:
             yield b"data: {}\n\n"
@@ -178,7 +179,11 @@ async def test_a_kill_cuts_streams_that_are_open(mesh: Mesh) -> None:
     async with asyncio.timeout(10):
         async with mesh.http.post(f"{mesh.url}/mcp/workbench", json=CALL, headers=headers) as stream:
             await stream.content.readany()
-            await mesh.admin("POST", "/v1/kills", {"target": "demo", "reason": "x"})
+            if how == "kill":
+                await mesh.admin("POST", "/v1/kills", {"target": "demo", "reason": "x"})
+            else:
+                what, name = ("agent", "demo") if how.endswith("agent") else ("principal", "ada")
+                await mesh.admin("POST", "/v1/revocations", {"what": what, "id": name, "reason": "x"})
             try:
                 async for _ in stream.content.iter_any():
                     pass

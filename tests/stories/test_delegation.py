@@ -62,7 +62,7 @@ async def test_the_chain_narrows_and_stands_in_every_entry(mesh: Mesh, helper: S
     }
     for part in ("gateway", "node"):
         sent = [e for e in mesh.entries(part) if isinstance(e, Dispatch)][-1]
-        assert (sent.agent, sent.principal) == ("helper", "ada")
+        assert (sent.agent, sent.principal, sent.authority) == ("helper", "ada", tokens)
     for tool, args in (
         (READ, {"path": "other.txt"}),
         ("workbench/write_file", {"path": "x", "content": ""}),

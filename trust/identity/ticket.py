@@ -23,7 +23,8 @@ CLOCK_SKEW_S: Final = 5
 
 class Ticket(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """``payload`` is the SHA-256 of the exact bytes to execute, ``credentials`` of what the gateway injects,
-    ``tool_digest`` pins the tool as it was judged; ``epoch`` is the node's lease."""
+    ``tool_digest`` pins the tool as it was judged; ``epoch`` is the node's lease; ``authority`` are the tokens of a
+    delegation chain."""
 
     id: str
     action_id: str
@@ -41,6 +42,7 @@ class Ticket(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     credentials: str
     issued_at: int
     deadline: int
+    authority: tuple[str, ...] = ()
 
 
 def seal(ticket: Ticket, key: Signer) -> str:

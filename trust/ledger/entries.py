@@ -130,6 +130,7 @@ class Dispatch(_Entry, frozen=True, tag="dispatch"):
     step: int = 8
     authn: str = ""
     approval: str | None = None
+    authority: list[str] = []
     trace: JsonObject | None = None
 
 
@@ -340,11 +341,11 @@ class Breaker(_Entry, frozen=True, tag="breaker"):
 
 
 class Admin(_Entry, frozen=True, tag="admin"):
-    """Somebody used an administrative command that changes nothing above."""
+    """A person used an administrative command, in this role; what came of it stands in the entries after."""
 
     event: str
     by: str
-    detail: str = ""
+    role: str
 
 
 class Gap(_Entry, frozen=True, tag="gap"):
