@@ -82,7 +82,7 @@ def fill(root: Path, count: int, **more: object) -> None:
 
 def details(root: Path, boot: str = "later") -> list[str]:
     ledger = open_ledger(root, boot=boot)
-    found = [line.entry.detail for _, line in ledger.lines() if isinstance(line.entry, Admin)]
+    found = [line.entry.role for _, line in ledger.lines() if isinstance(line.entry, Admin)]
     ledger.close()
     return found
 
