@@ -82,7 +82,7 @@ class Gateway:
         delegations = Delegations(self.records, registry, self.stops, self.standings, key, clock, domain)
         self.bundles = Bundles(home / "bundles", self.records, servers, people, key, clock, config.bundle_ttl_s)
         self._feed = Feed(self.records, registry, self.stops, self.standings, self.bundles, key, clock, domain)
-        self.desk = Desk(self.records, registry, self.stops, blobs, clock)
+        self.desk = Desk(self.records, registry, self.stops, delegations, blobs, clock)
         nodes = Nodes(self._store, config.lease_ttl_s)
         self._tls = Certificates.of(config, domain, clock)
         self._client = Client(tls=self._tls.outgoing if self._tls else None)
@@ -100,6 +100,7 @@ class Gateway:
             delegations,
             Breaker(config.breaker.limits),
             callers.sessions,
+            self._shared,
             self.bundles,
             self.desk,
             nodes,

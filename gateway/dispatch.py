@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import secrets
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Final, Literal
 
@@ -18,6 +18,7 @@ import msgspec
 from edge.client import Broken, Client, Reply, Unreachable
 from edge.clock import SystemClock, new_id
 from edge.http import Incoming, Response, StreamResponse, problem, relay
+from edge.shared_nonces import SharedNonces
 from gateway.approvals.desk import Desk
 from gateway.bundles import Bundles
 from gateway.callers import Sender
@@ -35,7 +36,7 @@ from gateway.state import NodeRecord
 from gateway.stops import Stops, circuit_open
 from trust import mcp, report, wire
 from trust.action import Action
-from trust.canonical import JsonObject, digest_of
+from trust.canonical import JsonObject, digest_of, jcs
 from trust.facts import Agent, Mandate, cedar_time, trust_context
 from trust.identity import ticket
 from trust.identity.keys import SecretKey
@@ -47,7 +48,7 @@ from trust.policy.bundle import Compiled
 from trust.policy.engine import Finding
 from trust.policy.inventory import RISK_HIGH, Tool
 from trust.policy.terms import Terms
-from trust.reasons import Reason, Unverifiable
+from trust.reasons import Reason, Unverifiable, visible
 from trust.standing.breaker import Breaker
 from trust.standing.rules import COUNTED
 from trust.standing.score import Standing
@@ -59,6 +60,8 @@ MAX_IN_FLIGHT: Final = (64, 64, 48, 32, 8)
 MAX_ATTEMPTS: Final = 3
 """Nodes tried for one action; only when no connection was made, so nothing can have happened."""
 TICKET_LIFE_S: Final = 30
+MAX_TAIL_BYTES: Final = 256 << 10
+"""Of a stream, kept to read its last event."""
 _log = logging.getLogger("licet.gateway")
 REMEMBER_S: Final = 120.0
 """Longer than any signature is valid, clock skew on both sides included: an action id is dispatched once."""
@@ -97,6 +100,7 @@ class Dispatcher:
         delegations: Delegations,
         breaker: Breaker,
         sessions: Sessions,
+        shared: SharedNonces | None,
         bundles: Bundles,
         desk: Desk,
         nodes: Nodes,
@@ -122,7 +126,7 @@ class Dispatcher:
         self._credentials = credentials
         self._placement = Placement()
         self._seen = Nonces()
-        self._proofs = Proofs(registry, key.public, clock)
+        self._proofs = Proofs(registry, clock, shared)
         self._busy: Counter[str] = Counter()
         self._remember_recent()
 
@@ -136,7 +140,7 @@ class Dispatcher:
 
     async def dispatch(self, incoming: Incoming, sender: Sender) -> StreamResponse:
         """Route the action in *incoming*; the node's answer, streamed."""
-        asked = self.read(incoming, sender)
+        asked = await self.read(incoming, sender)
         _require_key_for_high_risk(asked)
         try:
             await self._require_closed(asked)
@@ -180,9 +184,27 @@ class Dispatcher:
         except Unverifiable as bad:
             return await self.refuse(asked, Refusal.of(8, bad))
 
-    def read(self, incoming: Incoming, sender: Sender) -> Asked:
-        """The dispatch in *incoming*, or :class:`Unverifiable`."""
+    async def read(self, incoming: Incoming, sender: Sender) -> Asked:
+        """The dispatch in *incoming*, or :class:`Unverifiable`. What an agent that is known asked in vain counts."""
         dispatch, body = wire.decode(incoming.body, Dispatch)
+        try:
+            return await self._believed(dispatch, body, sender)
+        except Unverifiable as bad:
+            await self._in_vain(dispatch, sender, bad)
+            raise
+
+    async def _in_vain(self, dispatch: Dispatch, sender: Sender, bad: Unverifiable) -> None:
+        """Only against who signed this itself: what its sidecar says of a guest proves nothing."""
+        bundle = self._bundles.compiled
+        if sender.workload.kind != "agent" or sender.workload.name != dispatch.agent or bundle is None:
+            return
+        if bad.reason in COUNTED:
+            index = self._records.ledger.size
+            refused = entries.Refusals(str(bad.reason), visible(dispatch.server, 64), 1, COUNTED[bad.reason] or "minor")
+            origin = self._records.ledger.origin
+            await self._standings.refused(entries.Reported(dispatch.agent, origin, index, index, [refused]))
+
+    async def _believed(self, dispatch: Dispatch, body: bytes, sender: Sender) -> Asked:
         record = self._registry.require_speaks_for(sender.workload, dispatch.agent)
         bundle = self._bundles.compiled
         if bundle is None:
@@ -190,7 +212,7 @@ class Dispatcher:
         action, message = wire.action_of(dispatch, body)
         agent = record.agent
         if agent.name != sender.workload.name:
-            self._proofs.require(dispatch, action, agent.name, sender.workload.name)
+            await self._proofs.require(dispatch, action, sender.workload.name, self._desk.proof_of(dispatch))
         tool = bundle.inventory.tool(action.server, action.tool)
         _require_own_headers(action, message, tool)
         mandate, delegators, standing = self._mandate(dispatch, agent, action, tool)
@@ -407,7 +429,7 @@ class Dispatcher:
         )
         try:
             self._standings.ended(outcome)
-            if how in ("failed", "unknown"):
+            if how == "failed" or (how == "unknown" and not status):  # a stream that its reader left is no failure
                 trip = self._breaker.failed(agent, action.server, int(self._clock.now()))
                 if trip is not None:
                     await self._stops.trip(trip)
@@ -505,8 +527,26 @@ async def _pass_on(incoming: Incoming, reply: Reply, node: NodeRecord, stopped: 
         body = await reply.read()
         response = Response(status=reply.status, headers=headers, body=body)
         return Passed(response, reply.status, _ending(reply, body), len(body))
-    streamed, complete = await relay(incoming, reply.chunks(), reply.status, headers, stopped)
-    return Passed(streamed, reply.status, "done" if complete else "unknown")
+    tail = bytearray()
+    streamed, complete = await relay(incoming, _watched(reply.chunks(), tail), reply.status, headers, stopped)
+    return Passed(streamed, reply.status, _stream_ending(reply, bytes(tail)) if complete else "unknown")
+
+
+async def _watched(chunks: AsyncIterator[bytes], tail: bytearray) -> AsyncIterator[bytes]:
+    """*chunks* as they are; their end is kept in *tail*, to see how it ended."""
+    async for chunk in chunks:
+        tail += chunk
+        del tail[:-MAX_TAIL_BYTES]
+        yield chunk
+
+
+def _stream_ending(reply: Reply, tail: bytes) -> Ending:
+    """A stream is done if its last event is a response without an error; what cannot be read is no success."""
+    try:
+        last = jcs(mcp.final_response("text/event-stream", tail))
+    except Unverifiable:
+        return "tool_error"
+    return _ending(reply, last)
 
 
 def _ending(reply: Reply, body: bytes) -> Ending:
@@ -514,6 +554,6 @@ def _ending(reply: Reply, body: bytes) -> Ending:
     upstream = reply.header(wire.UPSTREAM_STATUS_HEADER)
     if not upstream:
         return "failed" if reply.status >= 500 else "refused"
-    if int(upstream) >= 400:
+    if not upstream.isdecimal() or int(upstream) >= 400:
         return "failed"
     return "tool_error" if mcp.is_error(body) else "done"

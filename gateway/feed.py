@@ -68,6 +68,8 @@ class Feed:
             rotate=record.rotate,
             heard=self._standings.heard(agent, f"{self._trust_domain}/sidecar/{record.via or agent}"),
             breakers=self._stops.breakers(),
+            epoch=record.epoch,
+            keys=tuple(key.key for key in record.keys),
             revoked=revoked,
         )
 

@@ -22,6 +22,7 @@ from trust.policy.inventory import Server, require_server_name
 from trust.reasons import Reason, Unverifiable, visible
 
 _NAME: Final = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
+_PERSON: Final = re.compile(r"[A-Za-z0-9_.@-]{1,128}")
 MAX_AGENT_KEYS: Final = 4
 """The current one and those that drain. Whoever rotates more often waits for one of them to end."""
 
@@ -79,8 +80,9 @@ class Registry:
     async def register_agent(self, new: NewAgent, by: str) -> str:
         """The one-time enrolment token; shown once."""
         _require_name(new.name)
-        if not new.owner.strip():
-            raise Unverifiable(Reason.MALFORMED_REQUEST, "an agent acts for somebody: name its owner")
+        if _PERSON.fullmatch(new.owner) is None:
+            expected = "an agent acts for somebody: name its owner, 1 to 128 of letters, digits and _.@-"
+            raise Unverifiable(Reason.MALFORMED_REQUEST, f'owner "{visible(new.owner)}": {expected}')
         token = new_token()
         async with self._records.deciding:
             if self._store.get(AgentRecord, new.name) is not None:
@@ -261,9 +263,11 @@ class Registry:
 
     def require_speaks_for(self, workload: Workload, agent: str) -> AgentRecord:
         """*agent*, if *workload* is it, or the sidecar through which an operator said that it is reached."""
-        if workload.kind == "agent" and workload.name == agent:
-            return self.agent(agent)
         record = self._store.get(AgentRecord, agent)
+        if workload.kind == "agent" and workload.name == agent and record is not None:
+            if record.via:
+                raise Unverifiable(Reason.NOT_YOURS, f"{agent} acts through the sidecar of {record.via}, not by itself")
+            return record
         if workload.kind != "agent" or record is None or record.via != workload.name:
             raise Unverifiable(Reason.NOT_YOURS, f"{workload.name} does not speak for {visible(agent)}")
         return record

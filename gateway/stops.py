@@ -36,12 +36,14 @@ class Stops:
 
     async def kill(self, target: str, by: str, reason: str) -> str:
         """Stop an agent, a team or everybody; what *target* was taken for."""
+        _require_reason(reason)
         async with self._records.deciding:
             found = self._target(target)
             await self._records.change(entries.Kill("killed", found, by, reason))
         return found
 
     async def unkill(self, target: str, by: str, reason: str) -> str:
+        _require_reason(reason)
         async with self._records.deciding:
             found = next((name for name in (target, TEAM + target) if self._store.get(Killed, name)), None)
             if found is None:
@@ -65,8 +67,7 @@ class Stops:
             )
         if _ID.fullmatch(name) is None:
             raise Unverifiable(Reason.MALFORMED_REQUEST, f'"{visible(name)}" is not the name of a {what}')
-        if not reason.strip():
-            raise Unverifiable(Reason.MALFORMED_REQUEST, "say why: the reason is recorded, and told")
+        _require_reason(reason)
         async with self._records.deciding:
             if what == "agent" and self._store.get(AgentRecord, name) is None:
                 raise Unverifiable(Reason.NOT_FOUND, f'no agent "{visible(name)}" is registered')
@@ -133,6 +134,11 @@ class Stops:
     def everyone_stopped(self) -> tuple[str, ...]:
         """Names of agents that must not act; what a node compares tickets with."""
         return tuple(r.agent.name for r in self._records.cached(AgentRecord) if self.of(r.agent) is not None)
+
+
+def _require_reason(reason: str) -> None:
+    if not reason.strip():
+        raise Unverifiable(Reason.MALFORMED_REQUEST, "say why: the reason is recorded, and told")
 
 
 def circuit_open(target: str, rule: str, left_s: float) -> Unverifiable:

@@ -77,6 +77,9 @@ class Guests:
             served = self._served[guest.name] = self._welcome(guest.name)
         if not await served.view.heard(FIRST_FACTS_S):
             raise Unverifiable(Reason.STALE_FACTS, f"the gateway says nothing about {guest.name} to this sidecar")
+        facts = served.view.facts
+        if facts is None or guest.revision < facts.epoch or b64url(guest.key.raw) not in facts.keys:
+            raise Unverifiable(Reason.REVOKED, f"{guest.name} has another key now")
         if f"key:{guest.key.thumbprint}" in served.view.revoked:
             raise Unverifiable(Reason.REVOKED, f"the key {guest.key.thumbprint} was revoked")
         return served
@@ -86,7 +89,7 @@ class Guests:
         self._ears[name] = asyncio.create_task(ear.follow())
 
         def own_keys() -> frozenset[bytes]:
-            return frozenset((unb64url(ear.facts.agent.key),)) if ear.facts is not None else frozenset()
+            return frozenset(map(unb64url, ear.facts.keys)) if ear.facts is not None else frozenset()
 
         return self._serve(name, own_keys, View(self._world, ear))
 

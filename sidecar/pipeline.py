@@ -104,11 +104,13 @@ class Pipeline:
         self, action: Action, caller: Caller, place: Place = ANYWHERE, *, approval: str | None = None
     ) -> Answer:
         """Steps 2 to 10 for *action*; with *approval*, its claim."""
+        delegated: Opened | None = None
         try:
             delegated = await self._chains.open(caller.chain) if caller.chain else None  # 2
             judged = self._judge(action, caller, delegated, place, approval)
         except Unverifiable as bad:
-            return await self._refuse(action, Refusal.of(_step_of(bad.reason), bad), caller, None)
+            no = Refusal.of(_step_of(bad.reason), bad)
+            return await self._refuse(action, no, caller, None, delegated.mandate if delegated else None)
         verdict = decide(action, judged.finding, approval)  # 5
         if isinstance(verdict, Refusal):
             return await self._refuse(action, verdict, caller, judged)
@@ -141,6 +143,12 @@ class Pipeline:
         bundle = self._world.bundle
         known = bundle.inventory.servers.get(server) if bundle else None
         return known.tools.get(tool) if known else None
+
+    async def require_identified(self, caller: Caller) -> None:
+        """Step 2 alone, for what answers without acting again."""
+        self._identify()
+        if caller.chain:
+            await self._chains.open(caller.chain)
 
     async def delegated_tools(self, caller: Caller) -> frozenset[str] | None:
         """The tools that *caller* was left with; None: nothing was taken from it."""
@@ -217,11 +225,13 @@ class Pipeline:
 
     # 6 record
 
-    async def _refuse(self, action: Action, no: Refusal, caller: Caller, judged: Judged | None) -> Refused:
+    async def _refuse(
+        self, action: Action, no: Refusal, caller: Caller, judged: Judged | None, mandate: Mandate | None = None
+    ) -> Refused:
         """Durable before the agent hears it."""
         self._memory.denied(action.run, self._clock.now())
         known: dict[str, Any] = {"approval": judged.approval if judged else None, "caller": caller.authn}
-        known["deed"] = await self._deed(action, caller, judged)
+        known["deed"] = await self._deed(action, caller, judged, mandate)
         if judged is not None:
             known["judgement"] = report.judgement(judged.bundle.digest, "deny", judged.facts, judged.finding)
         refused = await self.refuse_with(no, action.decision_id, **known)
@@ -239,16 +249,19 @@ class Pipeline:
             )
         return Refused(decision_id, Audit(self._ledger.origin, stamp.seq), no)
 
-    async def _deed(self, action: Action, caller: Caller, judged: Judged | None) -> entries.Deed:
+    async def _deed(
+        self, action: Action, caller: Caller, judged: Judged | None, mandate: Mandate | None = None
+    ) -> entries.Deed:
+        mandate = judged.mandate if judged else mandate
         if not report.is_inline(action):
             await self._blobs.put(action.canonical_arguments)
         agent = self._world.facts.agent if self._world.facts else None
         return report.deed(
             action,
             agent=agent.name if agent else self._agent,
-            principal=judged.mandate.principal if judged else agent.owner if agent else "",
+            principal=mandate.principal if mandate else agent.owner if agent else "",
             authn=caller.authn,
-            authority=judged.mandate.tokens if judged else named(caller.chain),
+            authority=mandate.tokens if mandate else named(caller.chain),
             action_digest=judged.action_digest if judged else "",
         )
 
@@ -316,7 +329,7 @@ class Pipeline:
 
     async def approval_state(self, approval: str, wait_s: float = 0.0) -> dict[str, Any] | Refusal:
         """What the gateway says of one approval of this agent, after at most *wait_s* if it is pending."""
-        return await self._ask_gateway("GET", f"/v1/approvals/{approval}/state?wait={wait_s:.1f}")
+        return await self._ask_gateway("GET", f"/v1/approvals/{approval}/state?agent={self._agent}&wait={wait_s:.1f}")
 
     async def _ask_gateway(
         self, method: str, target: str, body: bytes = b"", headers: dict[str, str] | None = None
@@ -336,11 +349,13 @@ class Pipeline:
         *key*: the idempotency key of the request that found it approved."""
         decision_id = new_id("dec")
         try:
-            async with self._identity.send("GET", f"/v1/approvals/{approval}/action") as reply:
+            async with self._identity.send("GET", f"/v1/approvals/{approval}/action?agent={self._agent}") as reply:
                 answer = await reply.read()
             if reply.status != 200:
                 return await self.refuse_with(refusal_of(reply.status, answer), decision_id, approval=approval)
             stored, body = wire.decode(answer, Dispatch)
+            if caller.chain and caller.chain != stored.chain:
+                raise Unverifiable(Reason.NOT_YOURS, "this was asked for under another authority")
             fresh = msgspec.structs.replace(stored, action_id=new_id("act"), decision_id=decision_id)
             action = msgspec.structs.replace(wire.action_of(fresh, body)[0], idempotency_key=key)
         except (Unreachable, Broken) as bad:

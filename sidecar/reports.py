@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable
 from typing import Final
 
@@ -13,7 +14,12 @@ from trust.reasons import Reason, Unverifiable
 from trust.standing.rules import COUNTED, THE_REST
 
 MAX_KINDS: Final = 100
-"""Told apart in one report; further ones are one kind."""
+"""In one report; the next begins with the next kind."""
+MAX_WAITING: Final = 20
+"""Full reports that wait. Beyond, servers are not told apart any more; policies always are."""
+
+MAX_NAME: Final = 128
+MAX_POLICIES: Final = 16
 
 
 class _Kind(msgspec.Struct):
@@ -32,10 +38,12 @@ class _Batch:
         self.first = self.last = -1
         self._kinds: dict[tuple[str, str, tuple[str, ...]], _Kind] = {}
 
+    def takes(self, reason: str, resource: str, policies: tuple[str, ...]) -> bool:
+        """Whether this kind belongs to it, or there is room for another."""
+        return (reason, resource, policies) in self._kinds or len(self._kinds) < MAX_KINDS
+
     def add(self, index: int, reason: str, resource: str, policies: tuple[str, ...]) -> None:
-        name = (reason, resource, policies)
-        if name not in self._kinds and len(self._kinds) >= MAX_KINDS:
-            name = (reason, THE_REST, ())
+        name = (reason, resource[:MAX_NAME], tuple(policy[:MAX_NAME] for policy in policies[:MAX_POLICIES]))
         self._kinds.setdefault(name, _Kind(*name)).count += 1
         self.first, self.last = (index if self.first < 0 else self.first), index
 
@@ -50,39 +58,44 @@ class Reports:
     def __init__(self, agent: str, identity: Identity, before: Iterable[tuple[int, entries.Refusal]]) -> None:
         self._agent = agent
         self._identity = identity
-        self._waiting = _Batch()
-        self._sent: _Batch | None = None
+        self._waiting = deque([_Batch()])
         self._before: list[tuple[int, entries.Refusal]] | None = list(before)
 
     def note(self, index: int, reason: str, resource: str, policies: tuple[str, ...]) -> None:
         """A refusal stands at *index* of this sidecar's ledger."""
-        if reason in COUNTED:
-            self._waiting.add(index, reason, resource, policies)
+        if reason not in COUNTED:
+            return
+        if len(self._waiting) > MAX_WAITING:
+            resource = THE_REST
+        if not self._waiting[-1].takes(reason, resource, policies):
+            self._waiting.append(_Batch())
+        self._waiting[-1].add(index, reason, resource, policies)
 
     async def tell(self, heard: int) -> None:
-        """Send what waits; the gateway has *heard* everything up to an index. What is not answered is sent again as
-        it was, so that it can be recognised."""
+        """Send what waits, the oldest first; the gateway has *heard* everything up to an index. What is not answered is
+        sent again as it was, so that it can be recognised."""
         self._recall(heard)
-        if self._sent is None and self._waiting.first >= 0:
-            self._sent, self._waiting = self._waiting, _Batch()
-        if self._sent is not None and self._sent.last > heard:
-            await self._send(self._sent)
-        self._sent = None
+        while self._waiting[0].first >= 0:
+            if len(self._waiting) == 1:
+                self._waiting.append(_Batch())  # what comes meanwhile
+            if self._waiting[0].last > heard:
+                await self._send(self._waiting[0])
+            self._waiting.popleft()
 
     def _recall(self, heard: int) -> None:
-        """Once: what was refused before a restart, and what since."""
+        """Once: what was refused before a restart comes first."""
         if self._before is None:
             return
         before, since, self._before = self._before, self._waiting, None
-        self._waiting = _Batch()
+        self._waiting = deque([_Batch()])
         for index, refusal in before:
             if index > heard and refusal.deed is not None:
                 policies = tuple(refusal.judgement.policies) if refusal.judgement is not None else ()
                 self.note(index, refusal.reason, refusal.deed.server, policies)
-        if self._waiting.first < 0:
+        if self._waiting[-1].first >= 0:
+            self._waiting.extend(since)
+        else:
             self._waiting = since
-        elif since.first >= 0:
-            self._sent, self._waiting = self._waiting, since
 
     async def _send(self, batch: _Batch) -> None:
         body, headers = batch.encode(self._agent), {"Content-Type": "application/json"}

@@ -22,7 +22,8 @@ from trust.reasons import Reason, Unverifiable
 from trust.standing.rules import COUNTED
 from trust.verdict import Hold, Permit, Refusal
 
-MAX_REPORTED: Final = 101
+MAX_REPORT_BYTES: Final = 40_000
+MAX_REPORTED: Final = 100
 """Kinds of refusals in one report, which is one ledger entry."""
 
 
@@ -190,6 +191,11 @@ class Workloads:
         if told.last < told.first:
             raise Unverifiable(Reason.MALFORMED_REQUEST, f"from {told.first} to {told.last}")
         origin = f"{self._s.trust_domain}/sidecar/{sender.workload.name}"
+        if name != sender.workload.name:
+            # What a shared sidecar says of a guest proves nothing: it could ruin whom it likes.
+            return json_response({"heard": told.last})
+        if len(incoming.body) > MAX_REPORT_BYTES:
+            raise Unverifiable(Reason.BODY_TOO_LARGE, f"{len(incoming.body)} bytes; a report has {MAX_REPORT_BYTES}")
         counted = [
             entries.Refusals(
                 one.reason,
@@ -251,7 +257,7 @@ class Workloads:
         if incoming.header("content-type") != wire.DISPATCH_TYPE:
             raise Unverifiable(Reason.UNSUPPORTED_MEDIA_TYPE, f"expected {wire.DISPATCH_TYPE}")
         dispatcher = self._s.dispatcher
-        asked = dispatcher.read(incoming, sender)
+        asked = await dispatcher.read(incoming, sender)
         match dispatcher.judge(asked, approved=False):
             case Hold(terms=terms):
                 record = await self._s.desk.request(asked.action, asked.dispatch, terms)
@@ -262,17 +268,20 @@ class Workloads:
             case Refusal() as no:
                 return await dispatcher.refuse(asked, no)
 
-    def _own(self, approval: str, sender: Sender) -> ApprovalRecord:
+    def _own(self, approval: str, sender: Sender, incoming: Incoming) -> ApprovalRecord:
+        """The approval, if it is that of the agent for which the sidecar asks."""
         record = self._s.desk.get(approval)
-        self._s.registry.require_speaks_for(sender.workload, record.agent)
+        agent = parse_qs(incoming.query).get("agent", [sender.workload.name])[0]
+        if self._s.registry.require_speaks_for(sender.workload, agent).agent.name != record.agent:
+            raise Unverifiable(Reason.NOT_YOURS, "this approval belongs to another agent")
         return record
 
     async def _approval_state(self, incoming: Incoming, sender: Sender, approval: str) -> Response:
-        self._own(approval, sender)
+        self._own(approval, sender, incoming)
         return json_response(state_of(await self._s.desk.wait(approval, seconds(incoming))))
 
-    async def _stored_action(self, _incoming: Incoming, sender: Sender, approval: str) -> Response:
-        dispatch, body = self._s.desk.stored(self._own(approval, sender))
+    async def _stored_action(self, incoming: Incoming, sender: Sender, approval: str) -> Response:
+        dispatch, body = self._s.desk.stored(self._own(approval, sender, incoming))
         return Response(body=wire.encode(dispatch, body), headers={"Content-Type": wire.DISPATCH_TYPE})
 
 

@@ -15,6 +15,7 @@ import msgspec
 
 from edge.blobs import Blobs
 from edge.clock import SystemClock, new_id
+from gateway.delegations import Delegations
 from gateway.records import Records
 from gateway.registry import Registry
 from gateway.state import ApprovalRecord, Person
@@ -24,7 +25,7 @@ from trust.ledger import entries
 from trust.ledger.entries import AnyEntry
 from trust.policy.terms import Terms
 from trust.reasons import Reason, Unverifiable, visible
-from trust.wire import Dispatch
+from trust.wire import Dispatch, Proof
 
 MAX_WAIT_S: Final = 25.0
 MAX_REASON: Final = 500
@@ -36,10 +37,19 @@ DENIAL_HOLDS_US: Final = 86_400 * 1_000_000
 class Desk:
     """All approvals of one gateway."""
 
-    def __init__(self, records: Records, registry: Registry, stops: Stops, blobs: Blobs, clock: SystemClock) -> None:
+    def __init__(
+        self,
+        records: Records,
+        registry: Registry,
+        stops: Stops,
+        delegations: Delegations,
+        blobs: Blobs,
+        clock: SystemClock,
+    ) -> None:
         self._records = records
         self._registry = registry
         self._stops = stops
+        self._delegations = delegations
         self._blobs = blobs
         self._clock = clock
         self._changed = asyncio.Event()
@@ -118,6 +128,15 @@ class Desk:
             if live or (one.state == "denied" and one.requested_at_us > now - DENIAL_HOLDS_US):
                 found = one
         return found
+
+    def proof_of(self, dispatch: Dispatch) -> Proof | None:
+        """The proof with which the approval that *dispatch* claims was asked for, if it is this agent's."""
+        if dispatch.approval is None:
+            return None
+        record = self.get(dispatch.approval)
+        if record.agent != dispatch.agent or record.state != "approved":
+            raise Unverifiable(_REASON_OF[record.state], f"this request is {record.state}, or another agent's")
+        return msgspec.convert(record.request["proof"], Proof | None)
 
     def stored(self, record: ApprovalRecord) -> tuple[Dispatch, bytes]:
         """The complete action as it was asked."""
@@ -231,14 +250,22 @@ class Desk:
         """Called after each kill and revocation, and every second: what somebody asked who must not act is over.
         Lifting a kill brings nothing back."""
         for record in self._live():
-            stopped = self._stops.of(self._registry.agent(record.agent).agent)
-            revoked = [token for token in record.request["authority"] if self._stops.revoked("token", token)]
-            if stopped is None and not revoked and not self._stops.revoked("principal", record.request["principal"]):
+            why = self._over(record)
+            if not why:
                 continue
-            why = stopped.detail if stopped is not None else "its delegated authority was revoked"
             async with self._records.deciding:
                 if self.get(record.id).state in ("pending", "approved"):
                     await self._records.change(entries.Approval("cancelled", record.id, by="gateway", reason=why))
+
+    def _over(self, record: ApprovalRecord) -> str:
+        """Why what *record* asks for may not happen any more, whoever approves; empty if it may."""
+        try:
+            self._stops.require(self._registry.agent(record.agent).agent)
+            if record.request["chain"]:
+                self._delegations.open(record.request["chain"], record.agent)
+        except Unverifiable as bad:
+            return bad.detail
+        return ""
 
     async def expire_due(self) -> None:
         """Called every second: what nobody decided, or nobody used, in time is over."""

@@ -52,7 +52,9 @@ class Actions:
             body = response.body if isinstance(response.body, bytes) else b""
             return answer, Told(response.status, dict(response.headers), body)
 
-        told = await self._repeats.once(key, digest_of(msgspec.to_builtins(asked)), do)
+        await self._pipeline.require_identified(caller)
+        under = digest_of({"asked": msgspec.to_builtins(asked), "chain": caller.chain})
+        told = await self._repeats.once(key, under, do)
         return Response(status=told.status, headers=told.headers, body=told.body)
 
     def _action(self, asked: _Asked, arguments: JsonObject) -> Action:
@@ -71,8 +73,10 @@ class Actions:
         key = asked.idempotency_key or ""
         return Action(action_id, new_id("dec"), "native", server, tool, arguments, payload, run, key)
 
-    async def approval(self, _incoming: Incoming, _caller: Caller, approval: str) -> StreamResponse:
-        """The state of one approval."""
+    async def approval(self, _incoming: Incoming, caller: Caller, approval: str) -> StreamResponse:
+        """The state of one approval; for the agent in full, not for programs that it left with less."""
+        if caller.chain:
+            raise Unverifiable(Reason.NOT_YOURS, "only the agent itself looks at its approvals; make the call again")
         state = await self._pipeline.approval_state(approval)
         if isinstance(state, Refusal):
             return await respond(await self._pipeline.refuse_with(state, new_id("dec"), approval=approval))

@@ -126,7 +126,7 @@ async def test_a_guest_is_another_agent_in_everything(mesh: Mesh) -> None:
     assert (await mesh.call(READ, NOTES)).status == 200
     await asyncio.sleep(2.5)
     standing = (await mesh.admin("GET", "/v1/agents/guest/standing")).json
-    assert [m["rule"] for m in standing["moved"]] == ["outcome", "refusal"]
+    assert [m["rule"] for m in standing["moved"]] == ["outcome"], "what a shared sidecar says of a guest proves nothing"
     own = (await mesh.admin("GET", "/v1/agents/demo/standing")).json
     assert {m["rule"] for m in own["moved"]} == {"outcome"}
 

@@ -210,11 +210,30 @@ def test_limits_of_size() -> None:
     with pytest.raises(Unverifiable, match="at most"):
         root(
             tools=delegation.grants(
-                {f"s/t{n}": {"a": {"constraint_type": "exact", "value": "x" * 50}} for n in range(900)}
+                {f"s/t{n}": {"a": {"constraint_type": "exact", "value": "x" * 200}} for n in range(400)}
             )
         )
     for nonsense in ("", "~", "a~b", "a.b.c", "..", "é"):
         refused(nonsense)
+
+
+def test_what_must_be_compared_is_bounded() -> None:
+    """Alternatives of alternatives: a token of a few KiB must not cost seconds."""
+    values = [f"v{n}" for n in range(constraints.MAX_VALUES)]
+    one_of = {"constraint_type": "one_of", "values": values}
+    with pytest.raises(Unverifiable, match="the limit is"):
+        delegation.grants({"s/t": {"a": {"constraint_type": "any", "constraints": [one_of] * 2}}})
+    with pytest.raises(Unverifiable):
+        delegation.grants({"s/t": {"a": {"constraint_type": "one_of", "values": [*values, "more"]}}})
+    with pytest.raises(Unverifiable, match="the limit is"):
+        delegation.grants({"s/t": {f"a{n}": one_of for n in range(5)}})
+    exact = {"constraint_type": "exact", "value": 1}
+    with pytest.raises(Unverifiable, match="too much"):
+        delegation.grants(
+            {"s/t": {"a": {"constraint_type": "any", "constraints": [exact] * constraints.MAX_CONSTRAINTS}}}
+        )
+    widest = {"s/t": {"a": {"constraint_type": "any", "constraints": [one_of, exact]}}}
+    assert len(opened(child(root(tools=delegation.grants(widest)), tools=widest)).tokens) == 2
 
 
 def test_handing_over_keeps_the_authority_and_adds_a_link() -> None:

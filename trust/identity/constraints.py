@@ -16,7 +16,14 @@ from trust.canonical import jcs
 MAX_NESTING: Final = 4
 """``all`` and ``any`` inside one another: comparing two of them tries pairs, and pairs of pairs."""
 
-_Values = Annotated[list[Any], msgspec.Meta(min_length=1, max_length=1000)]
+MAX_VALUES: Final = 256
+"""Of one constraint."""
+MAX_PARTS: Final = 500
+"""Of one token, values and constraints together. Comparing two tokens tries every constraint on an argument with every
+other on it, so of those there are at most :data:`MAX_CONSTRAINTS`."""
+MAX_CONSTRAINTS: Final = 32
+
+_Values = Annotated[list[Any], msgspec.Meta(min_length=1, max_length=MAX_VALUES)]
 
 
 class _Constraint(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="constraint_type"):
@@ -73,6 +80,8 @@ Constraint = Exact | Range | OneOf | NotOneOf | Contains | Subset | Prefix | All
 
 def sound(constraint: Constraint, nesting: int = MAX_NESTING) -> bool:
     """Whether *constraint* says anything, and is not nested too deeply to be compared."""
+    if nesting == MAX_NESTING and count(constraint) > MAX_CONSTRAINTS:
+        return False
     match constraint:
         case All() | AnyOf():
             return nesting > 0 and all(sound(one, nesting - 1) for one in constraint.constraints)
@@ -81,6 +90,22 @@ def sound(constraint: Constraint, nesting: int = MAX_NESTING) -> bool:
         case Prefix():
             return _stays_inside(constraint.prefix)
     return True
+
+
+def count(constraint: Constraint) -> int:
+    """How many constraints there are, those inside included."""
+    inner = constraint.constraints if isinstance(constraint, All | AnyOf) else []
+    return 1 + sum(map(count, inner))
+
+
+def parts(constraint: Constraint) -> int:
+    """How much there is to compare."""
+    match constraint:
+        case OneOf(values=values) | NotOneOf(excluded=values) | Contains(required=values) | Subset(allowed=values):
+            return 1 + len(values)
+        case All(constraints=inner) | AnyOf(constraints=inner):
+            return 1 + sum(map(parts, inner))
+    return 1
 
 
 def satisfies(constraint: Constraint, value: Any) -> bool:
@@ -95,9 +120,9 @@ def satisfies(constraint: Constraint, value: Any) -> bool:
         case NotOneOf():
             return not _among(value, constraint.excluded)
         case Contains():
-            return isinstance(value, list) and all(_among(one, value) for one in constraint.required)
+            return isinstance(value, list) and _all_among(constraint.required, value)
         case Subset():
-            return isinstance(value, list) and all(_among(one, constraint.allowed) for one in value)
+            return isinstance(value, list) and _all_among(value, constraint.allowed)
         case Prefix():
             return isinstance(value, str) and value.startswith(constraint.prefix) and _stays_inside(value)
         case All():
@@ -113,6 +138,8 @@ def narrows(child: Constraint, parent: Constraint) -> bool:
     match child, parent:
         case Exact(), _:
             return satisfies(parent, child.value)
+        case OneOf(), OneOf():
+            return _all_among(child.values, parent.values)
         case OneOf(), _:
             return all(satisfies(parent, value) for value in child.values)
         case AnyOf(), _:
@@ -122,11 +149,11 @@ def narrows(child: Constraint, parent: Constraint) -> bool:
         case Range(), Range():
             return _within(parent, child.min, child.max)
         case NotOneOf(), NotOneOf():
-            return all(_among(value, child.excluded) for value in parent.excluded)
+            return _all_among(parent.excluded, child.excluded)
         case Contains(), Contains():
-            return all(_among(value, child.required) for value in parent.required)
+            return _all_among(parent.required, child.required)
         case Subset(), Subset():
-            return all(_among(value, parent.allowed) for value in child.allowed)
+            return _all_among(child.allowed, parent.allowed)
         case Prefix(), Prefix():
             return child.prefix.startswith(parent.prefix)
     alternatives = parent.constraints if isinstance(parent, AnyOf) else []
@@ -150,7 +177,13 @@ def _same(one: Any, other: Any) -> bool:
 
 
 def _among(value: Any, values: list[Any]) -> bool:
-    return any(_same(value, one) for one in values)
+    return _all_among([value], values)
+
+
+def _all_among(some: list[Any], values: list[Any]) -> bool:
+    """Whether each of *some* is one of *values*; each is brought into its canonical form once."""
+    known = {jcs(value) for value in values}
+    return all(jcs(value) in known for value in some)
 
 
 def _stays_inside(text: str) -> bool:

@@ -255,10 +255,13 @@ def _claims(claims: JsonObject) -> _Claims:
 
 
 def _require_sound(tools: ToolGrants) -> None:
+    size = sum(constraints.parts(one) for arguments in tools.values() for one in arguments.values())
+    if size > constraints.MAX_PARTS:
+        raise _refuse(f"{size} values and constraints in one token; the limit is {constraints.MAX_PARTS}")
     for tool, arguments in tools.items():
         for name, constraint in arguments.items():
             if not constraints.sound(constraint):
-                raise _refuse(f'the constraint on "{visible(name)}" of {visible(tool)} says nothing, or is too deep')
+                raise _refuse(f'the constraint on "{visible(name)}" of {visible(tool)} says nothing, or too much')
 
 
 def _require_root(claims: _Claims) -> None:

@@ -189,7 +189,11 @@ class Signed(msgspec.Struct, frozen=True):
     nonce: str
     created_at: int
     audience: str
-    digest: str
+    components: Mapping[str, str]
+
+    def component(self, name: str) -> str:
+        """The value that was signed for *name*, or an empty string."""
+        return self.components.get(f'"{name}"', "")
 
 
 def read_base(base: bytes) -> Signed:
@@ -205,8 +209,7 @@ def read_base(base: bytes) -> Signed:
     match, covered = _INPUT.fullmatch(f"{LABEL}={params}"), " ".join(named)
     if match is None or match["session"] or match["covered"] != covered:
         raise _refuse("not a signature base of the one profile")
-    digest = named.get('"content-digest"', "")
-    return Signed(base, match["nonce"], int(match["created"]), match["audience"], digest)
+    return Signed(base, match["nonce"], int(match["created"]), match["audience"], named)
 
 
 def prove(claim: Claim, request: Request, key: PublicKey | bytes) -> None:

@@ -16,6 +16,9 @@ MAX_WATCHED: Final = 10_000
 """Agents, servers and calls that are counted at once; the longest unseen are forgotten first."""
 
 
+MAX_FAILING: Final = 100
+
+
 class Limits(msgspec.Struct, frozen=True):
     """How much within ``window_s`` trips, and for how long (``open_s``). Counts of 0 switch a rule off."""
 
@@ -62,6 +65,7 @@ class Breaker:
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
         self._counters: OrderedDict[tuple[Rule, str], _Counter] = OrderedDict()
+        self._failing: dict[str, dict[str, int]] = {}
 
     def called(self, agent: str, call: str, now_s: int) -> Trip | None:
         """*agent* makes *call* (the digest of everything that matters in it)."""
@@ -72,16 +76,22 @@ class Breaker:
         )
 
     def failed(self, agent: str, server: str, now_s: int) -> Trip | None:
-        """A call of *agent* to *server* failed; the server is stopped if all its callers fail, else the agent."""
+        """A call of *agent* to *server* failed. The agent is stopped; the server too, if others fail there as well: one
+        agent alone must not take it away from all."""
         limits = self._limits
+        failing = self._failing.setdefault(server, {})
+        failing[agent] = now_s
+        recent = [name for name, at_s in failing.items() if at_s > now_s - limits.window_s]
+        self._failing[server] = {name: failing[name] for name in recent[-MAX_FAILING:]}
         by_pair = self._count("failures", f"{agent}|{server}", f"agent:{agent}", limits.failures, now_s)
         by_server = self._count("failures", f"server:{server}", f"server:{server}", 2 * limits.failures, now_s)
-        return by_server or by_pair
+        return by_server if by_server is not None and len(recent) > 1 else by_pair
 
     def succeeded(self, agent: str, server: str) -> None:
         """Failures count only while nothing succeeds."""
         self._counters.pop(("failures", f"{agent}|{server}"), None)
         self._counters.pop(("failures", f"server:{server}"), None)
+        self._failing.pop(server, None)
 
     def _count(self, rule: Rule, name: str, target: str, limit: int, now_s: int) -> Trip | None:
         if not limit:
