@@ -167,6 +167,10 @@ class Source:
             return f'{place}: [{section}] found the key "{where}", expected one of {", ".join(known)}' + (
                 _did_you_mean(str(loc[-1]), known)
             )
+        if not loc:
+            # About several keys at once: what was found would be all of them, tokens included.
+            place = ", ".join(f"LICET_{section.upper()}__{key.upper()}" for key in sorted(overridden)) or place
+            return f"{place}: [{section}] expected {_expected(problem)}"
         found = "nothing" if problem["type"] == "missing" else _short(problem["input"])
         return f"{place}: [{section}] {where}: found {found}, expected {_expected(problem)}"
 

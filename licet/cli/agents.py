@@ -207,8 +207,9 @@ def delegate_to(
     if chain is not None:
         parent = chain.read_text("ascii").strip()
     else:
-        url = settings.sidecar.gateway_url
-        parent = delegate(credentials, url, tools, lives_s=expires)
+        api = gateway()
+        credentials.authority = api.authority
+        parent = delegate(credentials, api.url, tools, lives_s=expires)
     made = narrow(credentials, parent, holder, tools, lives_s=expires, max_depth=max_depth)
     told = {"chain": made, **describe(credentials, made)}
     if out is not None:
@@ -221,7 +222,9 @@ def delegate_to(
             say(f"  {name}{f'  ({limits})' if limits else ''}")
         say(f"revoke it with: licet agents revoke --token {told['tokens'][-1]} --reason …", "dim")
         if out is not None:
-            say(f"use it with: licet run --delegation {out} -- COMMAND   (beside the sidecar of {to})", "dim")
+            say(f"use it where the sidecar of {to} runs (its home and port, if they are not the default ones):", "dim")
+            beside = "LICET_SIDECAR__HOME=… LICET_SIDECAR__PORT=…"
+            say(f"  {beside} licet run --delegation {out} -- COMMAND", "dim")
         else:
             print(made)
 

@@ -33,21 +33,23 @@ RENEW_BEFORE_S: Final = 300
 @dataclass(slots=True)
 class Credentials:
     """An enrolled agent: its key, and the token that says whose key it is. ``audience``: whom requests are for;
-    the gateway, unless another is given (``wimse://<trust domain>/sidecar/<name>`` for a shared sidecar)."""
+    the gateway, unless another is given (``wimse://<trust domain>/sidecar/<name>`` for a shared sidecar).
+    ``authority``: the gateway's ``ca.pem``, if it speaks TLS."""
 
     key: Signer
     enrolment: Enrolment
     home: Path
     audience: str = field(default="")
+    authority: Path | None = None
 
     def __post_init__(self) -> None:
         self.audience = self.audience or self.enrolment.audience
 
     @classmethod
-    def load(cls, home: Path, audience: str = "") -> Credentials:
+    def load(cls, home: Path, audience: str = "", authority: Path | None = None) -> Credentials:
         """The credentials that a sidecar or :func:`enroll` keeps in *home*."""
         enrolment = msgspec.json.decode((home / ENROLMENT).read_bytes(), type=Enrolment)
-        return cls(SecretKey.load(home / CURRENT_KEY), enrolment, home, audience)
+        return cls(SecretKey.load(home / CURRENT_KEY), enrolment, home, audience, authority)
 
     @property
     def name(self) -> str:
@@ -82,7 +84,8 @@ class Credentials:
         data = b"" if body is None else json.dumps(body).encode()
         headers = {"content-type": "application/json"} if data else {}
         signed = self.sign(method, url.rstrip("/") + path, headers, data, self.enrolment.audience)
-        return Api(url.rstrip("/"), headers=headers | signed).call_bytes(method, path, data).body
+        api = Api(url.rstrip("/"), headers=headers | signed, authority=self.authority)
+        return api.call_bytes(method, path, data).body
 
     def sign(
         self, method: str, url: str, headers: Mapping[str, str], body: bytes, audience: str = ""
@@ -102,16 +105,17 @@ class Credentials:
         )
 
 
-def enroll(gateway_url: str, token: str, home: Path) -> Credentials:
-    """A new agent for the one-time *token*, without a sidecar: its key is made and kept in *home*."""
+def enroll(gateway_url: str, token: str, home: Path, authority: Path | None = None) -> Credentials:
+    """A new agent for the one-time *token*, without a sidecar: its key is made and kept in *home*. *authority*: the
+    gateway's ``ca.pem``, if it speaks TLS."""
     home.mkdir(parents=True, exist_ok=True, mode=0o700)
     key = SecretKey.load_or_create(home / CURRENT_KEY)
     proof = b64url(key.sign(f"licet-enroll {token}".encode()))
     body = {"token": token, "key": dict(key.public.jwk), "proof": proof}
-    told = Api(gateway_url.rstrip("/")).call("POST", "/v1/enroll", body).body
+    told = Api(gateway_url.rstrip("/"), authority=authority).call("POST", "/v1/enroll", body).body
     enrolment = msgspec.convert(told, Enrolment)
     write_atomically(home / ENROLMENT, msgspec.json.encode(enrolment), flush=True)
-    return Credentials(key, enrolment, home)
+    return Credentials(key, enrolment, home, authority=authority)
 
 
 class SignHttpx:

@@ -99,3 +99,17 @@ def test_what_documentation_shows_is_accepted(tmp_path: Path) -> None:
     (tmp_path / "licet.toml").write_text(example)
     made = Source(tmp_path / "licet.toml", {}).sections(SECTIONS)
     assert [server.name for server in made["node"].servers] == ["git", "tickets"]  # type: ignore[attr-defined]
+
+
+def test_a_complaint_about_several_keys_shows_none_of_their_values() -> None:
+    from sidecar.config import SidecarConfig
+
+    environ = {
+        "LICET_SIDECAR__GATEWAY_URL": "https://127.0.0.1:7400",
+        "LICET_SIDECAR__ENROLMENT_TOKEN": "very-secret-token",
+    }
+    with pytest.raises(BadConfig) as bad:
+        Source(None, environ).sections({"sidecar": SidecarConfig})
+    assert "very-secret-token" not in str(bad.value)
+    assert "LICET_SIDECAR__GATEWAY_URL" in str(bad.value)
+    assert "gateway_ca" in str(bad.value)
