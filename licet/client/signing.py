@@ -26,6 +26,7 @@ from sidecar.identity import CURRENT_KEY, ENROLMENT, Enrolment
 from trust.identity import httpsig, wit
 from trust.identity.keys import PublicKey, SecretKey, Signer, b64url
 from trust.ledger.tiles import write_atomically
+from trust.reasons import Unverifiable
 
 RENEW_BEFORE_S: Final = 300
 
@@ -68,7 +69,7 @@ class Credentials:
                 trust_domain=self.enrolment.trust_domain,
                 issuer=self.gateway,
             ).expires_at
-        except Exception:
+        except Unverifiable:
             return 0
 
     def renew(self, gateway_url: str) -> None:
