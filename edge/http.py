@@ -8,6 +8,7 @@ records it before the caller hears of it.
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from dataclasses import dataclass
 from functools import lru_cache
@@ -263,6 +264,17 @@ def cut(incoming: Incoming) -> None:
     """Close the connection under a response that cannot be completed."""
     if incoming.raw.transport is not None:
         incoming.raw.transport.close()
+
+
+def require_free(host: str, port: int) -> None:
+    """Nothing, if a listener could be opened there now, or :class:`OSError`: asked before what is done only once."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as bad:
+            raise OSError(bad.errno, f"{host}:{port}: {bad.strerror}; is something else listening there?") from None
 
 
 class Listener:

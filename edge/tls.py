@@ -5,11 +5,15 @@ Contexts are made nowhere else. Nothing falls back to the system's authorities: 
 
 from __future__ import annotations
 
+import re
 import ssl
 from pathlib import Path
-from typing import Any
+from typing import Any, Final, Literal, get_args
 
 from edge.http import Incoming
+
+Role = Literal["gateway", "node"]
+"""What a certificate that is connected to may be of; it stands in its URI, ``wimse://<trust domain>/<role>/<name>``."""
 
 
 def server(certificate: Path, key: Path, clients: Path, *, required: bool) -> ssl.SSLContext:
@@ -22,12 +26,42 @@ def server(certificate: Path, key: Path, clients: Path, *, required: bool) -> ss
     return context
 
 
-def client(authority: Path) -> ssl.SSLContext:
-    """For connections to whom *authority* vouches for, and to nobody else. :func:`show` adds a certificate later."""
+def client(authority: Path, role: Role) -> ssl.SSLContext:
+    """For connections to whom *authority* vouches for as a *role*, and to nobody else: the authority has certificates
+    for all workloads, and a node that sits at the gateway's address is no gateway. :func:`show` adds a certificate of
+    one's own later."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.minimum_version = ssl.TLSVersion.TLSv1_3
     context.load_verify_locations(authority)
+    context.sslobject_class, context.sslsocket_class = _EXPECTING[role]
     return context
+
+
+def _expecting(role: Role) -> tuple[type[ssl.SSLObject], type[ssl.SSLSocket]]:
+    """What a context makes of connections; both look at the peer's name as soon as its certificate is believed."""
+
+    class Expecting(ssl.SSLObject):
+        def do_handshake(self) -> None:
+            super().do_handshake()
+            _require_role(self.getpeercert(), role)
+
+    class ExpectingSocket(ssl.SSLSocket):
+        def do_handshake(self, block: bool = False) -> None:
+            super().do_handshake(block)
+            _require_role(self.getpeercert(), role)
+
+    return Expecting, ExpectingSocket
+
+
+def _require_role(certificate: Any, role: Role) -> None:
+    named = _uri(certificate)
+    if _WORKLOAD.fullmatch(named) is None or named.split("/")[3] != role:
+        shown = named or "nobody"
+        raise ssl.SSLCertVerificationError(f"expected a certificate of a {role}, found one of {shown}")
+
+
+_WORKLOAD: Final = re.compile(r"wimse://[^/]+/[a-z]+/[^/]+")
+_EXPECTING: Final = {role: _expecting(role) for role in get_args(Role)}
 
 
 def show(context: ssl.SSLContext, certificate: Path, key: Path) -> None:
@@ -40,5 +74,10 @@ def peer(incoming: Incoming) -> tuple[bool, str]:
     transport: Any = incoming.raw.transport
     if transport is None or transport.get_extra_info("ssl_object") is None:
         return False, ""
-    names = (transport.get_extra_info("peercert") or {}).get("subjectAltName", ())
-    return True, next((name for kind, name in names if kind == "URI"), "")
+    return True, _uri(transport.get_extra_info("peercert"))
+
+
+def _uri(certificate: Any) -> str:
+    """The URI that a certificate names."""
+    names = (certificate or {}).get("subjectAltName", ())
+    return next((name for kind, name in names if kind == "URI"), "")

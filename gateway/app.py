@@ -24,12 +24,14 @@ from gateway.dispatch import Dispatcher
 from gateway.feed import Feed
 from gateway.offers import Inventories
 from gateway.people import AUTHOR, OPERATOR, People
+from gateway.proofs import Proofs
 from gateway.records import Records
 from gateway.registry import Registry
 from gateway.router.nodes import Nodes
 from gateway.servers import Servers
 from gateway.standings import Standings
 from gateway.state import Person
+from gateway.statements import Statements
 from gateway.stops import Stops
 from gateway.store import Store
 from trust.identity.keys import SecretKey
@@ -91,17 +93,26 @@ class Gateway:
         if self._shared is not None:
             await self._shared.start()
         callers = Callers(registry, self.stops, key, clock, domain, audience, self._shared)
-        dispatcher = Dispatcher(
+        proofs = Proofs(registry, clock, self._shared)
+        statements = Statements(
             self.records,
             registry,
-            servers,
             self.stops,
             self.standings,
             delegations,
+            proofs,
+            self.bundles,
+            self.desk,
+            clock,
+        )
+        dispatcher = Dispatcher(
+            self.records,
+            statements,
+            servers,
+            self.stops,
+            self.standings,
             Breaker(config.breaker.limits),
             callers.sessions,
-            self._shared,
-            self.bundles,
             self.desk,
             nodes,
             self._client,
@@ -122,6 +133,7 @@ class Gateway:
                 feed=self._feed,
                 desk=self.desk,
                 nodes=nodes,
+                statements=statements,
                 dispatcher=dispatcher,
                 callers=callers,
                 certificates=self._tls,
@@ -162,17 +174,18 @@ class Gateway:
                 _log.exception("a periodic task failed; it is tried again in a second")
 
     async def _serve(self, incoming: Incoming) -> StreamResponse:
-        decision_id = new_id("dec")
+        decision_id, caller = new_id("dec"), ""
         try:
             return await self._api.routes.find(incoming)()
         except Unverifiable as bad:
             no = Refusal.of(2 if bad.reason in (Reason.UNAUTHENTICATED, Reason.REPLAYED) else 8, bad)
+            caller = bad.caller
         except LedgerUnavailable as fault:
             no = Refusal(6, Reason.LEDGER_UNAVAILABLE, str(fault))
         except Exception as bug:
             _log.error("%s %s failed:\n%s", incoming.method, incoming.path, traceback.format_exc())
             no = Refusal(8, Reason.INTERNAL_ERROR, type(bug).__name__)
-        return await self._refuse(no, caller_of(incoming.raw), decision_id)
+        return await self._refuse(no, f"{caller} {caller_of(incoming.raw)}".strip(), decision_id)
 
     async def _refuse_unread(self, no: Refusal, caller: str) -> StreamResponse:
         return await self._refuse(no, caller, new_id("dec"))
@@ -190,6 +203,8 @@ class Gateway:
     async def stop(self) -> None:
         self._feed.closing = True
         self._feed.wake()
+        self.bundles.close()
+        self.desk.close()
         await self._listener.close()
         for task in self._tasks:
             task.cancel()

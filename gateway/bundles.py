@@ -76,6 +76,10 @@ class Bundles:
                 pass
         return self.sealed
 
+    def close(self) -> None:
+        """Nobody waits any more."""
+        self._changed.set()
+
     async def activate(self, sources: Sources, by: str) -> Sealed:
         """Check everything, then make it active, or :class:`BundleRejected` and nothing has changed."""
         async with self._records.deciding:

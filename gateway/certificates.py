@@ -59,7 +59,7 @@ class Certificates:
 
     def _contexts(self, certificate: Path, key: Path, authority: Path) -> None:
         self.incoming = tls.server(certificate, key, authority, required=False)
-        self.outgoing = tls.client(authority)
+        self.outgoing = tls.client(authority, "node")
         tls.show(self.outgoing, certificate, key)
 
     def _own(self, now: float) -> tuple[Path, Path]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from typing import Any, Final
 
 import msgspec
@@ -15,14 +14,18 @@ from gateway.state import AgentRecord, Root
 from gateway.stops import Stops
 from trust.facts import Agent, Mandate
 from trust.identity import delegation
+from trust.identity.chains import VerifiedChains
 from trust.identity.delegation import Authority
 from trust.identity.keys import PublicKey, SecretKey
 from trust.identity.wit import Workload
 from trust.ledger import entries
+from trust.policy import grants
+from trust.policy.inventory import Inventory
 from trust.reasons import Reason, Unverifiable
 from trust.standing.score import Standing, lowest
 
-MAX_OPENED: Final = 4096
+MAX_ROOTS: Final = 500
+"""Of one agent, at the same time; whoever needs more narrows one of them."""
 DEFAULT_LIFE_S: Final = 86_400
 
 
@@ -67,15 +70,15 @@ class Delegations:
         self._key = key
         self._clock = clock
         self._trust_domain = trust_domain
-        self._opened: OrderedDict[str, Authority] = OrderedDict()
+        self._chains = VerifiedChains(key.public, trust_domain)
 
-    async def issue(self, workload: Workload, asked: NewRoot, known_tools: set[str]) -> str:
+    async def issue(self, workload: Workload, asked: NewRoot, inventory: Inventory) -> str:
         """A root for an agent: its principal's authority over some tools, to use and to narrow for others."""
         agent = self._registry.agent(workload.name).agent
         self._stops.require(agent)
-        unknown = sorted(asked.tools.keys() - known_tools)
-        if unknown:
-            raise Unverifiable(Reason.UNKNOWN_TOOL, f"{', '.join(unknown[:5])}: not in the inventory")
+        tools = delegation.grants(asked.tools)
+        grants.require_possible(tools, inventory)
+        self._require_room(agent.name)
         now = int(self._clock.now())
         root = new_id("root")
         token = delegation.mint(
@@ -83,7 +86,7 @@ class Delegations:
             principal=agent.owner,
             audience=delegation.audience(self._trust_domain),
             holder=workload.key,
-            tools=delegation.grants(asked.tools),
+            tools=tools,
             max_depth=asked.max_depth,
             now=now,
             expires_at=now + asked.lives_s,
@@ -105,9 +108,16 @@ class Delegations:
             await self._records.change(entry)
         return token
 
+    def _require_room(self, agent: str) -> None:
+        live = self.roots_of(agent)
+        if len(live) >= MAX_ROOTS:
+            left = int(min(root["expires_at"] for root in live) - self._clock.now()) + 1
+            detail = f"{agent} has {len(live)} roots of delegation; the first of them ends in {left} s"
+            raise Unverifiable(Reason.OVERLOADED, detail, left)
+
     def open(self, chain: str, agent: str) -> Delegated:
         """*chain* as it may be used by *agent* now, or :class:`Unverifiable`."""
-        authority = self._verified(chain)
+        authority = self._chains.authority(chain, self._clock.now())
         if self._holder(authority.keys[-1]).agent.name != agent:
             raise Unverifiable(Reason.NOT_YOURS, "this chain ends at a key of another agent")
         self._stops.require_believed(
@@ -121,31 +131,11 @@ class Delegations:
         delegators: dict[str, Agent] = {}
         for key in authority.keys[:-1]:
             record = self._holder(key)
-            self._stops.require(record.agent)
+            self._stops.require(record.agent, f"{record.agent.name}, who delegated this: ")
             if record.agent.name != agent:
                 delegators[record.agent.name] = record.agent
         standings = [self._standings.standing(name) for name in (agent, *delegators)]
         return Delegated(authority, tuple(delegators.values()), lowest(standings))
-
-    def _verified(self, chain: str) -> Authority:
-        known = self._opened.get(chain)
-        if known is not None and self._clock.now() < known.expires_at:
-            return known
-        opened = delegation.open_chain(
-            chain,
-            issuer=self._issuer,
-            trust_domain=self._trust_domain,
-            audience=delegation.audience(self._trust_domain),
-            now=self._clock.now(),
-        )
-        self._opened[chain] = opened
-        if len(self._opened) > MAX_OPENED:
-            self._opened.popitem(last=False)
-        return opened
-
-    @property
-    def _issuer(self) -> PublicKey:
-        return self._key.public
 
     def _holder(self, key: str) -> AgentRecord:
         return self._registry.holder(key)

@@ -1,7 +1,7 @@
 """Step 8, route: the gateway decides a permitted action again, picks a node, and sends it there with a ticket.
 
-A sidecar's permit is believed only as far as its signature goes: which agent says so. What the bytes are, what
-policy says of them now, whether the agent was stopped and whether an approval is unspent is found out here.
+Nothing goes that :mod:`gateway.statements` does not believe and permit in this very moment; an approval is spent just
+before the first attempt, and an action goes out once.
 """
 
 from __future__ import annotations
@@ -9,23 +9,20 @@ from __future__ import annotations
 import logging
 import secrets
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import contextmanager
-from typing import Any, Final, Literal
+from collections.abc import Iterator
+from contextlib import AsyncExitStack, contextmanager
+from typing import Any, Final
 
 import msgspec
 
-from edge.client import Broken, Client, Reply, Unreachable
+from edge.client import Broken, Client, Unreachable
 from edge.clock import SystemClock, new_id
-from edge.http import Incoming, Response, StreamResponse, problem, relay
-from edge.shared_nonces import SharedNonces
+from edge.http import Incoming, Response, StreamResponse, problem
+from edge.stopping import Stopped, until
 from gateway.approvals.desk import Desk
-from gateway.bundles import Bundles
 from gateway.callers import Sender
-from gateway.delegations import Delegations
-from gateway.proofs import Proofs
+from gateway.passing import Ending, Passed, is_stream, pass_on, passed
 from gateway.records import Records
-from gateway.registry import Registry
 from gateway.router.choice import ANOTHER_VERSION, Choice, choose
 from gateway.router.nodes import Nodes
 from gateway.router.placement import Placement
@@ -33,51 +30,31 @@ from gateway.servers import Servers
 from gateway.sessions import Sessions
 from gateway.standings import Standings
 from gateway.state import NodeRecord
+from gateway.statements import Asked, Statements
 from gateway.stops import Stops, circuit_open
-from trust import mcp, report, wire
-from trust.action import Action
-from trust.canonical import JsonObject, digest_of, jcs
-from trust.facts import Agent, Mandate, cedar_time, trust_context
+from trust import report, wire
+from trust.canonical import digest_of
 from trust.identity import ticket
 from trust.identity.keys import SecretKey
 from trust.identity.replay import Nonces
 from trust.ledger import entries
 from trust.ledger.writer import LedgerUnavailable
-from trust.policy import judge
-from trust.policy.bundle import Compiled
-from trust.policy.engine import Finding
-from trust.policy.inventory import RISK_HIGH, Tool
+from trust.policy.inventory import RISK_HIGH
 from trust.policy.terms import Terms
-from trust.reasons import Reason, Unverifiable, visible
+from trust.reasons import Reason, Unverifiable
 from trust.standing.breaker import Breaker
 from trust.standing.rules import COUNTED
-from trust.standing.score import Standing
-from trust.verdict import Hold, Permit, Refusal, decide
-from trust.wire import Dispatch, Execute
+from trust.verdict import Hold, Permit, Refusal
+from trust.wire import Execute
 
 MAX_IN_FLIGHT: Final = (64, 64, 48, 32, 8)
 """Of one agent, by its ring, streams included."""
 MAX_ATTEMPTS: Final = 3
 """Nodes tried for one action; only when no connection was made, so nothing can have happened."""
 TICKET_LIFE_S: Final = 30
-MAX_TAIL_BYTES: Final = 256 << 10
-"""Of a stream, kept to read its last event."""
 _log = logging.getLogger("licet.gateway")
 REMEMBER_S: Final = 120.0
 """Longer than any signature is valid, clock skew on both sides included: an action id is dispatched once."""
-
-
-class Asked(msgspec.Struct, frozen=True):
-    """One dispatch whose statement agrees with its bytes. ``standing`` and ``delegators`` are those of the moment."""
-
-    dispatch: Dispatch
-    action: Action
-    agent: Agent
-    bundle: Compiled
-    sender: Sender
-    mandate: Mandate
-    delegators: tuple[Agent, ...]
-    standing: Standing
 
 
 class Sent(msgspec.Struct, frozen=True):
@@ -93,15 +70,12 @@ class Dispatcher:
     def __init__(
         self,
         records: Records,
-        registry: Registry,
+        statements: Statements,
         servers: Servers,
         stops: Stops,
         standings: Standings,
-        delegations: Delegations,
         breaker: Breaker,
         sessions: Sessions,
-        shared: SharedNonces | None,
-        bundles: Bundles,
         desk: Desk,
         nodes: Nodes,
         client: Client,
@@ -110,14 +84,12 @@ class Dispatcher:
         credentials: dict[str, dict[str, str]],
     ) -> None:
         self._records = records
-        self._registry = registry
+        self._statements = statements
         self._servers = servers
         self._stops = stops
         self._standings = standings
-        self._delegations = delegations
         self._breaker = breaker
         self._sessions = sessions
-        self._bundles = bundles
         self._desk = desk
         self._nodes = nodes
         self._client = client
@@ -126,7 +98,6 @@ class Dispatcher:
         self._credentials = credentials
         self._placement = Placement()
         self._seen = Nonces()
-        self._proofs = Proofs(registry, clock, shared)
         self._busy: Counter[str] = Counter()
         self._remember_recent()
 
@@ -140,7 +111,7 @@ class Dispatcher:
 
     async def dispatch(self, incoming: Incoming, sender: Sender) -> StreamResponse:
         """Route the action in *incoming*; the node's answer, streamed."""
-        asked = await self.read(incoming, sender)
+        asked = await self._statements.read(incoming, sender)
         _require_key_for_high_risk(asked)
         try:
             await self._require_closed(asked)
@@ -174,7 +145,7 @@ class Dispatcher:
     async def _decide_and_route(self, incoming: Incoming, asked: Asked) -> StreamResponse:
         now = self._clock.now()
         self._seen.spend(asked.action.id, now + REMEMBER_S, now)
-        verdict = self.judge(asked, approved=asked.dispatch.approval is not None)
+        verdict = self._statements.judge(asked, approved=asked.dispatch.approval is not None)
         if isinstance(verdict, Hold):
             verdict = Refusal(8, Reason.PERMIT_INVALID, "a person must decide, and no approval was given")
         if isinstance(verdict, Refusal):
@@ -184,97 +155,6 @@ class Dispatcher:
         except Unverifiable as bad:
             return await self.refuse(asked, Refusal.of(8, bad))
 
-    async def read(self, incoming: Incoming, sender: Sender) -> Asked:
-        """The dispatch in *incoming*, or :class:`Unverifiable`. What an agent that is known asked in vain counts."""
-        dispatch, body = wire.decode(incoming.body, Dispatch)
-        try:
-            return await self._believed(dispatch, body, sender)
-        except Unverifiable as bad:
-            await self._in_vain(dispatch, sender, bad)
-            raise
-
-    async def _in_vain(self, dispatch: Dispatch, sender: Sender, bad: Unverifiable) -> None:
-        """Only against who signed this itself: what its sidecar says of a guest proves nothing."""
-        bundle = self._bundles.compiled
-        if sender.workload.kind != "agent" or sender.workload.name != dispatch.agent or bundle is None:
-            return
-        if bad.reason in COUNTED:
-            index = self._records.ledger.size
-            refused = entries.Refusals(str(bad.reason), visible(dispatch.server, 64), 1, COUNTED[bad.reason] or "minor")
-            origin = self._records.ledger.origin
-            await self._standings.refused(entries.Reported(dispatch.agent, origin, index, index, [refused]))
-
-    async def _believed(self, dispatch: Dispatch, body: bytes, sender: Sender) -> Asked:
-        record = self._registry.require_speaks_for(sender.workload, dispatch.agent)
-        bundle = self._bundles.compiled
-        if bundle is None:
-            raise Unverifiable(Reason.NO_BUNDLE, "no bundle is active")
-        action, message = wire.action_of(dispatch, body)
-        agent = record.agent
-        if agent.name != sender.workload.name:
-            await self._proofs.require(dispatch, action, sender.workload.name, self._desk.proof_of(dispatch))
-        tool = bundle.inventory.tool(action.server, action.tool)
-        _require_own_headers(action, message, tool)
-        mandate, delegators, standing = self._mandate(dispatch, agent, action, tool)
-        if not dispatch.intent.startswith(f"{sender.workload.trust_domain}/sidecar/{sender.workload.name}#"):
-            raise Unverifiable(Reason.PERMIT_INVALID, "the intent is not in the sender's own ledger")
-        if dispatch.principal != mandate.principal:
-            raise Unverifiable(Reason.PERMIT_INVALID, "the principal is not the one for whom this agent acts")
-        if action.digest(agent.name, mandate.principal, mandate.tokens, tool.digest) != dispatch.action_digest:
-            raise Unverifiable(Reason.PERMIT_INVALID, "the action digest is not that of these bytes")
-        return Asked(dispatch, action, agent, bundle, sender, mandate, delegators, standing)
-
-    def _mandate(
-        self, dispatch: Dispatch, agent: Agent, action: Action, tool: Tool
-    ) -> tuple[Mandate, tuple[Agent, ...], Standing]:
-        """For whom the agent acts, through whom, and how far all of them together are trusted."""
-        delegated = self._delegations.open(dispatch.chain, agent.name) if dispatch.chain else None
-        if dispatch.authority != (delegated.mandate.tokens if delegated else ()):
-            raise Unverifiable(Reason.PERMIT_INVALID, "the statement names another delegation chain than it carries")
-        if delegated is None:
-            return Mandate(agent.owner), (), self._standings.standing(agent.name)
-        if tool.manifest.category != "protocol":
-            delegated.authority.require(action.name, action.arguments)
-        return delegated.mandate, delegated.delegators, delegated.standing
-
-    def judge(self, asked: Asked, *, approved: bool) -> Permit | Hold | Refusal:
-        """Policy, now, with the gateway's own word on trust: for whoever asks, and for everybody who delegated."""
-        try:
-            self._require_believed(asked)
-            finding = judge.together([self._find(asked, agent, approved) for agent in (asked.agent, *asked.delegators)])
-        except Unverifiable as bad:
-            return Refusal.of(8, bad)
-        verdict = decide(asked.action, finding, asked.dispatch.approval)
-        if isinstance(verdict, Refusal):
-            return Refusal(8, verdict.reason, verdict.detail, verdict.policies, verdict.errors)
-        return verdict
-
-    def _require_believed(self, asked: Asked) -> None:
-        """Nobody of the chain was stopped, and nothing of it revoked, in the meantime."""
-        for agent in (asked.agent, *asked.delegators):
-            self._stops.require(agent)
-        if asked.dispatch.chain:
-            self._delegations.open(asked.dispatch.chain, asked.agent.name)
-
-    def _find(self, asked: Asked, agent: Agent, approved: bool) -> Finding:
-        action = asked.action
-        context = asked.dispatch.facts.get("context")
-        if not isinstance(context, dict):
-            raise Unverifiable(Reason.PERMIT_INVALID, "the statement carries no facts")
-        tool = asked.bundle.inventory.tool(action.server, action.tool)
-        run = context.get("run")
-        if not isinstance(run, dict) or run.get("id") != action.run:
-            raise Unverifiable(Reason.PERMIT_INVALID, "the facts are those of another run")
-        own: JsonObject = {
-            "trust": trust_context(asked.standing),
-            "risk": tool.manifest.risk,
-            "authority": asked.mandate.context,
-            "now": cedar_time(int(self._clock.now())),
-        }
-        return judge.evaluate_context(
-            asked.bundle, action.server, tool, action.arguments, agent, {**context, **own}, approved
-        )
-
     async def _route(self, incoming: Incoming, asked: Asked, permit: Permit) -> StreamResponse:
         """Try eligible nodes until one was reached. An approval is spent just before the first attempt."""
         if permit.payload_digest != asked.action.payload_digest:
@@ -282,7 +162,7 @@ class Dispatcher:
         approval = asked.dispatch.approval
         if approval is not None:
             payload = asked.action.payload_digest
-            self._desk.require_approved(approval, asked.dispatch, payload, self._present_terms(asked))
+            self._desk.require_approved(approval, asked.dispatch, payload, self._statements.present_terms(asked))
         unreachable: set[str] = set()
         spent = False
         for _ in range(MAX_ATTEMPTS):
@@ -301,23 +181,10 @@ class Dispatcher:
         """Spend the approval under the policy of the very moment in which it is spent."""
 
         def terms() -> Terms | None:
-            self._require_unchanged(asked)
-            return self._present_terms(asked)
+            self._statements.require_unchanged(asked)
+            return self._statements.present_terms(asked)
 
         await self._desk.consume(approval, asked.dispatch, asked.action.payload_digest, terms)
-
-    def _require_unchanged(self, asked: Asked) -> None:
-        """What was awaited may have taken long: a kill, a revocation or another bundle since then ends this attempt."""
-        self._require_believed(asked)
-        if asked.bundle is not self._bundles.compiled:
-            raise Unverifiable(Reason.PERMIT_INVALID, "policy was changed while this waited; ask again")
-
-    def _present_terms(self, asked: Asked) -> Terms | None:
-        """Whom policy would ask today, if anybody."""
-        match self.judge(asked, approved=False):
-            case Hold(terms=terms):
-                return terms
-        return None
 
     def _choose(self, asked: Asked, unreachable: set[str]) -> Sent:
         action = asked.action
@@ -371,7 +238,7 @@ class Dispatcher:
         )
         trace = sent.choice.trace()
         await self._records.note(self._entry(asked, node, entitled.id, trace))
-        self._require_unchanged(asked)
+        self._statements.require_unchanged(asked)
         body = wire.encode(
             Execute(action.server, dispatch.method, dispatch.headers, credentials),
             action.payload.body,
@@ -380,15 +247,35 @@ class Dispatcher:
         started = self._clock.mono_ns()
         with self._nodes.working(node.name):
             try:
-                async with self._client.send("POST", f"{node.url}/v1/execute", headers, body) as reply:
-                    answer = await _pass_on(incoming, reply, node, lambda: self._stopped(asked))
+                answer = await self._exchange(incoming, asked, node, headers, body)
             except Broken as bad:
                 self._nodes.failed(node.name, self._clock.mono())
                 await self._ended(asked, node, started, "unknown")
                 raise Unverifiable(Reason.OUTCOME_UNKNOWN, f"the connection to {node.name} broke: {bad}") from None
+            except Stopped:
+                await self._ended(asked, node, started, "unknown")
+                why = "somebody of those for whom this ran was stopped meanwhile; it may have happened, and is not told"
+                raise Unverifiable(Reason.OUTCOME_UNKNOWN, why) from None
         self._nodes.succeeded(node.name)
         await self._ended(asked, node, started, answer.how, answer.status, answer.size)
         return answer.response
+
+    async def _exchange(
+        self, incoming: Incoming, asked: Asked, node: NodeRecord, headers: dict[str, str], body: bytes
+    ) -> Passed:
+        """The node's answer, passed on. Who is stopped hears nothing more: what waits is ended, streams are cut."""
+
+        def stopped() -> bool:
+            return self._statements.stopped(asked)
+
+        async with AsyncExitStack() as stack:
+            async with until(stopped):
+                sending = self._client.send("POST", f"{node.url}/v1/execute", headers, body)
+                reply = await stack.enter_async_context(sending)
+                whole = None if is_stream(reply) else await reply.read()
+            if whole is None:
+                return await pass_on(incoming, reply, node, stopped)
+            return passed(reply, node, whole)
 
     def _sealed(self, entitled: ticket.Ticket, asked: Asked) -> str:
         """Within the node's session if it has one; what can do great harm is signed."""
@@ -399,14 +286,6 @@ class Dispatcher:
         if session is None:
             return ticket.seal(entitled, self._key)
         return ticket.seal_within(entitled, session.terms.session, session.back)
-
-    def _stopped(self, asked: Asked) -> bool:
-        """Whether a stream must be cut."""
-        try:
-            self._require_believed(asked)
-        except Unverifiable:
-            return True
-        return False
 
     async def _ended(
         self, asked: Asked, node: NodeRecord, started: int, how: Ending, status: int = 0, size: int = 0
@@ -428,7 +307,7 @@ class Dispatcher:
             risk=risk,
         )
         try:
-            self._standings.ended(outcome)
+            await self._standings.ended(outcome)
             if how == "failed" or (how == "unknown" and not status):  # a stream that its reader left is no failure
                 trip = self._breaker.failed(agent, action.server, int(self._clock.now()))
                 if trip is not None:
@@ -493,67 +372,3 @@ def _require_key_for_high_risk(asked: Asked) -> None:
     risk = asked.bundle.inventory.tool(asked.action.server, asked.action.tool).manifest.risk
     if risk >= RISK_HIGH and not asked.sender.strong:
         raise Unverifiable(Reason.UNAUTHENTICATED, f"an action of risk {risk} must be signed with the key")
-
-
-def _require_own_headers(action: Action, message: mcp.Message, tool: Tool) -> None:
-    """The headers that go to the server are those that its message makes; nothing rides along."""
-    headers = dict(action.payload.headers)
-    mcp.require_headers_agree(message, headers)
-    if mcp.payload(message, action.payload.body, headers, tool) != action.payload:
-        raise Unverifiable(Reason.PERMIT_INVALID, "the headers are not those of the message")
-
-
-Ending = Literal["done", "tool_error", "refused", "failed", "unknown"]
-
-
-class Passed(msgspec.Struct, frozen=True):
-    """What was passed on to the sidecar, and how it ended; ``size`` in bytes, for what came whole."""
-
-    response: StreamResponse
-    status: int
-    how: Ending
-    size: int = 0
-
-
-async def _pass_on(incoming: Incoming, reply: Reply, node: NodeRecord, stopped: Callable[[], object]) -> Passed:
-    """The node's answer to the sidecar, chunk by chunk when it is a stream, until it ends or is *stopped*."""
-    headers = {
-        name: value
-        for name in ("Content-Type", "mcp-session-id", wire.UPSTREAM_STATUS_HEADER)
-        if (value := reply.header(name))
-    }
-    headers[wire.NODE_HEADER] = node.name
-    if not reply.header("Content-Type").startswith("text/event-stream"):
-        body = await reply.read()
-        response = Response(status=reply.status, headers=headers, body=body)
-        return Passed(response, reply.status, _ending(reply, body), len(body))
-    tail = bytearray()
-    streamed, complete = await relay(incoming, _watched(reply.chunks(), tail), reply.status, headers, stopped)
-    return Passed(streamed, reply.status, _stream_ending(reply, bytes(tail)) if complete else "unknown")
-
-
-async def _watched(chunks: AsyncIterator[bytes], tail: bytearray) -> AsyncIterator[bytes]:
-    """*chunks* as they are; their end is kept in *tail*, to see how it ended."""
-    async for chunk in chunks:
-        tail += chunk
-        del tail[:-MAX_TAIL_BYTES]
-        yield chunk
-
-
-def _stream_ending(reply: Reply, tail: bytes) -> Ending:
-    """A stream is done if its last event is a response without an error; what cannot be read is no success."""
-    try:
-        last = jcs(mcp.final_response("text/event-stream", tail))
-    except Unverifiable:
-        return "tool_error"
-    return _ending(reply, last)
-
-
-def _ending(reply: Reply, body: bytes) -> Ending:
-    """How the node says that it ended: only what its server answered, and answered without an error, is done."""
-    upstream = reply.header(wire.UPSTREAM_STATUS_HEADER)
-    if not upstream:
-        return "failed" if reply.status >= 500 else "refused"
-    if not upstream.isdecimal() or int(upstream) >= 400:
-        return "failed"
-    return "tool_error" if mcp.is_error(body) else "done"

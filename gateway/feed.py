@@ -67,7 +67,7 @@ class Feed:
             stopped=self._stops.of(record.agent),
             rotate=record.rotate,
             heard=self._standings.heard(agent, f"{self._trust_domain}/sidecar/{record.via or agent}"),
-            breakers=self._stops.breakers(),
+            breakers=self._stops.breakers(agent),
             epoch=record.epoch,
             keys=tuple(key.key for key in record.keys),
             revoked=revoked,
@@ -78,7 +78,7 @@ class Feed:
         told: tuple[str, ...] | None = None
         while not self.closing:
             changed = self._changed
-            revoked = self._stops.all_revoked()
+            revoked = self._stops.revoked_links()
             yield feed.seal(self.facts(agent, revoked if revoked != told else None), self._key)
             told = revoked
             await self._pause(changed)

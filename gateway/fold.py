@@ -54,8 +54,7 @@ def apply(store: Store, stamp: Stamp, entry: AnyEntry) -> None:
         case entries.Reported():
             store.put(f"{entry.agent}|{entry.origin}", Heard(entry.agent, entry.origin, entry.last))
         case entries.Delegation():
-            root = Root(entry.root, entry.token, entry.agent, entry.principal, entry.key, entry.expires_at)
-            store.put(entry.root, root)
+            _delegation(store, stamp, entry)
         case entries.Standing():
             _standing(store, stamp, entry)
         case entries.Bundle():
@@ -100,7 +99,7 @@ def _agent(store: Store, stamp: Stamp, entry: entries.Agent) -> None:
             entry.attested,
         )
         store.put(entry.agent, AgentRecord(agent, entry.token_sha256, via=entry.via))
-        standing.registered(Shelf(store), entry.agent, entry.owner, stamp.wall_us // 1_000_000)
+        _tell(store, stamp, standing.registered(Shelf(store), stamp.seq, entry.agent, entry.owner, _second(stamp)))
     elif known is not None:
         store.put(entry.agent, _changed(known, entry))
         if entry.event in ("enrolled", "rotated"):
@@ -134,15 +133,34 @@ def _bind(store: Store, stamp: Stamp, entry: entries.Agent) -> None:
     if former is None:
         store.put(entry.key, KeyHolder(entry.key, entry.agent))
     else:
-        standing.bound(Shelf(store), entry.agent, former.agent, stamp.wall_us // 1_000_000)
+        told = standing.bound(Shelf(store), stamp.seq, entry.agent, former.agent, _second(stamp))
+        if told is not None:
+            _tell(store, stamp, told)
+
+
+def _second(stamp: Stamp) -> int:
+    return stamp.wall_us // 1_000_000
+
+
+def _tell(store: Store, stamp: Stamp, moved: entries.Standing) -> None:
+    store.put(f"{moved.agent}|{stamp.seq:012d}", Moved(stamp.seq, moved))
 
 
 def _standing(store: Store, stamp: Stamp, entry: entries.Standing) -> None:
     standing.apply(Shelf(store), entry)
-    store.put(f"{entry.agent}|{stamp.seq:012d}", Moved(stamp.seq, entry))
+    _tell(store, stamp, entry)
     known = store.get(Settled, "standing")
     if entry.cause > (known.cause if known is not None else -1):
         store.put("standing", Settled(entry.cause))
+
+
+def _delegation(store: Store, stamp: Stamp, entry: entries.Delegation) -> None:
+    """Roots that are over are forgotten as new ones come."""
+    for root in list(store.all(Root)):
+        if root.expires_at * 1_000_000 <= stamp.wall_us:
+            store.delete(Root, root.root)
+    root = Root(entry.root, entry.token, entry.agent, entry.principal, entry.key, entry.expires_at)
+    store.put(entry.root, root)
 
 
 def _revocation(store: Store, stamp: Stamp, entry: entries.Revocation) -> None:

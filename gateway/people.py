@@ -40,13 +40,6 @@ class People:
                 return person
         raise Unverifiable(Reason.UNAUTHENTICATED, "no person has this token")
 
-    def require(self, token: str, role: str) -> Person:
-        """The person behind *token*, if it has *role*."""
-        person = self.identify(token)
-        if role not in person.roles:
-            raise Unverifiable(Reason.NOT_YOURS, f"{person.name} has not the role {role}")
-        return person
-
     def with_role(self, role: str) -> list[str]:
         return [person.name for person in self._records.store.all(Person) if role in person.roles]
 
@@ -64,3 +57,9 @@ class People:
                 entries.Person("registered", name, by, sorted(roles), sha256_hex(token.encode()))
             )
         return token
+
+
+def require_role(person: Person, role: str) -> None:
+    """Nothing, if *person* has *role*, or :class:`Unverifiable`."""
+    if role not in person.roles:
+        raise Unverifiable(Reason.NOT_YOURS, f"{person.name} has not the role {role}")

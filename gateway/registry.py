@@ -156,7 +156,9 @@ class Registry:
     async def ask_for_rotation(self, name: str, by: str) -> None:
         """The agent's sidecar hears of it and replaces its key."""
         async with self._records.deciding:
-            if not self.known_agent(name).agent.key:
+            record = self.known_agent(name)
+            self._stops.require_believed([("agent", name), ("principal", record.agent.owner)])
+            if not record.agent.key:
                 raise Unverifiable(Reason.MALFORMED_REQUEST, f"{name} is not enrolled, so it has no key to replace")
             await self._records.change(entries.Agent("rotate", name, by))
 
@@ -164,8 +166,8 @@ class Registry:
         """Another one-time token for an agent that lost its key; the old key counts until the new one is bound."""
         token = new_token()
         async with self._records.deciding:
-            self.known_agent(name)
-            self._stops.require_believed([("agent", name)])
+            owner = self.known_agent(name).agent.owner
+            self._stops.require_believed([("agent", name), ("principal", owner)])
             await self._records.change(entries.Agent("token", name, by, token_sha256=sha256_hex(token.encode())))
         return token
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 
@@ -23,6 +23,9 @@ from trust.standing import fold, rules, score
 from trust.standing.decay import day_of, left
 from trust.standing.score import LOWEST, NEGATIVE_HALF_LIFE, Book, Standing
 
+MAX_OBSERVED: Final = 10_000
+"""What waits for its consequences to be written."""
+MIN_REPORT_S: Final = 0.5
 _log = logging.getLogger("licet.gateway")
 
 
@@ -36,6 +39,8 @@ class Standings:
         self._clock = clock
         self._shelf = Shelf(records.store)
         self._observed: asyncio.Queue[tuple[Stamp, AnyEntry]] = asyncio.Queue()
+        self._settled = asyncio.Event()
+        self._reported: dict[str, float] = {}
 
     def standing(self, agent: str) -> Standing:
         """What holds of *agent* now; of whom nothing is known, the lowest."""
@@ -44,16 +49,31 @@ class Standings:
 
     # Evidence
 
-    def ended(self, outcome: entries.Outcome) -> None:
+    async def ended(self, outcome: entries.Outcome) -> None:
         """The gateway saw how an action ended: recorded, and evidence if it is worth anything today."""
+        await self._room()
         stamp = self._records.ledger.append_later(outcome)
         book = self._shelf.book(outcome.agent)
         at_s = stamp.wall_us // 1_000_000
         if outcome.status == "done" and book is not None and rules.worth_of_outcome(book, outcome.risk, at_s):
             self._observed.put_nowait((stamp, outcome))
 
+    async def _room(self) -> None:
+        """Who observes more than can be written waits, before it is recorded: the order of both is the same."""
+        while self._observed.qsize() >= MAX_OBSERVED:
+            self._settled.clear()
+            await self._settled.wait()
+
+    def require_due(self, origin: str) -> None:
+        """Nothing, if a sidecar may report again; each report can move many scores."""
+        now = self._clock.mono()
+        if now - self._reported.get(origin, float("-inf")) < MIN_REPORT_S:
+            raise Unverifiable(Reason.OVERLOADED, f"one report in {MIN_REPORT_S} s; tell the rest in the next", 1)
+        self._reported[origin] = now
+
     async def refused(self, entry: entries.Reported) -> None:
         """An agent's sidecar, or the gateway itself, refused it something. What was told before changes nothing."""
+        await self._room()
         async with self._records.deciding:
             if entry.first <= self.heard(entry.agent, entry.origin):
                 return
@@ -77,6 +97,7 @@ class Standings:
                 _log.exception("standing could not follow entry %d", stamp.seq)
             finally:
                 self._observed.task_done()
+                self._settled.set()
 
     async def _settle(self, index: int, at_s: int, entry: AnyEntry, written: Counter[tuple[int, str, str]]) -> None:
         async with self._records.deciding:
@@ -135,6 +156,9 @@ class Standings:
             book, at_s = self._book(agent), int(self._clock.now())
             if allowed and not self._registry.agent(agent).agent.attested:
                 raise Unverifiable(Reason.MALFORMED_REQUEST, f"{agent} is not attested, so it cannot be verified")
+            if book.granted == allowed:
+                has = "may be verified already" if allowed else "has no grant that could be withdrawn"
+                raise Unverifiable(Reason.MALFORMED_REQUEST, f"{agent} {has}")
             rule = "granted" if allowed else "ungranted"
             await self._change(rule, book, rules.granted(book, allowed, at_s), at_s, by, reason)
 

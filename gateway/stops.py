@@ -10,9 +10,10 @@ import msgspec
 
 from edge.clock import SystemClock
 from gateway.records import Records
-from gateway.state import AgentRecord, Killed, Revoked, Tripped
+from gateway.state import AgentRecord, KeyHolder, Killed, Revoked, Root, Tripped
 from trust.facts import Agent
 from trust.feed import Stopped
+from trust.identity.delegation import MAX_LIFE_S
 from trust.identity.keys import PublicKey, unb64url
 from trust.ledger import entries
 from trust.reasons import Reason, Unverifiable, visible
@@ -21,7 +22,16 @@ from trust.standing.breaker import Trip
 EVERYBODY: Final = "all"
 TEAM: Final = "team:"
 What = Literal["agent", "key", "token", "root", "session", "principal"]
-_ID: Final = re.compile(r"[A-Za-z0-9_.@-]{1,128}")
+_FOR_EVER: Final = frozenset({"key", "principal"})
+_FOR_A_WHILE: Final = frozenset({"token", "root"})
+_NAME: Final = re.compile(r"[A-Za-z0-9_.@-]{1,128}")
+_HASH: Final = re.compile(r"[A-Za-z0-9_-]{43}")
+_NAMES: Final = {
+    "key": (_HASH, "its thumbprint, 43 letters, digits, - and _, as `licet agents show` prints it"),
+    "token": (_HASH, "its hash, 43 letters, digits, - and _, as `licet agents delegate` and the ledger have it"),
+    "root": (re.compile(r"root_[A-Za-z0-9]{1,64}"), "its id, which begins with root_"),
+    "session": (re.compile(r"ses_[A-Za-z0-9]{1,64}"), "its id, which begins with ses_"),
+}
 
 
 class Stops:
@@ -34,22 +44,41 @@ class Stops:
 
     # Commands
 
-    async def kill(self, target: str, by: str, reason: str) -> str:
-        """Stop an agent, a team or everybody; what *target* was taken for."""
+    async def kill(self, target: str, by: str, reason: str) -> tuple[str, str]:
+        """Stop an agent, a team or everybody; (what *target* was taken for, what to know beside it)."""
         _require_reason(reason)
         async with self._records.deciding:
             found = self._target(target)
+            before = self._store.get(Killed, found)
+            if before is not None:
+                return found, f"it was stopped already, by {before.by}: {before.reason}"
             await self._records.change(entries.Kill("killed", found, by, reason))
-        return found
+        return found, ""
 
-    async def unkill(self, target: str, by: str, reason: str) -> str:
+    async def unkill(self, target: str, by: str, reason: str) -> tuple[str, str]:
+        """Let *target* go on; (what it was taken for, what keeps it from acting still)."""
         _require_reason(reason)
         async with self._records.deciding:
             found = next((name for name in (target, TEAM + target) if self._store.get(Killed, name)), None)
             if found is None:
-                raise Unverifiable(Reason.NOT_FOUND, f'"{visible(target)}" is not stopped')
+                raise Unverifiable(Reason.NOT_FOUND, f'"{visible(target)}" is not stopped{self._instead(target)}')
             await self._records.change(entries.Kill("lifted", found, by, reason))
-        return found
+        record = self._store.get(AgentRecord, found)
+        still = None if record is None else self.of(record.agent)
+        return found, "" if still is None else f"it still may not act: {still.reason}: {still.detail}"
+
+    def _instead(self, target: str) -> str:
+        """What somebody may have meant who wants *target* to go on."""
+        record = self._store.get(AgentRecord, target)
+        if record is not None:
+            revoked = self.revoked_of(record.agent)
+            if revoked is not None:
+                return f" but revoked ({revoked.what} {revoked.id}: {revoked.reason}), which is for good"
+            killed = self.killed(record.agent)
+            if killed is not None:
+                return f" by itself, but {killed.target} is: unkill {killed.target}"
+        stopped = ", ".join(killed.target for killed in self._store.all(Killed)) or "nobody"
+        return f"; stopped now: {stopped}"
 
     def _target(self, target: str) -> str:
         if target == EVERYBODY or self._store.get(AgentRecord, target) is not None:
@@ -57,22 +86,46 @@ class Stops:
         team = target.removeprefix(TEAM)
         if any(team in record.agent.teams for record in self._store.all(AgentRecord)):
             return TEAM + team
-        raise Unverifiable(Reason.NOT_FOUND, f'no agent and no team "{visible(target)}" is registered')
+        agents = list(self._store.all(AgentRecord))
+        teams = sorted({TEAM + team for record in agents for team in record.agent.teams})
+        known = ", ".join([*(record.agent.name for record in agents[:20]), *teams[:20], EVERYBODY])
+        told = f'no agent and no team "{visible(target)}" is registered; what can be stopped: {known}'
+        raise Unverifiable(Reason.NOT_FOUND, told)
 
-    async def revoke(self, what: str, name: str, by: str, reason: str) -> None:
-        """*name* is not believed any more, for good."""
+    async def revoke(self, what: str, name: str, by: str, reason: str) -> str:
+        """*name* is not believed any more, for good; what to know beside that."""
         if what not in get_args(What):
             raise Unverifiable(
                 Reason.MALFORMED_REQUEST, f"{visible(what)}: expected one of {', '.join(get_args(What))}"
             )
-        if _ID.fullmatch(name) is None:
-            raise Unverifiable(Reason.MALFORMED_REQUEST, f'"{visible(name)}" is not the name of a {what}')
+        form, expected = _NAMES.get(what, (_NAME, "letters, digits and _.@-"))
+        if form.fullmatch(name) is None:
+            raise Unverifiable(Reason.MALFORMED_REQUEST, f'"{visible(name)}" names no {what}; expected {expected}')
         _require_reason(reason)
         async with self._records.deciding:
             if what == "agent" and self._store.get(AgentRecord, name) is None:
-                raise Unverifiable(Reason.NOT_FOUND, f'no agent "{visible(name)}" is registered')
+                known = ", ".join(record.agent.name for record in self._store.all(AgentRecord)) or "none"
+                raise Unverifiable(Reason.NOT_FOUND, f'no agent "{visible(name)}" is registered; registered: {known}')
+            before = self._store.get(Revoked, f"{what}:{name}")
+            if before is not None:
+                return f"it was revoked already, by {before.by}: {before.reason}"
+            note = (
+                "" if self._seen(what, name) else f"no {what} of this name was seen here so far; is it spelled right?"
+            )
             entry = entries.Revocation(msgspec.convert(what, What), name, by, reason)
             await self._records.change(entry)
+        return note
+
+    def _seen(self, what: str, name: str) -> bool:
+        """Whether *name* is known; what is revoked need not be, because chains are made where nobody sees them."""
+        match what:
+            case "key":
+                return any(thumbprint(holder.key) == name for holder in self._store.all(KeyHolder))
+            case "principal":
+                return any(record.agent.owner == name for record in self._store.all(AgentRecord))
+            case "root":
+                return self._store.get(Root, name) is not None
+        return True
 
     async def trip(self, trip: Trip) -> None:
         """A circuit breaker opens; that it is open already changes nothing."""
@@ -86,23 +139,26 @@ class Stops:
     def revoked(self, what: What, name: str) -> Revoked | None:
         return self._store.get(Revoked, f"{what}:{name}")
 
+    def revoked_of(self, agent: Agent) -> Revoked | None:
+        return self.revoked("agent", agent.name) or self.revoked("principal", agent.owner)
+
     def killed(self, agent: Agent) -> Killed | None:
         names = (EVERYBODY, agent.name, *(TEAM + team for team in agent.teams))
         return next((found for name in names if (found := self._store.get(Killed, name))), None)
 
     def of(self, agent: Agent) -> Stopped | None:
         """Why *agent* must not act, if it must not."""
-        revoked = self.revoked("agent", agent.name) or self.revoked("principal", agent.owner)
+        revoked = self.revoked_of(agent)
         if revoked is not None:
             return Stopped(Reason.REVOKED, f"{revoked.what} {revoked.id}: {revoked.reason}")
         killed = self.killed(agent)
         return None if killed is None else Stopped(Reason.KILLED, killed.reason)
 
-    def require(self, agent: Agent) -> None:
-        """Nothing, if *agent* may act, or :class:`Unverifiable`."""
+    def require(self, agent: Agent, whose: str = "") -> None:
+        """Nothing, if *agent* may act, or :class:`Unverifiable`, whose detail begins with *whose*."""
         stopped = self.of(agent)
         if stopped is not None:
-            raise Unverifiable(Reason(stopped.reason), stopped.detail)
+            raise Unverifiable(Reason(stopped.reason), whose + stopped.detail)
 
     def require_believed(self, pairs: Iterable[tuple[What, str]]) -> None:
         """Nothing, if none of *pairs* was revoked."""
@@ -122,14 +178,21 @@ class Stops:
         found = self._store.get(Tripped, target)
         return found if found is not None and found.until_us > self._clock.wall_us() else None
 
-    def breakers(self) -> dict[str, int]:
-        """Open circuit breakers: target → until when, Unix seconds."""
-        now = self._clock.wall_us()
-        return {t.target: t.until_us // 1_000_000 for t in self._records.cached(Tripped) if t.until_us > now}
+    def breakers(self, agent: str) -> dict[str, int]:
+        """Open circuit breakers that concern *agent*: target → until when, Unix seconds."""
+        now, own = self._clock.wall_us(), f"agent:{agent}"
+        tripped = [t for t in self._records.cached(Tripped) if t.target == own or t.target.startswith("server:")]
+        return {t.target: t.until_us // 1_000_000 for t in tripped if t.until_us > now}
 
-    def all_revoked(self) -> tuple[str, ...]:
-        """``what:id`` of everything that a sidecar checks itself."""
-        return tuple(f"{r.what}:{r.id}" for r in self._records.cached(Revoked) if r.what != "session")
+    def revoked_links(self) -> tuple[str, ...]:
+        """``what:id`` of what delegation chains are made of, for sidecars. Tokens and roots only for as long as one
+        that was made before could live."""
+        since = self._clock.wall_us() - MAX_LIFE_S * 1_000_000
+        return tuple(
+            f"{r.what}:{r.id}"
+            for r in self._records.cached(Revoked)
+            if r.what in _FOR_EVER or (r.what in _FOR_A_WHILE and r.at_us > since)
+        )
 
     def everyone_stopped(self) -> tuple[str, ...]:
         """Names of agents that must not act; what a node compares tickets with."""

@@ -28,11 +28,16 @@ def decision_of(entry: object) -> str:
     return str(getattr(entry, "decision_id", "") or getattr(deed, "decision_id", ""))
 
 
+def action_of(entry: object) -> str:
+    """The action id that an entry is about, or an empty string."""
+    deed = getattr(entry, "deed", None)
+    return str(getattr(entry, "action_id", "") or getattr(deed, "action_id", ""))
+
+
 def find_decision(home: Path, decision: str) -> list[tuple[Path, int, Line]]:
-    """Every entry about *decision*, in all ledgers of *home*."""
+    """Every entry about *decision*, in all ledgers of *home*. A node knows the action, not the decision."""
+    all_lines = [(root, index, line) for root in roots(home) for index, line in lines(root)]
+    actions = {action_of(line.entry) for _, _, line in all_lines if decision_of(line.entry) == decision} - {""}
     return [
-        (root, index, line)
-        for root in roots(home)
-        for index, line in lines(root)
-        if decision_of(line.entry) == decision
+        found for found in all_lines if decision_of(found[2].entry) == decision or action_of(found[2].entry) in actions
     ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import re
+import socket
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,9 +35,17 @@ class Settings:
             return Api(self.gateway.url, token, timeout_s, authority=self.gateway.authority)
         part = self.sidecar if name == "sidecar" else self.node
         authority = self.node.gateway_ca or self.gateway.authority if name == "node" else None
-        return Api(
-            f"{'https' if authority else 'http'}://{part.host}:{part.port}", token, timeout_s, authority=authority
-        )
+        url = f"{'https' if authority else 'http'}://{part.host}:{part.port}"
+        return Api(url, token, timeout_s, authority=authority, role="node")
+
+
+def free_port(host: str, first: int) -> int:
+    """The first port from *first* on that nobody listens on here now."""
+    for port in range(first, min(first + 200, 65_536)):
+        with socket.socket() as probe:
+            if probe.connect_ex((host, port)):
+                return port
+    return first
 
 
 _TOKEN = re.compile(r"[A-Za-z0-9_-]{20,128}")

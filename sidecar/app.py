@@ -15,7 +15,17 @@ from edge.blobs import Blobs
 from edge.client import Broken, Client, Unreachable
 from edge.clock import SystemClock, new_id
 from edge.durable import DurableLedger
-from edge.http import Border, Incoming, Listener, Server, StreamResponse, caller_of, json_response, require_c_parser
+from edge.http import (
+    Border,
+    Incoming,
+    Listener,
+    Server,
+    StreamResponse,
+    caller_of,
+    json_response,
+    require_c_parser,
+    require_free,
+)
 from edge.routes import RouteHandler, Routes
 from sidecar.answers import Refused
 from sidecar.callers import DELEGATION_HEADER, Callers
@@ -61,8 +71,9 @@ class Sidecar:
 
     async def start(self) -> None:
         require_c_parser()
+        require_free(self.config.host, self.config.port)
         authority = self.config.gateway_ca
-        self._tls = tls.client(authority) if authority is not None else None
+        self._tls = tls.client(authority, "gateway") if authority is not None else None
         self._client = Client(tls=self._tls)
         try:
             await self._start()
@@ -239,20 +250,19 @@ class Sidecar:
                 await self.identity.open_session_when_due()
                 await self._follow_up()
             except (Unreachable, Broken, Unverifiable) as bad:
-                _log.warning("the identity was not renewed, trying again: %s", bad)
+                _log.warning("what is done each second was not done, trying again: %s", bad)
             except Exception:
-                _log.exception("renewing the identity failed; it is tried again")
+                _log.exception("what is done each second failed; it is tried again")
             await asyncio.sleep(1.0)
 
     async def _follow_up(self) -> None:
         facts = self.world.facts
         if facts is None:
             return
-        await self.own.report()
-        await self._guests.report()
         if facts.rotate and facts.rotate == b64url(self.identity.key.public.raw):
             await self.identity.rotate(self._mandates.hand_over)
             await self.identity.open_session_when_due()
+        await self.own.report()
 
     async def stop(self) -> None:
         for task in self._tasks:

@@ -6,7 +6,6 @@ says, at most five seconds ago.
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Callable
 from typing import Final
 
@@ -19,21 +18,20 @@ from sidecar.identity import Identity
 from sidecar.world import View
 from trust.facts import Mandate
 from trust.feed import SIDE_EFFECTS_STALE_S
-from trust.identity import delegation
+from trust.identity.chains import VerifiedChains
 from trust.identity.delegation import Authority
+from trust.identity.keys import PublicKey
 from trust.reasons import Reason, Unverifiable
 from trust.standing.score import Standing
 
-MAX_OPENED: Final = 256
+MAX_TOLD: Final = 10_000
 
 
 class Opened(msgspec.Struct, frozen=True):
-    """A chain that holds: what it gives, and the lowest standing in it. ``asked``: when the gateway was, in monotonic
-    seconds."""
+    """A chain that holds: what it gives, and the lowest standing in it."""
 
     authority: Authority
     standing: Standing
-    asked: float
 
     @property
     def mandate(self) -> Mandate:
@@ -57,35 +55,29 @@ class Chains:
         self._identity = identity
         self._view = view
         self._clock = clock
-        self._opened: OrderedDict[str, Opened] = OrderedDict()
+        self._verified = VerifiedChains(identity.gateway, identity.enrolment.trust_domain)
+        self._told: dict[str, tuple[Standing, float]] = {}
 
     async def open(self, chain: str) -> Opened:
         """*chain* as this agent may use it now, or :class:`Unverifiable`."""
-        known = self._opened.get(chain)
-        authority = known.authority if known is not None else self.verified(chain)
-        if self._clock.now() >= authority.expires_at:
-            raise Unverifiable(Reason.DELEGATION_INVALID, "delegation: a token is outside of its time")
+        authority = self.verified(chain)
         self._require_believed(authority)
-        if known is None or self._clock.mono() - known.asked > SIDE_EFFECTS_STALE_S:
-            asked = self._clock.mono()
-            known = Opened(authority, await self._standing(chain), asked)
-            self._opened[chain] = known
-            if len(self._opened) > MAX_OPENED:
-                self._opened.popitem(last=False)
-        return known
+        name, now = authority.tokens[-1], self._clock.mono()
+        standing, asked = self._told.get(name, (None, now))
+        if standing is None or now - asked > SIDE_EFFECTS_STALE_S:
+            standing = await self._standing(chain)
+            if len(self._told) >= MAX_TOLD:
+                self._told.clear()
+            self._told[name] = (standing, now)
+        return Opened(authority, standing)
 
     def verified(self, chain: str) -> Authority:
         """What *chain* gives to this agent, if every link of it holds."""
-        enrolment = self._identity.enrolment
-        authority = delegation.open_chain(
-            chain,
-            issuer=self._identity.gateway,
-            trust_domain=enrolment.trust_domain,
-            audience=delegation.audience(enrolment.trust_domain),
-            now=self._clock.now(),
-        )
+        authority = self._verified.authority(chain, self._clock.now())
         if authority.holder.raw not in self._own_keys():
-            raise Unverifiable(Reason.NOT_YOURS, "this chain ends at a key that is not this agent's")
+            own = " or ".join(PublicKey(raw).thumbprint for raw in sorted(self._own_keys()))
+            told = f"this chain ends at the key {authority.keys[-1]}, and {self._agent} has {own or 'none'}"
+            raise Unverifiable(Reason.NOT_YOURS, f"{told}; bring it to the sidecar of the agent that it was made for")
         return authority
 
     def _require_believed(self, authority: Authority) -> None:

@@ -93,10 +93,6 @@ class Guests:
 
         return self._serve(name, own_keys, View(self._world, ear))
 
-    async def report(self) -> None:
-        for served in self._served.values():
-            await served.report()
-
     async def close(self) -> None:
         for task in self._ears.values():
             task.cancel()

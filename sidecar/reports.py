@@ -72,15 +72,18 @@ class Reports:
         self._waiting[-1].add(index, reason, resource, policies)
 
     async def tell(self, heard: int) -> None:
-        """Send what waits, the oldest first; the gateway has *heard* everything up to an index. What is not answered is
-        sent again as it was, so that it can be recognised."""
+        """Send what waits longest; the gateway has *heard* everything up to an index. What is not answered is sent
+        again as it was, so that it can be recognised. One report a call: the gateway takes no more of them."""
         self._recall(heard)
         while self._waiting[0].first >= 0:
             if len(self._waiting) == 1:
                 self._waiting.append(_Batch())  # what comes meanwhile
-            if self._waiting[0].last > heard:
+            told = self._waiting[0].last <= heard
+            if not told:
                 await self._send(self._waiting[0])
             self._waiting.popleft()
+            if not told:
+                return
 
     def _recall(self, heard: int) -> None:
         """Once: what was refused before a restart comes first."""

@@ -20,7 +20,7 @@ from trust.ledger.tiles import write_atomically
 from trust.ledger.writer import LedgerUnavailable
 from trust.policy import bundle
 from trust.policy.bundle import BundleRejected, Compiled
-from trust.reasons import Unverifiable
+from trust.reasons import Reason, Unverifiable
 
 RETRY_S: Final = 0.5
 POLL_S: Final = 20.0
@@ -140,6 +140,10 @@ class World:
         self._version = content.version
         self.bundle = compiled
 
+    def _is_revoked(self) -> bool:
+        """Who was revoked gets no policies any more, and need not be refused them twice a second."""
+        return self.facts is not None and self.facts.stopped is not None and self.facts.stopped.reason == Reason.REVOKED
+
     def _keep(self, digest: str, data: bytes) -> None:
         write_atomically(self._directory / f"{digest}.bundle", data, flush=True)
         write_atomically(self._directory / "active.bundle", data, flush=True)
@@ -148,6 +152,9 @@ class World:
         """Long-poll for the next bundle, for ever."""
         while True:
             known = self.bundle.digest if self.bundle else ""
+            if self._is_revoked():
+                await asyncio.sleep(RETRY_S)
+                continue
             try:
                 async with self._identity.send(
                     "GET",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +18,7 @@ from licet.workbench import MANIFEST
 from sidecar.app import Sidecar
 from sidecar.config import NodeConfig, SidecarConfig, ToolServer
 from sidecar.node.app import Node
+from tests import zygote
 from trust.ledger.disk import Disk
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -34,7 +34,7 @@ def policy_files(directory: Path = REPOSITORY / "policies") -> dict[str, str]:
 def workbench(root: Path, name: str = "workbench") -> ToolServer:
     return ToolServer(
         name=name,
-        command=(sys.executable, "-m", "licet.workbench", "--root", str(root)),
+        command=zygote.command(root),
         cwd=REPOSITORY,
         manifest=MANIFEST,
     )
@@ -77,7 +77,7 @@ class Mesh:
         self.sandbox.mkdir(parents=True, exist_ok=True)
         self.http = aiohttp.ClientSession(auto_decompress=False)
         await self.start_gateway()
-        self.trusted = tls.client(self.gateway_ca) if self.gateway_ca else True
+        self.trusted = tls.client(self.gateway_ca, "gateway") if self.gateway_ca else True
         operator = (self.home / "gateway" / "operator.token").read_text().strip()
         self.tokens["operator"] = operator
         for number in (1, 2):

@@ -107,7 +107,7 @@ BREAKS = {
         "tests/attacks/test_changed_tools.py::test_a_replaced_http_server_is_listed_before_it_is_called",
     ),
     "2 policy of before is good enough": (
-        "gateway/dispatch.py", "        if asked.bundle is not self._bundles.compiled:", "        if False:",
+        "gateway/statements.py", "        if asked.bundle is not self._bundles.compiled:", "        if False:",
         "tests/attacks/test_races_and_riders.py::test_a_claim_runs_under_the_policy_of_the_moment_in_which_it_is_spent",
     ),
     "4 cargo rides along": (
@@ -151,11 +151,11 @@ BREAKS = {
         "tests/stories/test_delegation.py::test_the_gateway_opens_the_chain_itself",
     ),
     "5 what was delegated is not compared at the gateway": (
-        "gateway/dispatch.py", "            delegated.authority.require(action.name, action.arguments)", "            pass",
+        "gateway/statements.py", "            delegated.authority.require(action.name, action.arguments)", "            pass",
         "tests/stories/test_delegation.py::test_the_gateway_opens_the_chain_itself",
     ),
     "5 those who delegated are not asked": (
-        "gateway/dispatch.py", "for agent in (asked.agent, *asked.delegators)])", "for agent in (asked.agent,)])",
+        "gateway/statements.py", "for agent in (asked.agent, *asked.delegators)])", "for agent in (asked.agent,)])",
         "tests/stories/test_delegation.py::test_policy_holds_for_everybody_in_the_chain",
     ),
     "5 what was revoked is believed": (
@@ -171,7 +171,7 @@ BREAKS = {
         "tests/stories/test_stops.py::test_a_feed_that_takes_something_back_is_not_believed",
     ),
     "5 a shared sidecar needs no proof": (
-        "gateway/dispatch.py", "        if agent.name != sender.workload.name:", "        if False:",
+        "gateway/statements.py", "        if agent.name != sender.workload.name:", "        if False:",
         "tests/stories/test_own_keys.py::test_a_compromised_sidecar_cannot_act_for_its_guest",
     ),
     "5 a certificate is not compared": (

@@ -209,7 +209,7 @@ NOTHING_HAPPENED: Final = frozenset(
 class Unverifiable(Exception):
     """Input from outside that cannot be believed: malformed, badly signed, expired, ambiguous.
 
-    Raised in ``trust/`` only; whoever reads from a socket translates it into a recorded refusal.
+    Whoever reads from a socket translates it into a recorded refusal. ``caller``: who was refused, where that is known.
     """
 
     def __init__(self, reason: Reason, detail: str, retry_after_s: int | None = None) -> None:
@@ -217,6 +217,7 @@ class Unverifiable(Exception):
         self.reason = reason
         self.detail = detail
         self.retry_after_s = retry_after_s
+        self.caller = ""
 
 
 def visible(text: str, limit: int = 200) -> str:

@@ -6,7 +6,8 @@ token. Enrolment brings a one-time token and proves the key that it wants bound.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TypeVar
 from urllib.parse import parse_qs
@@ -24,13 +25,14 @@ from gateway.certificates import Certificates
 from gateway.delegations import Delegations
 from gateway.dispatch import Dispatcher
 from gateway.feed import Feed
-from gateway.people import People
+from gateway.people import People, require_role
 from gateway.records import Records
 from gateway.registry import Registry
 from gateway.router.nodes import Nodes
 from gateway.servers import Servers
 from gateway.standings import Standings
 from gateway.state import Person
+from gateway.statements import Statements
 from gateway.stops import Stops
 from trust.canonical import read_object
 from trust.identity.keys import SecretKey
@@ -56,6 +58,7 @@ class Services:
     feed: Feed
     desk: Desk
     nodes: Nodes
+    statements: Statements
     dispatcher: Dispatcher
     callers: Callers
     certificates: Certificates | None
@@ -92,9 +95,10 @@ class Access:
 
         async def handle(incoming: Incoming, **parameters: str) -> StreamResponse:
             sender: Sender = await self._callers.identify(incoming, strong=strong, listening=listening)
-            if certified:
-                _require_certificate(incoming, sender)
-            return await handler(incoming, sender, **parameters)
+            with _attributed(sender.workload.subject):
+                if certified:
+                    _require_certificate(incoming, sender)
+                return await handler(incoming, sender, **parameters)
 
         self.routes.add(method, path, handle)
 
@@ -102,13 +106,25 @@ class Access:
         """For people; with *role*, only for those who have it, and what they do in it is recorded before it is done."""
 
         async def handle(incoming: Incoming, **parameters: str) -> StreamResponse:
-            token = incoming.bearer
-            person: Person = self._people.identify(token) if role is None else self._people.require(token, role)
-            if role is not None and method != "GET":
-                await self._records.note(entries.Admin(f"{method} {incoming.path}", person.name, role))
-            return await handler(incoming, person, **parameters)
+            person: Person = self._people.identify(incoming.bearer)
+            with _attributed(f"person {person.name}"):
+                if role is not None:
+                    require_role(person, role)
+                if role is not None and method != "GET":
+                    await self._records.note(entries.Admin(f"{method} {incoming.path}", person.name, role))
+                return await handler(incoming, person, **parameters)
 
         self.routes.add(method, path, handle)
+
+
+@contextmanager
+def _attributed(caller: str) -> Iterator[None]:
+    """What is refused inside is recorded as refused to *caller*, who was identified."""
+    try:
+        yield
+    except Unverifiable as bad:
+        bad.caller = caller
+        raise
 
 
 def _require_certificate(incoming: Incoming, sender: Sender) -> None:

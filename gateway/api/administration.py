@@ -98,11 +98,12 @@ class Administration:
     async def _list_agents(self, _incoming: Incoming, _person: Person) -> Response:
         agents = []
         for record in self._s.registry.agents():
-            held = self._s.standings.standing(record.agent.name)
+            held, killed = self._s.standings.standing(record.agent.name), self._s.stops.killed(record.agent)
             agents.append(
                 {
                     **msgspec.to_builtins(record.agent),
                     "state": self._state(record),
+                    "killed_by": killed.target if killed is not None else "",
                     "score": held.score,
                     "tier": held.tier,
                 }
@@ -180,19 +181,20 @@ class Administration:
 
     async def _kill(self, incoming: Incoming, person: Person) -> Response:
         asked = decode(incoming, _Kill)
-        target = await self._s.stops.kill(asked.target, person.name, asked.reason)
+        target, note = await self._s.stops.kill(asked.target, person.name, asked.reason)
         await self._s.desk.cancel_stopped()
-        return json_response({"killed": target})
+        return json_response({"killed": target, "note": note})
 
     async def _unkill(self, incoming: Incoming, person: Person) -> Response:
         asked = decode(incoming, _Kill)
-        return json_response({"lifted": await self._s.stops.unkill(asked.target, person.name, asked.reason)})
+        target, note = await self._s.stops.unkill(asked.target, person.name, asked.reason)
+        return json_response({"lifted": target, "note": note})
 
     async def _revoke(self, incoming: Incoming, person: Person) -> Response:
         asked = decode(incoming, _Revoke)
-        await self._s.stops.revoke(asked.what, asked.id, person.name, asked.reason)
+        note = await self._s.stops.revoke(asked.what, asked.id, person.name, asked.reason)
         await self._s.desk.cancel_stopped()
-        return json_response({"revoked": f"{asked.what} {asked.id}"}, 201)
+        return json_response({"revoked": f"{asked.what} {asked.id}", "note": note}, 201)
 
     # Nodes, servers, people
 

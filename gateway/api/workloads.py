@@ -94,7 +94,7 @@ class Workloads:
         signed("POST", "/v1/delegations", self._issue_root, strong=True)
         signed("POST", "/v1/authority", self._authority)
         signed("POST", "/v1/refusals", self._report)
-        signed("GET", "/v1/bundle", self._bundle, listening=True)
+        signed("GET", "/v1/bundle", self._bundle)
         signed("GET", "/v1/feed", self._feed, listening=True)
         signed("POST", "/v1/dispatch", self._s.dispatcher.dispatch)
         signed("POST", "/v1/nodes/join", self._join, strong=True)
@@ -170,9 +170,7 @@ class Workloads:
         bundle = self._s.bundles.compiled
         if bundle is None:
             raise Unverifiable(Reason.NO_BUNDLE, "no bundle is active")
-        servers = bundle.inventory.servers.values()
-        known = {f"{server.name}/{tool}" for server in servers for tool in server.tools}
-        token = await self._s.delegations.issue(sender.workload, decode(incoming, NewRoot), known)
+        token = await self._s.delegations.issue(sender.workload, decode(incoming, NewRoot), bundle.inventory)
         return json_response({"chain": token}, 201)
 
     async def _authority(self, incoming: Incoming, sender: Sender) -> Response:
@@ -194,6 +192,7 @@ class Workloads:
         if name != sender.workload.name:
             # What a shared sidecar says of a guest proves nothing: it could ruin whom it likes.
             return json_response({"heard": told.last})
+        self._s.standings.require_due(origin)
         if len(incoming.body) > MAX_REPORT_BYTES:
             raise Unverifiable(Reason.BODY_TOO_LARGE, f"{len(incoming.body)} bytes; a report has {MAX_REPORT_BYTES}")
         counted = [
@@ -257,8 +256,8 @@ class Workloads:
         if incoming.header("content-type") != wire.DISPATCH_TYPE:
             raise Unverifiable(Reason.UNSUPPORTED_MEDIA_TYPE, f"expected {wire.DISPATCH_TYPE}")
         dispatcher = self._s.dispatcher
-        asked = await dispatcher.read(incoming, sender)
-        match dispatcher.judge(asked, approved=False):
+        asked = await self._s.statements.read(incoming, sender)
+        match self._s.statements.judge(asked, approved=False):
             case Hold(terms=terms):
                 record = await self._s.desk.request(asked.action, asked.dispatch, terms)
                 return json_response(state_of(record), 201)

@@ -53,6 +53,7 @@ class Desk:
         self._blobs = blobs
         self._clock = clock
         self._changed = asyncio.Event()
+        self._closing = False
         self._open: set[str] = set()
         self._of_action: dict[tuple[str, str], list[str]] = {}
         for record in self.all():
@@ -237,7 +238,7 @@ class Desk:
         deadline = self._clock.mono() + min(seconds, MAX_WAIT_S)
         while (record := self.get(approval)).state == "pending":
             changed, left = self._changed, deadline - self._clock.mono()
-            if left <= 0:
+            if left <= 0 or self._closing:
                 break
             try:
                 async with asyncio.timeout(left):
@@ -245,6 +246,11 @@ class Desk:
             except TimeoutError:
                 continue
         return record
+
+    def close(self) -> None:
+        """Nobody waits any more."""
+        self._closing = True
+        self._changed.set()
 
     async def cancel_stopped(self) -> None:
         """Called after each kill and revocation, and every second: what somebody asked who must not act is over.

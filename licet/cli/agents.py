@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import datetime
+import shlex
+import time
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import msgspec
 import typer
@@ -13,16 +16,20 @@ from licet import ledgers
 from licet.cli.gateway_api import As, gateway
 from licet.cli.output import FAILED, USAGE, Json, fail, reporting, say, show, table
 from licet.client import Credentials, delegate, describe, narrow
-from licet.client.delegating import tools_of
-from licet.settings import load
+from licet.client.delegating import tools_in, tools_of
+from licet.settings import free_port, load
+from trust.identity import constraints
+from trust.identity.delegation import MAX_DEPTH, MAX_LIFE_S
 from trust.identity.keys import PublicKey, unb64url
+from trust.ledger import entries, words
 from trust.ledger.tiles import write_atomically
-from trust.reasons import visible
+from trust.reasons import Reason as Wrong
+from trust.reasons import Unverifiable, visible
 from trust.standing.fold import Replayed
 from trust.standing.score import Book
 
 app = typer.Typer(name="agents", help="Agents: who may act, for whom, how far, and how trusted.", no_args_is_help=True)
-Reason = typer.Option(..., "--reason", help="Why; it is recorded and told.")
+Reason = typer.Option(..., "--reason", help='Why, as in --reason "a drill"; it is recorded and told.')
 
 
 @app.command("register")
@@ -63,9 +70,15 @@ def register(
 
 def _enrols(name: str, token: str, first: str) -> None:
     say(f"{first} Its sidecar enrols once with")
-    settings = f"LICET_SIDECAR__HOME=.licet/{name} LICET_SIDECAR__PORT=7411"
-    say(f"  {settings} LICET_SIDECAR__ENROLMENT_TOKEN={token} licet sidecar")
-    say("(each sidecar has a home and a port of its own; LICET_SIDECAR__GATEWAY_URL says where the gateway is)", "dim")
+    settings, api = load(), gateway()
+    where = {"HOME": settings.home / name, "PORT": free_port(settings.sidecar.host, settings.sidecar.port + 1)}
+    if api.url != settings.sidecar.gateway_url:
+        where["GATEWAY_URL"] = api.url
+    if api.authority is not None:
+        where["GATEWAY_CA"] = api.authority
+    words = " ".join(f"LICET_SIDECAR__{key}={shlex.quote(str(value))}" for key, value in where.items())
+    say(f"  {words} LICET_SIDECAR__ENROLMENT_TOKEN={token} licet sidecar")
+    say("(each sidecar has a home and a port of its own)", "dim")
 
 
 @app.command("list")
@@ -73,8 +86,11 @@ def _enrols(name: str, token: str, first: str) -> None:
 def list_agents(as_json: bool = Json) -> None:
     """All agents with owner, state, score and tier."""
     found = gateway().call("GET", "/v1/agents").body["agents"]
-    rows = [(a["name"], a["owner"], a["state"], a["score"], a["tier"], a["purpose"]) for a in found]
-    show(found, as_json, lambda: table(("AGENT", "OWNER", "STATE", "SCORE", "TIER", "PURPOSE"), rows, "no agents"))
+    columns = ("AGENT", "OWNER", "TEAMS", "STATE", "SCORE", "TIER", "PURPOSE")
+    rows = [
+        (a["name"], a["owner"], ", ".join(a["teams"]), a["state"], a["score"], a["tier"], a["purpose"]) for a in found
+    ]
+    show(found, as_json, lambda: table(columns, rows, "no agents"))
 
 
 @app.command("show")
@@ -157,7 +173,7 @@ def revoke(
     what, name = next(iter(named.items()))
     body = {"what": what, "id": name, "reason": reason}
     told = gateway(token_file).call("POST", "/v1/revocations", body).body
-    show(told, as_json, lambda: say(f"{what} {name} is revoked: {reason}"))
+    show(told, as_json, lambda: _did(f"{what} {name} is revoked", reason, told["note"]))
 
 
 @app.command("kill")
@@ -165,7 +181,17 @@ def revoke(
 def kill(target: str, reason: str = Reason, token_file: Path | None = As, as_json: bool = Json) -> None:
     """Stop an agent, a team or `all` at once; it stays stopped until `unkill`."""
     told = gateway(token_file).call("POST", "/v1/kills", {"target": target, "reason": reason}).body
-    show(told, as_json, lambda: say(f"{told['killed']} is stopped: {reason}"))
+    show(told, as_json, lambda: _did(f"{told['killed']} is stopped", reason, told["note"]))
+
+
+def _did(what: str, reason: str, note: str) -> None:
+    """What was done and why; if it was done before, only that."""
+    if note.startswith("it was"):
+        say(f"{what}; {note}", "yellow")
+        return
+    say(f"{what}: {reason}")
+    if note:
+        say(note, "yellow")
 
 
 @app.command("unkill")
@@ -173,7 +199,7 @@ def kill(target: str, reason: str = Reason, token_file: Path | None = As, as_jso
 def unkill(target: str, reason: str = Reason, token_file: Path | None = As, as_json: bool = Json) -> None:
     """Let what was stopped go on. What waited for approval when it was stopped stays cancelled."""
     told = gateway(token_file).call("POST", "/v1/kills/lift", {"target": target, "reason": reason}).body
-    show(told, as_json, lambda: say(f"{told['lifted']} may go on: {reason}"))
+    show(told, as_json, lambda: _did(f"{told['lifted']} is not stopped any more", reason, told["note"]))
 
 
 # Delegation
@@ -187,39 +213,46 @@ def delegate_to(
     only: list[str] = typer.Option(
         [], "--only", help="A constraint: server/tool:argument=value, ^=prefix, =a|b, =1..5, or :={JSON}."
     ),
-    expires: int = typer.Option(3600, "--expires", help="Seconds that it lives."),
-    max_depth: int | None = typer.Option(None, help="How deep it may be handed on in all; 5 at most."),
-    chain: Path | None = typer.Option(None, "--chain", help="Narrow this chain, offline; without it, a new root."),
+    expires: int = typer.Option(3600, "--expires", min=1, max=MAX_LIFE_S, help="Seconds that it lives."),
+    max_depth: int | None = typer.Option(None, min=0, max=MAX_DEPTH, help="How often it may be handed on in all."),
+    chain: Path | None = typer.Option(
+        None, "--chain", help="Narrow this chain, offline (all of it, without --tool and --only); else a new root."
+    ),
     home: Path | None = typer.Option(None, "--home", help="The delegating agent's home; by default the sidecar's."),
     out: Path | None = typer.Option(None, "--out", "-o", help="Write the chain there instead of printing it."),
     as_json: bool = Json,
 ) -> None:
     """Hand part of an agent's authority to another: signed with the agent's key, and only ever less."""
     try:
-        tools = tools_of(tool, only)
-    except (ValueError, msgspec.DecodeError) as bad:
+        tools: Mapping[str, Any] = tools_of(tool, only)
+    except ValueError as bad:
         raise fail(str(bad), USAGE) from None
+    parent = read_chain(chain) if chain is not None else ""
+    if not tools and parent:
+        tools = msgspec.to_builtins(tools_in(parent))
     if not tools:
         raise fail("name what is delegated: --tool server/tool, or --only server/tool:argument=value", USAGE)
     settings = load()
     credentials = Credentials.load(home or settings.sidecar.home)
-    holder = PublicKey.from_did(to) if to.startswith("did:key:") else _key_of(to)
-    if chain is not None:
-        parent = chain.read_text("ascii").strip()
-    else:
+    holder = _key_in(to) if to.startswith("did:") else _key_of(to)
+    if not parent:
         api = gateway()
         credentials.authority = api.authority
         parent = delegate(credentials, api.url, tools, lives_s=expires)
+    until = int(time.time()) + expires
     made = narrow(credentials, parent, holder, tools, lives_s=expires, max_depth=max_depth)
     told = {"chain": made, **describe(credentials, made)}
     if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(out, made.encode("ascii") + b"\n")
 
     def people() -> None:
         say(f"{credentials.name} lets {to} do this for {told['principal']} until {_moment(told['expires_at'])}:")
-        for name, arguments in sorted(told["tools"].items()):
-            limits = "; ".join(f"{visible(a)}: {visible(str(c))}" for a, c in sorted(arguments.items()))
+        for name, arguments in sorted(tools_in(made).items()):
+            limits = "; ".join(f"{visible(a)} {constraints.told(c)}" for a, c in sorted(arguments.items()))
             say(f"  {name}{f'  ({limits})' if limits else ''}")
+        if told["expires_at"] < until - 1:
+            say("(the token before ends then, so this one does)", "dim")
         say(f"revoke it with: licet agents revoke --token {told['tokens'][-1]} --reason …", "dim")
         if out is not None:
             say(f"use it where the sidecar of {to} runs (its home and port, if they are not the default ones):", "dim")
@@ -231,10 +264,31 @@ def delegate_to(
     show(told, as_json, people)
 
 
+def read_chain(path: Path) -> str:
+    """The delegation chain in a file; says which file when there is none in it."""
+    try:
+        chain = path.read_text("ascii").strip()
+        tools_in(chain)
+    except (UnicodeDecodeError, Unverifiable):
+        told = "expected one line, root~…~leaf, as `licet agents delegate -o FILE` writes it"
+        raise Unverifiable(Wrong.DELEGATION_INVALID, f"{path} holds no delegation chain; {told}") from None
+    return chain
+
+
+def _key_in(text: str) -> PublicKey:
+    try:
+        return PublicKey.from_did(text)
+    except Unverifiable as bad:
+        detail = f"{visible(text)}: {bad.detail}; expected the did:key of an Ed25519 key, or the name of an agent"
+        raise Unverifiable(Wrong.MALFORMED_REQUEST, detail) from None
+
+
 def _key_of(agent: str) -> PublicKey:
     found = gateway().call("GET", f"/v1/agents/{agent}").body
     if not found["key"]:
         raise fail(f"{agent} is registered but not enrolled: it has no key to delegate to", FAILED)
+    if found["state"] != "active":
+        raise fail(f"{agent} is {found['state']} ({found['because']}): nothing is delegated to it", FAILED)
     return PublicKey(unb64url(found["key"]))
 
 
@@ -312,22 +366,9 @@ def _tell(told: dict[str, Any], count: int) -> None:
         say(f"  #{one['index']}  {_moment(one['at_s'])}  {one['before']} → {one['after']}  {_why(one)}  ({cause})")
 
 
-_RULES: Final = {
-    "outcome": "a confirmed outcome of risk class {risk}",
-    "refusal": "{count} refused, {severity}: {policy} on {resource}",
-    "vouched": "{other} vouches for it",
-    "staked": "it vouches for {other}",
-    "burned": "what it staked for {other} is lost",
-    "unvouched": "nobody vouches for it any more",
-    "cleared": "cleared",
-    "granted": "may be verified",
-    "ungranted": "may not be verified any more",
-}
-
-
 def _why(one: dict[str, Any]) -> str:
-    known = {"risk": 0, "count": 0, "severity": "", "policy": "", "resource": "", "other": "", **one}
-    return _RULES[one["rule"]].format(**{name: visible(str(value)) for name, value in known.items()})
+    moved = {name: value for name, value in one.items() if name != "index"}
+    return words.why_moved(msgspec.convert(moved, entries.Standing))
 
 
 @app.command("replay")

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import datetime
 import json
 import time
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import typer
@@ -15,10 +13,9 @@ from licet import ledgers
 from licet.cli.output import FAILED, USAGE, Json, console, fail, reporting, say, show
 from licet.judging import Judge
 from licet.settings import load
-from trust.ledger import checkpoint
+from trust.ledger import checkpoint, words
 from trust.ledger.entries import Line
 from trust.ledger.verify import verify as verify_ledger
-from trust.reasons import visible
 
 app = typer.Typer(name="audit", help="The ledger: what happened, and the proof of it.", no_args_is_help=True)
 
@@ -57,33 +54,7 @@ def _print(index: int, line: Line, as_json: bool) -> None:
     if as_json:
         print(json.dumps({"index": index, **msgspec.to_builtins(line)}))
     else:
-        say(summary(index, line))
-
-
-def summary(index: int, line: Line) -> str:
-    """One entry as one line for people."""
-    entry: Any = line.entry
-    when = datetime.datetime.fromtimestamp(line.stamp.wall_us / 1e6, datetime.UTC).strftime("%H:%M:%S.%f")[:-3]
-    kind = type(entry).__name__.lower()
-    deed = getattr(entry, "deed", None)
-    what: list[str] = []
-    if deed is not None:
-        what.append(f"{deed.agent} {deed.server}/{deed.tool} {_short(deed.arguments)}")
-    for name in ("server", "tool", "node", "status", "event", "approval", "agent", "person", "by", "reason", "detail"):
-        value = getattr(entry, name, None)
-        if value and isinstance(value, str) and not (deed is not None and name in ("server", "tool", "agent")):
-            what.append(f"{name}={visible(value, 80)}")
-    judgement = getattr(entry, "judgement", None)
-    if judgement is not None and judgement.policies:
-        what.append(f"by {', '.join(judgement.policies)}")
-    if kind == "bundle":
-        what.append(f"version {entry.version}  digest={entry.digest[:12]}")
-    decision = deed.decision_id if deed is not None else getattr(entry, "decision_id", "")
-    return f"{index:>7} {when} {kind:<9} {'  '.join([*what, decision])}"
-
-
-def _short(arguments: object) -> str:
-    return "" if arguments is None else visible(json.dumps(arguments), 80)
+        say(words.line(index, line))
 
 
 @app.command("show")
@@ -153,9 +124,9 @@ def verify(
 
     def people() -> None:
         for report in reports:
-            for number, words in enumerate(report.words()):
+            for number, sentence in enumerate(report.words()):
                 fault = number < len(report.faults) or not report.holds
-                say(words if number == 0 or fault else f"  {words}", "red" if fault else "green")
+                say(sentence if number == 0 or fault else f"  {sentence}", "red" if fault else "green")
         if key is None:
             say("The keys were read from beside the logs; give --key from elsewhere to prove more.", "dim")
 

@@ -80,8 +80,9 @@ def _registered(api: Api) -> Iterator[Checked]:
     agents = api.call("GET", "/v1/agents").body["agents"]
     killed = [a["name"] for a in agents if a["state"] == "killed"]
     found = f"{len(agents)} registered" + (f"; stopped: {', '.join(killed)}" if killed else "")
-    hint = "let them go on with `licet agents unkill NAME --reason …`" if killed else ""
-    yield Checked("gateway", "agents", not killed, found, hint)
+    targets = sorted({a["killed_by"] for a in agents if a["state"] == "killed"})
+    hint = "let them go on with " + ", ".join(f"`licet agents unkill {t} --reason …`" for t in targets)
+    yield Checked("gateway", "agents", not killed, found, hint if killed else "")
     servers = api.call("GET", "/v1/servers").body["servers"]
     changed = [s["name"] for s in servers if s["offers"]]
     hint = f"look at them with `licet servers diff {changed[0]}`" if changed else ""

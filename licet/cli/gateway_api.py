@@ -20,8 +20,10 @@ def gateway(token_file: Path | None = None) -> Api:
     settings = load()
     named = token_file or (Path(os.environ["LICET_PERSON"]) if "LICET_PERSON" in os.environ else None)
     path = named or settings.gateway.home / "operator.token"
-    url = os.environ.get("LICET_GATEWAY_URL", settings.gateway.url)
     authority = os.environ.get("LICET_GATEWAY_CA")
+    url = os.environ.get("LICET_GATEWAY_URL", settings.gateway.url)
+    if authority and url.startswith("http://"):
+        url = "https://" + url.removeprefix("http://")
     return Api(
         url, read_token(path, "a person"), authority=Path(authority) if authority else settings.gateway.authority
     )

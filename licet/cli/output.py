@@ -27,8 +27,8 @@ BAD_POLICY: Final = 3
 CASES_FAILED: Final = 4
 UNREACHABLE: Final = 5
 
-console = Console(highlight=False, soft_wrap=True)
-errors = Console(stderr=True, highlight=False, soft_wrap=True)
+console = Console(highlight=False, soft_wrap=True, emoji=False)
+errors = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
 
 _WIDE: Final = console.options.update(max_width=10_000)
 
@@ -61,7 +61,7 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[object]], empty: str) 
     if count:
         # Never cut: what stands here is copied. A terminal that is too narrow folds the lines itself.
         needed = Measurement.get(console, _WIDE, made).maximum
-        Console(file=console.file, width=max(console.width, needed), highlight=False).print(made)
+        Console(file=console.file, width=max(console.width, needed), highlight=False, emoji=False).print(made)
     else:
         say(empty, "dim")
 
@@ -92,7 +92,9 @@ def reporting(command: Callable[_P, _R]) -> Callable[_P, _R]:
             raise fail(f"{bad}\nIs it running? Try `licet check`.", UNREACHABLE) from None
         except ApiError as bad:
             raise fail(str(bad), FAILED) from None
-        except (Unverifiable, FileNotFoundError, PermissionError) as bad:
+        except Unverifiable as bad:
+            raise fail(bad.detail, FAILED) from None
+        except OSError as bad:
             raise fail(str(bad), FAILED) from None
         except KeyboardInterrupt:
             sys.exit(130)

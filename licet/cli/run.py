@@ -9,6 +9,7 @@ from pathlib import Path
 
 import typer
 
+from licet.cli.agents import read_chain
 from licet.cli.output import USAGE, fail, reporting, warn
 from licet.settings import Settings, load, read_token
 
@@ -40,7 +41,7 @@ def _token_for(settings: Settings, delegation: Path) -> str:
     """The sidecar's token for a program that acts under the chain in *delegation*."""
     own = read_token(settings.sidecar.home / "agent.token", "the agent")
     api = settings.api("sidecar", own)
-    told = api.call("POST", "/v1/mandates", {"chain": delegation.read_text("ascii").strip()}).body
+    told = api.call("POST", "/v1/mandates", {"chain": read_chain(delegation)}).body
     return str(told["token"])
 
 

@@ -7,7 +7,7 @@ import sys
 import typer
 
 from edge import run
-from edge.client import Unreachable
+from edge.client import Broken, Unreachable
 from edge.keyservice import KeyServiceFailed
 from gateway.app import Gateway
 from licet.cli.output import FAILED, UNREACHABLE, fail, reporting
@@ -31,6 +31,9 @@ def _serve(part: run.Part, name: str, host: str, scheme: str = "http") -> None:
         raise fail(str(bad), FAILED) from None
     except Unreachable as bad:
         raise fail(f"the gateway cannot be reached: {bad}", UNREACHABLE) from None
+    except Broken as bad:
+        hint = "if it speaks TLS: gateway_url with https, and gateway_ca (LICET_SIDECAR__GATEWAY_CA) its ca.pem"
+        raise fail(f"the gateway was reached and did not answer: {bad}; {hint}", UNREACHABLE) from None
     except OSError as bad:
         raise fail(f"{name} could not start: {bad}", FAILED) from None
     sys.stdout.flush()

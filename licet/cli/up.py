@@ -12,11 +12,11 @@ from types import FrameType
 import typer
 
 from licet import ledgers
-from licet.cli.audit import summary
 from licet.cli.output import FAILED, fail, reporting, say
 from licet.cli.run import agent_environment
 from licet.launcher import APPROVERS, Launcher, NotStarted, sandboxed
 from licet.settings import load, read_token
+from trust.ledger import words
 
 
 class _Stop(Exception):
@@ -89,6 +89,7 @@ def _tell(launcher: Launcher) -> None:
         "",
         "Approve what is held, then make the same call again:",
         f"  export LICET_HOME={settings.home.resolve()}",
+        *([f"  export LICET_GATEWAY__TLS={settings.gateway.tls}"] if settings.gateway.tls != "off" else []),
         f"  {licet} approvals list",
         f"  {licet} approvals approve ID --as {approver}",
         "",
@@ -118,4 +119,4 @@ def _play(launcher: Launcher) -> None:
         say(f"  {'the client was told' if played.is_error else 'result'}: {played.text}")
     say("\nthe sidecar's ledger:", "bold")
     for index, line in ledgers.lines(home, before + 1):
-        say(summary(index, line))
+        say(words.line(index, line))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import urllib.error
 import urllib.request
@@ -39,13 +40,15 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Api:
-    """One server and the token that it knows the caller by. ``authority``: whose certificates are believed (https)."""
+    """One server and the token that it knows the caller by. ``authority``: whose certificates are believed
+    (https), for a server in this ``role``."""
 
     url: str
     token: str = ""
     timeout_s: float = 130.0
     headers: Mapping[str, str] = field(default_factory=dict)
     authority: Path | None = None
+    role: tls.Role = "gateway"
 
     def call(self, method: str, path: str, body: Any = None) -> Answer:
         """The answer, or :class:`ApiError` for 4xx and 5xx, or :class:`Unavailable`."""
@@ -59,7 +62,7 @@ class Api:
         request = urllib.request.Request(self.url + path, data or None, headers, method=method)  # noqa: S310 (our own)
         handlers: list[urllib.request.BaseHandler] = [urllib.request.ProxyHandler({})]
         if self.authority is not None:
-            handlers.append(urllib.request.HTTPSHandler(context=tls.client(self.authority)))
+            handlers.append(urllib.request.HTTPSHandler(context=tls.client(self.authority, self.role)))
         opener = urllib.request.build_opener(*handlers)
         try:
             with opener.open(request, timeout=self.timeout_s) as response:
@@ -67,8 +70,18 @@ class Api:
         except urllib.error.HTTPError as bad:
             told = _decoded(bad.read())
             raise ApiError(bad.code, told if isinstance(told, dict) else {"detail": told}) from None
-        except (urllib.error.URLError, ConnectionError, TimeoutError) as bad:
-            raise Unavailable(f"{self.url}: {getattr(bad, 'reason', bad)}") from None
+        except (urllib.error.URLError, ConnectionError, TimeoutError, http.client.HTTPException) as bad:
+            raise Unavailable(f"{self.url}: {getattr(bad, 'reason', bad)}{self._hint(bad)}") from None
+
+    def _hint(self, bad: Exception) -> str:
+        """What a broken conversation may mean, when one side speaks TLS and the other does not."""
+        reason = getattr(bad, "reason", bad)
+        broken = isinstance(reason, ConnectionError | http.client.HTTPException)
+        if self.authority is None and broken and not isinstance(reason, ConnectionRefusedError):
+            return " (does it speak TLS? then name its ca.pem in LICET_GATEWAY_CA, or set LICET_GATEWAY__TLS)"
+        if self.authority is not None and "WRONG_VERSION_NUMBER" in str(reason):
+            return " (it speaks plain http)"
+        return ""
 
     def act(self, tool: str, args: dict[str, Any], **more: Any) -> Answer:
         """One native action; the answer may be 200 (done) or 202 (held). A refusal is :class:`ApiError`."""

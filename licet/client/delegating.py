@@ -11,8 +11,9 @@ import msgspec
 from edge.clock import new_id
 from licet.client.signing import Credentials
 from trust.identity import delegation
-from trust.identity.delegation import Authority
-from trust.identity.keys import PublicKey
+from trust.identity.delegation import Authority, ToolGrants
+from trust.identity.keys import PublicKey, b64url
+from trust.reasons import Reason, Unverifiable
 
 DEFAULT_LIFE_S = 3600
 
@@ -42,6 +43,7 @@ def narrow(
 ) -> str:
     """*chain* with one more token, for the holder of the key *to*. No network; whoever opens it checks everything."""
     now = int(time.time())
+    _require_held(credentials, chain)
     return delegation.derive(
         chain,
         holder=to,
@@ -52,6 +54,26 @@ def narrow(
         key=credentials.key,
         max_depth=max_depth,
     )
+
+
+def _require_held(credentials: Credentials, chain: str) -> None:
+    """The chain ends at the key with which the next token is signed."""
+    holder, own = delegation.ends(chain)[0], credentials.key.public
+    if holder == own:
+        return
+    told = f"this chain ends at the key {holder.thumbprint}, and {credentials.name} has {own.thumbprint}"
+    if any(former.key == b64url(holder.raw) for former in credentials.enrolment.former):
+        todo = (
+            "that was its key before it was replaced: it may still use the chain, but to hand it on ask for a new one"
+        )
+    else:
+        todo = "it was made for another agent; --home (Credentials.load) names the home of the one that hands it on"
+    raise Unverifiable(Reason.NOT_YOURS, f"{told}; {todo}")
+
+
+def tools_in(chain: str) -> ToolGrants:
+    """What *chain* gives, as it says itself."""
+    return delegation.ends(chain)[1]
 
 
 def describe(credentials: Credentials, chain: str) -> dict[str, Any]:
@@ -83,7 +105,10 @@ def constraint(text: str) -> tuple[str, str, dict[str, Any]]:
     for mark in ("^=", ":=", "="):
         name, found, value = rest.partition(mark)
         if colon and found and name:
-            return tool, name, _constraint(mark, value)
+            try:
+                return tool, name, _constraint(mark, value)
+            except ValueError as bad:
+                raise ValueError(f'"{text}": {bad}') from None
     raise ValueError(f'"{text}": expected server/tool:argument=value, ^=prefix, =a|b, =1..5 or :={{JSON}}')
 
 
@@ -91,7 +116,10 @@ def _constraint(mark: str, value: str) -> dict[str, Any]:
     if mark == "^=":
         return {"constraint_type": "prefix", "prefix": value}
     if mark == ":=":
-        made = msgspec.json.decode(value)
+        try:
+            made = msgspec.json.decode(value)
+        except msgspec.DecodeError as bad:
+            raise ValueError(f"what follows := is no JSON: {bad}") from None
         return made if isinstance(made, dict) else {"constraint_type": "exact", "value": made}
     low, dots, high = value.partition("..")
     if dots and _is_number(low) and _is_number(high):

@@ -7,6 +7,7 @@ import contextlib
 import json
 import logging
 import traceback
+from contextlib import AsyncExitStack
 from functools import partial
 from pathlib import Path
 from ssl import SSLContext
@@ -29,8 +30,10 @@ from edge.http import (
     problem,
     relay,
     require_c_parser,
+    require_free,
 )
 from edge.routes import Routes
+from edge.stopping import Stopped, until
 from sidecar.config import NodeConfig, ToolServer
 from sidecar.identity import Identity, detail_of
 from sidecar.node.admission import inventory_of, unlisted
@@ -89,14 +92,17 @@ class Node:
 
     async def start(self) -> None:
         require_c_parser()
+        require_free(self.config.host, self.config.port)
         authority = self.config.gateway_ca
-        self._tls = tls.client(authority) if authority is not None else None
+        self._tls = tls.client(authority, "gateway") if authority is not None else None
         self._incoming: SSLContext | None = None
         self._client = Client(total_timeout_s=None, tls=self._tls)
+        self._to_tools = Client(total_timeout_s=None)
         try:
             await self._start()
         except BaseException:
             await self._client.close()
+            await self._to_tools.close()
             raise
 
     async def _start(self) -> None:
@@ -171,7 +177,7 @@ class Node:
     async def _start_upstream(self, name: str) -> None:
         server = next(s for s in self.config.servers if s.name == name)
         upstream: Upstream = (
-            HttpUpstream(server.url, self._client)
+            HttpUpstream(server.url, self._to_tools)
             if server.url
             else StdioUpstream(server.command, server.env, server.cwd)
         )
@@ -357,9 +363,15 @@ class Node:
         self._sessions.require_own(entitled, payload)
         self.ledger.append_later(_dispatch(entitled, self.identity.name))
         started = self._clock.mono_ns()
+        stopped = partial(self._is_stopped, entitled.agent)
         try:
-            async with upstream.exchange(payload, execute.credentials) as replied:
+            async with AsyncExitStack() as stack:
+                async with until(stopped):
+                    replied = await stack.enter_async_context(upstream.exchange(payload, execute.credentials))
                 return await self._answer(incoming, entitled, payload, replied, started)
+        except Stopped:
+            self._outcome(entitled, "unknown", started, detail="its agent was stopped while it ran")
+            raise Unverifiable(Reason.OUTCOME_UNKNOWN, f"{entitled.agent} was stopped while this ran") from None
         except UpstreamFailed as bad:
             self._outcome(entitled, "failed", started, detail=str(bad))
             raise Unverifiable(Reason.UPSTREAM_FAILED, str(bad)) from None
@@ -445,6 +457,7 @@ class Node:
         await self._listener.close()
         await asyncio.gather(*(upstream.close() for upstream in self._upstreams.values()))
         await self._client.close()
+        await self._to_tools.close()
         await self.ledger.close()
 
 

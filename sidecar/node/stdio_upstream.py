@@ -208,9 +208,19 @@ class StdioUpstream:
         except ConnectionError as bad:
             raise UpstreamFailed(f"{self._command[0]} ended: {bad}") from None
         except TimeoutError:
+            self._tell_cancelled(rpc_id)
             raise UpstreamFailed(f"{self._command[0]} did not answer within {CALL_TIMEOUT_S:.0f} s") from None
+        except asyncio.CancelledError:
+            self._tell_cancelled(rpc_id)
+            raise
         finally:
             self._waiting.pop(rpc_id, None)
+
+    def _tell_cancelled(self, rpc_id: int) -> None:
+        """Nobody waits for this answer any more; a server that can stop may stop."""
+        params = jcs({"requestId": rpc_id, "reason": "the caller was stopped or waited too long"})
+        with contextlib.suppress(UpstreamFailed):
+            self._write(_Out("notifications/cancelled", msgspec.Raw(params)))
 
     def _write(self, message: _Out) -> asyncio.StreamWriter:
         stdin = self._process.stdin if self._process else None
@@ -275,6 +285,8 @@ class StdioUpstream:
         """End the child and everything that it started."""
         if self._process is None:
             return
+        if self._process.stdin is not None:
+            self._process.stdin.close()
         self._kill(signal.SIGTERM)
         try:
             async with asyncio.timeout(KILL_AFTER_S):
@@ -283,7 +295,8 @@ class StdioUpstream:
             self._kill(signal.SIGKILL)
             await self._process.wait()
         if self._reader is not None:
-            await self._reader
+            self._reader.cancel()  # something that it started may hold its output open still
+            await asyncio.wait([self._reader])
 
 
 def _for_session(params: bytes, own_token: str) -> tuple[bytes, str | int | None]:

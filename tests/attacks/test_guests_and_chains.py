@@ -149,7 +149,8 @@ async def test_a_sidecar_cannot_ruin_its_guest(mesh: Mesh) -> None:
     async with mesh.sidecar.identity.send("POST", "/v1/refusals", body, {"Content-Type": "application/json"}) as reply:
         assert reply.status == 200
     await mesh.gateway.standings.drain()
-    assert (await mesh.admin("GET", "/v1/agents/guest/standing")).json["moved"] == []
+    moved = (await mesh.admin("GET", "/v1/agents/guest/standing")).json["moved"]
+    assert [m["rule"] for m in moved] == ["registered"]
 
 
 async def test_a_replaced_key_neither_asks_nor_claims_through_a_shared_sidecar(mesh: Mesh) -> None:
@@ -240,7 +241,7 @@ async def test_what_the_gateway_refuses_before_it_decides_counts_too(mesh: Mesh)
     assert (await dispatch(mesh, msgspec.structs.replace(made, server="elsewhere"), body)).status == 403
     await mesh.gateway.standings.drain()
     moved = (await mesh.admin("GET", "/v1/agents/demo/standing")).json["moved"]
-    assert [(m["rule"], m["policy"]) for m in moved] == [("refusal", "unknown_server")]
+    assert [(m["rule"], m.get("policy", "")) for m in moved] == [("registered", ""), ("refusal", "unknown_server")]
 
 
 async def test_a_report_that_is_too_large_is_refused_and_not_a_fault(mesh: Mesh) -> None:
@@ -251,6 +252,39 @@ async def test_a_report_that_is_too_large_is_refused_and_not_a_fault(mesh: Mesh)
     body = msgspec.json.encode({"agent": "demo", "first": 0, "last": 1, "refusals": many})
     async with mesh.sidecar.identity.send("POST", "/v1/refusals", body, {"Content-Type": "application/json"}) as reply:
         assert reply.status == 413
+
+
+async def test_reports_come_one_at_a_time(mesh: Mesh) -> None:
+    """Each can move a hundred scores."""
+
+    async def report(first: int) -> tuple[int, bytes]:
+        told = [{"reason": "unknown_tool", "resource": "x", "count": 1}]
+        body = msgspec.json.encode({"agent": "demo", "first": first, "last": first, "refusals": told})
+        headers = {"Content-Type": "application/json"}
+        async with mesh.sidecar.identity.send("POST", "/v1/refusals", body, headers) as reply:
+            return reply.status, await reply.read()
+
+    answers = [await report(1000 + number) for number in range(5)]
+    assert [status for status, _ in answers] == [200, 503, 503, 503, 503]
+    assert b"one report in" in answers[-1][1]
+    await asyncio.sleep(0.6)
+    assert (await report(2000))[0] == 200, "and nothing was lost: who was refused tells it again"
+
+
+async def test_a_sidecar_hears_nothing_of_others(mesh: Mesh) -> None:
+    from trust.standing.breaker import Trip
+
+    for target in ("agent:other", "agent:demo", "server:x"):
+        await mesh.gateway.stops.trip(Trip(target, "loop", 1, int(time.time()) + 60))
+    await mesh.add_agent("other", "bob")
+    for what, name in (("agent", "other"), ("session", "ses_x"), ("token", "t" * 43)):
+        await mesh.admin("POST", "/v1/revocations", {"what": what, "id": name, "reason": "x"})
+    async with asyncio.timeout(5):
+        while "token:" + "t" * 43 not in mesh.sidecar.world.own.revoked:
+            await asyncio.sleep(0.02)
+    assert mesh.sidecar.world.own.revoked == {"token:" + "t" * 43}
+    assert mesh.sidecar.world.facts is not None
+    assert set(mesh.sidecar.world.facts.breakers) == {"agent:demo", "server:x"}
 
 
 async def test_a_kill_needs_a_reason_and_an_owner_can_be_revoked(mesh: Mesh) -> None:

@@ -101,13 +101,13 @@ async def test_the_life_of_an_agent(mesh: Mesh) -> None:
     assert "~" in third
 
     told = await as_json(mesh, "agents", "explain", "helper")
-    assert [m["rule"] for m in told["moved"]] == ["outcome"]
+    assert [m["rule"] for m in told["moved"]] == ["registered", "outcome"]
     assert "a confirmed outcome of risk class 0" in await fine(mesh, "agents", "explain", "helper")
     assert "the same, bit for bit" in await fine(mesh, "agents", "replay")
 
     assert "is stopped" in await fine(mesh, "agents", "kill", "ops", "--reason", "a drill")
     assert (await as_json(mesh, "agents", "show", "helper"))["state"] == "killed"
-    assert "may go on" in await fine(mesh, "agents", "unkill", "ops", "--reason", "over")
+    assert "is not stopped any more" in await fine(mesh, "agents", "unkill", "ops", "--reason", "over")
     assert "is revoked" in await fine(mesh, "agents", "revoke", "helper", "--reason", "retired")
     assert "revoked: agent helper: retired" in await fine(mesh, "agents", "show", "helper")
 
@@ -136,6 +136,18 @@ CANNOT: list[tuple[list[str], int, str]] = [
     (["delegate", "demo", "--only", "nonsense"], 2, "expected server/tool:argument=value"),
     (["delegate", "demo", "--tool", "workbench/nothing"], 1, "not in the inventory"),
     (["delegate", "demo", "--only", 'workbench/read_file:path:={"constraint_type":"regex"}'], 1, "tools:"),
+    (["delegate", "demo", "--only", "workbench/read_file:path:={bad"], 2, "what follows := is no JSON"),
+    (["delegate", "demo", "--tool", "workbench/read_fil"], 1, "near it: workbench/read_file"),
+    (["delegate", "demo", "--only", "workbench/read_file:paht=x"], 1, 'has no argument "paht": it has path'),
+    (["delegate", "demo", "--only", "workbench/read_file:path:=7"], 1, "expected a string, found 7"),
+    (["delegate", "demo", "--only", "workbench/read_file:path=1..5"], 1, "a range says nothing about"),
+    (["delegate", "demo", "--tool", "workbench/read_file", "--expires", "0"], 2, "--expires"),
+    (["delegate", "did:key:zzz", "--tool", "workbench/read_file"], 1, "did:key:zzz: not an Ed25519 did:key"),
+    (["delegate", "demo", "--chain", "README.md"], 1, "README.md holds no delegation chain"),
+    (["delegate", "demo", "--chain", "docs"], 1, "docs"),
+    (["delegate", "demo", "--chain", "nowhere"], 1, "nowhere"),
+    (["revoke", "--key", "demo", "--reason", "x"], 1, "names no key; expected its thumbprint"),
+    (["grant", "demo", "--withdraw", "--reason", "x"], 1, "no grant that could be withdrawn"),
     (["delegate", "nobody", "--tool", "workbench/read_file"], 1, 'no agent "nobody"'),
     (["delegate", "did:key:zabc", "--tool", "workbench/read_file"], 1, "did:key"),
     (["vouch", "demo", "demo", "--stake", "1", "--reason", "x"], 1, "same principal"),

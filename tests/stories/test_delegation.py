@@ -245,5 +245,45 @@ async def test_a_root_is_for_tools_that_exist_and_for_agents_with_their_key(mesh
         await rooted(mesh, {"workbench/nothing": {}})
     with pytest.raises(ApiError, match="del_max_depth"):
         await rooted(mesh, EVERY_READ, max_depth=9)
-    with pytest.raises(ApiError, match="at most"):
+    with pytest.raises(ApiError, match="lives 1 to"):
         await rooted(mesh, EVERY_READ, lives_s=90 * 86_400)
+
+
+async def test_an_agent_has_so_many_roots_and_those_that_are_over_are_forgotten(mesh: Mesh, monkeypatch: Any) -> None:
+    from gateway.state import Root
+    from licet.client import ApiError
+
+    monkeypatch.setattr("gateway.delegations.MAX_ROOTS", 2)
+    for lives_s in (2, 600):
+        await rooted(mesh, lives_s=lives_s)
+    with pytest.raises(ApiError, match=r"demo has 2 roots of delegation; the first of them ends in \d s"):
+        await rooted(mesh)
+    await asyncio.sleep(2.1)
+    await rooted(mesh)
+    assert len(list(mesh.gateway._store.all(Root))) == 2
+
+
+async def test_a_chain_at_the_wrong_place_says_whose_it_is(mesh: Mesh, helper: Sidecar) -> None:
+    from trust.reasons import Unverifiable
+
+    chain = await chain_for(mesh, helper)
+    own, other = (sidecar.identity.key.public.thumbprint for sidecar in (mesh.sidecar, helper))
+    url = f"http://127.0.0.1:{mesh.sidecar.port}/v1/mandates"
+    told = (await mesh.request("POST", url, token=mesh.sidecar.token, json={"chain": chain})).json
+    assert f"this chain ends at the key {other}, and demo has {own}" in told["detail"]
+    with pytest.raises(Unverifiable, match="made for another agent; --home"):
+        narrow(credentials(mesh), chain, SecretKey.generate().public, ONLY_NOTES)
+    await mesh.admin("POST", "/v1/agents/helper/rotate", {})
+    async with asyncio.timeout(10):
+        while helper.identity.key.public.thumbprint == other:
+            await asyncio.sleep(0.02)
+    with pytest.raises(Unverifiable, match="its key before it was replaced"):
+        narrow(credentials(mesh, helper), chain, SecretKey.generate().public, ONLY_NOTES)
+    assert (await mesh.act(helper, READ, {"path": "notes.txt"}, chain=chain)).status == 200, "while it drains"
+
+
+async def test_a_refusal_names_the_delegator_who_was_stopped(mesh: Mesh, helper: Sidecar) -> None:
+    chain = await chain_for(mesh, helper)
+    await mesh.admin("POST", "/v1/kills", {"target": "demo", "reason": "a drill"})
+    refused = (await mesh.act(helper, READ, {"path": "notes.txt"}, chain=chain)).json
+    assert (refused["reason"], refused["detail"]) == ("killed", "demo, who delegated this: a drill")

@@ -126,9 +126,10 @@ async def test_a_guest_is_another_agent_in_everything(mesh: Mesh) -> None:
     assert (await mesh.call(READ, NOTES)).status == 200
     await asyncio.sleep(2.5)
     standing = (await mesh.admin("GET", "/v1/agents/guest/standing")).json
-    assert [m["rule"] for m in standing["moved"]] == ["outcome"], "what a shared sidecar says of a guest proves nothing"
+    rules = [m["rule"] for m in standing["moved"]]
+    assert rules == ["registered", "outcome"], "what a shared sidecar says of a guest proves nothing"
     own = (await mesh.admin("GET", "/v1/agents/demo/standing")).json
-    assert {m["rule"] for m in own["moved"]} == {"outcome"}
+    assert {m["rule"] for m in own["moved"]} == {"registered", "outcome"}
 
 
 async def test_a_guest_holds_waits_and_claims_with_its_own_signature(mesh: Mesh) -> None:

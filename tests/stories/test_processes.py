@@ -149,7 +149,7 @@ def test_the_demo_plays_and_a_second_start_finds_everything_again(tmp_path: Path
             "policy no-key-files",
             "held, then approved",
             "deleted draft-",
-            "approval=apr_",
+            "approval apr_",
         ):
             assert expected in said
 

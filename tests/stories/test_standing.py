@@ -76,12 +76,12 @@ async def test_outcomes_earn_by_the_risk_of_the_tool_up_to_the_days_cap(mesh: Me
         assert (await mesh.call(WRITE, {"path": "x", "content": str(number)})).status == 200
     assert (await mesh.call(READ, {"path": "missing.txt"})).status == 200
     told = await story(mesh)
-    assert [(m["rule"], m.get("risk", 0)) for m in told["moved"]] == [("outcome", 0)] * 5 + [("outcome", 1)] * 2
+    assert [(m["rule"], m.get("risk", 0)) for m in told["moved"][1:]] == [("outcome", 0)] * 5 + [("outcome", 1)] * 2
     assert told["earned_today"] == [50, 100, 0, 0]
     outcomes = [e for e in mesh.entries("gateway") if isinstance(e, Outcome)]
     assert [e.status for e in outcomes].count("tool_error") == 1
     lines = dict(mesh.gateway.ledger.lines())
-    for moved in told["moved"]:
+    for moved in told["moved"][1:]:
         assert isinstance(lines[moved["cause"]].entry, Outcome)
 
 
@@ -97,7 +97,7 @@ async def test_refusals_cost_by_their_policys_severity_and_only_their_own_agent(
     assert (await mesh.request("POST", f"{mesh.url}/v1/actions", token="x" * 40, json=stranger)).status == 401
     await reported(mesh, 2)
     told = await story(mesh)
-    assert [(m["severity"], m["policy"], m["count"]) for m in told["moved"]] == [
+    assert [(m["severity"], m["policy"], m["count"]) for m in told["moved"][1:]] == [
         ("severe", "severe", 1),
         ("minor", "no-key-files", 1),
     ]
@@ -213,12 +213,17 @@ async def test_a_vouch_lifts_and_something_severe_burns_it(mesh: Mesh) -> None:
     vouch = {"voucher": "demo", "milli": 10_000, "reason": "known for years"}
     told = (await mesh.admin("POST", "/v1/agents/helper/vouch", vouch)).json
     assert told["score"] == 500
-    assert [m["rule"] for m in (await story(mesh))["moved"]] == ["staked"]
+    assert [m["rule"] for m in (await story(mesh))["moved"]] == ["registered", "staked"]
     again = await mesh.admin("POST", "/v1/agents/helper/vouch", vouch)
     assert "already" in again.json["detail"]
     await refuse_severely(mesh, "helper")
-    assert [m["rule"] for m in (await story(mesh, "helper"))["moved"]] == ["vouched", "refusal", "unvouched"]
-    assert [m["rule"] for m in (await story(mesh))["moved"]] == ["staked", "burned"]
+    assert [m["rule"] for m in (await story(mesh, "helper"))["moved"]] == [
+        "registered",
+        "vouched",
+        "refusal",
+        "unvouched",
+    ]
+    assert [m["rule"] for m in (await story(mesh))["moved"]] == ["registered", "staked", "burned"]
     assert (await story(mesh))["evidence"]["earned"] == 50_000
 
 
@@ -227,7 +232,10 @@ async def test_a_new_agent_of_the_same_principal_does_not_begin_clean(mesh: Mesh
     await refuse_severely(mesh)
     for name, owner, expected in (("second", "ada", 1000 * 8000 // 40_000), ("third", "bob", 400)):
         await mesh.admin("POST", "/v1/agents", {"name": name, "owner": owner})
-        assert (await story(mesh, name))["score"] == expected
+        told = await story(mesh, name)
+        assert told["score"] == expected
+        first = told["moved"][0]
+        assert (first["rule"], first["other"], first["before"], first["after"]) == ("registered", owner, 400, expected)
 
 
 @pytest.mark.slow
@@ -313,7 +321,7 @@ async def _hundred_thousand(home: Path) -> None:
     for number in range(100_000):
         agent = f"a{number % 10}"
         if number % 7:
-            gateway.standings.ended(
+            await gateway.standings.ended(
                 Outcome("a", "d", "r", "done" if number % 11 else "failed", step=8, agent=agent, risk=number % 4)
             )
         else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -11,15 +12,17 @@ from typing import Any
 import pytest
 
 from edge.clock import new_id
+from edge.stopping import Stopped, until
 from gateway.config import BreakerConfig
 from sidecar.app import Sidecar
+from sidecar.config import ToolServer
 from sidecar.identity import CURRENT_KEY, NEXT_KEY, Identity
 from tests.mesh import Mesh, policy_files
 from trust import feed, wire
 from trust.canonical import digest_of
 from trust.identity import ticket
 from trust.identity.keys import PublicKey, SecretKey, b64url, unb64url
-from trust.ledger.entries import Dispatch
+from trust.ledger.entries import Dispatch, Kill, Outcome, Refusal, Revocation, Standing
 
 pytestmark = pytest.mark.slow
 READ, NOTES = "workbench/read_file", {"path": "notes.txt"}
@@ -103,7 +106,7 @@ async def test_a_team_is_killed_together_and_lifted_by_a_person_with_a_reason(me
     await asyncio.sleep(0.5)
     assert [(await mesh.act(s, READ, NOTES)).status for s in (mesh.sidecar, other, third)] == [403, 403, 200]
     lifted = await mesh.admin("POST", "/v1/kills/lift", {"target": "team:demo", "reason": "looked at it"})
-    assert lifted.json == {"lifted": "team:demo"}
+    assert lifted.json == {"lifted": "team:demo", "note": ""}
     await asyncio.sleep(0.5)
     assert (await mesh.act(mesh.sidecar, READ, NOTES)).status == 200
 
@@ -179,6 +182,111 @@ async def test_a_session_can_be_revoked_alone(mesh: Mesh) -> None:
     await mesh.admin("POST", "/v1/revocations", {"what": "session", "id": session.name, "reason": "x"})
     async with mesh.sidecar.identity.send("GET", "/v1/approvals/apr_x/state") as reply:
         assert b"revoked" in await reply.read()
+
+
+# What runs at that moment
+
+WAITS = """
+import json, sys
+for line in sys.stdin:
+    asked = json.loads(line)
+    match asked.get("method"):
+        case "initialize":
+            result = {"protocolVersion": "2025-11-25", "capabilities": {"tools": {}}, "serverInfo": {"name": "s", "version": "1"}}
+        case "tools/list":
+            result = {"tools": [{"name": "wait", "inputSchema": {"type": "object", "properties": {}}}]}
+        case "notifications/cancelled":
+            open(sys.argv[1], "a").write(line)
+            continue
+        case "tools/call":
+            open(sys.argv[1], "a").write("called\\n")
+            continue
+        case _:
+            continue
+    print(json.dumps({"jsonrpc": "2.0", "id": asked["id"], "result": result}), flush=True)
+"""
+HARMLESS = '[tools.wait]\ncategory = "data"\neffect = "read"\nprivileged = false\nrisk = 0\nlabels = []\n'
+
+
+@pytest.mark.parametrize("how", ["kill", "revoke"])
+async def test_a_call_that_runs_is_ended_and_nothing_of_it_is_told_or_earned(tmp_path: Path, how: str) -> None:
+    """The server never answers: only the stop ends the call, at the agent, at the gateway and at the server."""
+    (tmp_path / "waits.toml").write_text(HARMLESS)
+    seen = tmp_path / "seen"
+    server = ToolServer(
+        name="waits", command=(sys.executable, "-c", WAITS, str(seen)), manifest=tmp_path / "waits.toml"
+    )
+    permit = '@id("waits") permit(principal, action in Action::"server/waits", resource);'
+    async with Mesh(tmp_path, servers=[server]) as mesh:
+        answer = await mesh.activate({**policy_files(), "waits.cedar": permit})
+        assert answer.status == 200, answer.body
+        await mesh.ready()
+        running = asyncio.create_task(mesh.call("waits/wait", {}))
+        async with asyncio.timeout(10):
+            while not seen.exists():
+                await asyncio.sleep(0.02)
+        await stop(mesh, how, "demo")
+        begin = time.monotonic()
+        answer = await asyncio.wait_for(running, 10)
+        print(f"{how}: ended after {(time.monotonic() - begin) * 1000:.0f} ms")
+        assert (answer.status, answer.json["reason"]) == (502, "outcome_unknown"), answer.body
+        assert "was stopped" in answer.json["detail"]
+        async with asyncio.timeout(10):
+            while "notifications/cancelled" not in seen.read_text():
+                await asyncio.sleep(0.02)
+        for part in ("gateway", "node", "sidecar"):
+            outcome = [e for e in mesh.entries(part) if isinstance(e, Outcome)][-1]
+            assert outcome.status == "unknown", part
+        await mesh.gateway.standings.drain()
+        assert not [e for e in mesh.entries("gateway") if isinstance(e, Standing)]
+
+
+async def test_an_answer_that_comes_too_late_is_not_told() -> None:
+    """It was complete, and its agent was stopped in the same moment."""
+    over = False
+    with pytest.raises(Stopped):
+        async with until(lambda: over):
+            over = True
+    with pytest.raises(TimeoutError):
+        async with until(lambda: False):
+            raise TimeoutError  # of what is inside, and none of ours
+
+
+async def test_what_is_done_twice_or_to_nobody_is_said(mesh: Mesh) -> None:
+    async def told(path: str, **body: str) -> Any:
+        return (await mesh.admin("POST", path, {"reason": "x", **body})).json
+
+    assert (await told("/v1/kills", target="demo"))["note"] == ""
+    assert "already, by operator: x" in (await told("/v1/kills", target="demo"))["note"]
+    assert "stopped now: demo" in (await told("/v1/kills/lift", target="other"))["detail"]
+    await mesh.admin("POST", "/v1/agents", {"name": "other", "owner": "bob", "teams": ["demo"]})
+    await told("/v1/kills", target="team:demo")
+    assert "still may not act: killed" in (await told("/v1/kills/lift", target="demo"))["note"]
+    assert "unkill team:demo" in (await told("/v1/kills/lift", target="other"))["detail"]
+    await told("/v1/kills/lift", target="team:demo")
+    for what, name in (("key", "k" * 43), ("root", "root_x"), ("principal", "nobody")):
+        assert "is it spelled right" in (await told("/v1/revocations", what=what, id=name))["note"]
+    for what, name in (("key", "demo"), ("token", "demo"), ("root", "demo"), ("session", "demo")):
+        assert "expected its" in (await told("/v1/revocations", what=what, id=name))["detail"]
+    assert (await told("/v1/revocations", what="agent", id="demo"))["note"] == ""
+    assert "already, by operator: x" in (await told("/v1/revocations", what="agent", id="demo"))["note"]
+    assert "for good" in (await told("/v1/kills/lift", target="demo"))["detail"]
+    assert (await mesh.admin("POST", "/v1/agents/demo/rotate", {})).json["reason"] == "revoked"
+    kinds = [type(e) for e in mesh.entries("gateway")]
+    assert (kinds.count(Kill), kinds.count(Revocation)) == (4, 4)
+
+
+async def test_who_was_revoked_gets_no_policies_and_what_it_asks_is_recorded_under_its_name(mesh: Mesh) -> None:
+    await stop(mesh, "revoke", "demo")
+    async with mesh.sidecar.identity.send("GET", "/v1/bundle") as reply:
+        assert (reply.status, b"revoked" in await reply.read()) == (403, True)
+    async with mesh.node.identity.send("POST", "/v1/delegations", b"{}", strong=True) as reply:
+        assert reply.status >= 400
+    callers = [e.caller for e in mesh.entries("gateway") if isinstance(e, Refusal)]
+    assert any(caller.startswith("wimse://licet.local/node/node-1 127.0.0.1 POST") for caller in callers)
+    await mesh.admin("POST", "/v1/agents", {"name": "x", "owner": "y"}, who="approver-1")
+    callers = [e.caller for e in mesh.entries("gateway") if isinstance(e, Refusal)]
+    assert callers[-1].startswith("person approver-1 ")
 
 
 # Rotation

@@ -54,7 +54,7 @@ async def test_plain_http_and_strangers_certificates_get_nowhere(mesh: Mesh, tmp
         await ask(mesh.gateway_url + "/livez", True)
     stranger = CertificateAuthority(tmp_path / "stranger", "licet.local")
     with pytest.raises(aiohttp.ClientConnectorError):
-        await ask(mesh.gateway_url + "/livez", tls.client(stranger.path))
+        await ask(mesh.gateway_url + "/livez", tls.client(stranger.path, "gateway"))
     old = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     old.load_verify_locations(mesh.gateway_ca)
     old.maximum_version = ssl.TLSVersion.TLSv1_2
@@ -62,14 +62,16 @@ async def test_plain_http_and_strangers_certificates_get_nowhere(mesh: Mesh, tmp
         await ask(mesh.gateway_url + "/livez", old)
 
 
-def showing(mesh: Mesh, authority: CertificateAuthority | None, subject: str, home: Path) -> ssl.SSLContext:
-    """A client that trusts the gateway and shows a certificate for *subject*."""
+def showing(
+    mesh: Mesh, authority: CertificateAuthority | None, subject: str, home: Path, role: tls.Role = "gateway"
+) -> ssl.SSLContext:
+    """A client that trusts the mesh's own, in this *role*, and shows a certificate for *subject*."""
     key = SecretKey.generate()
     assert mesh.gateway_ca is not None
     signer = authority or CertificateAuthority(mesh.home / "gateway", "licet.local")
     (home / "c.pem").write_bytes(signer.issue(subject, [], key.public.raw, mesh.sidecar.identity.clock.now()))
     (home / "c.key").write_bytes(key.pem)
-    context = tls.client(mesh.gateway_ca)
+    context = tls.client(mesh.gateway_ca, role)
     tls.show(context, home / "c.pem", home / "c.key")
     return context
 
@@ -83,7 +85,7 @@ async def test_a_workload_without_its_own_certificate_is_refused(mesh: Mesh, tmp
         signed = identity._signature("GET", target, {}, b"", None)
         return await ask(mesh.gateway_url + target, context, headers=signed)
 
-    assert await status(tls.client(mesh.gateway_ca)) == 401  # type: ignore[arg-type]
+    assert await status(tls.client(mesh.gateway_ca, "gateway")) == 401  # type: ignore[arg-type]
     other = showing(mesh, None, "wimse://licet.local/agent/other", tmp_path)
     assert await status(other) == 401
     own = showing(mesh, None, identity.subject, tmp_path)
@@ -98,11 +100,43 @@ async def test_only_the_gateway_brings_tickets_to_a_node(mesh: Mesh, tmp_path: P
 
     headers, data = entitled(mesh, "demo")
     url = f"https://127.0.0.1:{mesh.node.port}/v1/execute"
-    thief = showing(mesh, None, "wimse://licet.local/agent/demo", tmp_path)
+    thief = showing(mesh, None, "wimse://licet.local/agent/demo", tmp_path, "node")
     assert await ask(url, thief, "POST", headers=headers, data=data) == 401
-    assert await ask(url, tls.client(mesh.gateway_ca), "POST", headers=headers, data=data) == 401  # type: ignore[arg-type]
-    gateway = showing(mesh, None, "wimse://licet.local/gateway/main", tmp_path)
+    assert await ask(url, tls.client(mesh.gateway_ca, "node"), "POST", headers=headers, data=data) == 401  # type: ignore[arg-type]
+    gateway = showing(mesh, None, "wimse://licet.local/gateway/main", tmp_path, "node")
     assert await ask(url, gateway, "POST", headers=headers, data=data) == 200
+
+
+async def test_a_workload_at_the_gateways_address_is_not_taken_for_the_gateway(mesh: Mesh, tmp_path: Path) -> None:
+    """Its certificate is of the same authority and good for the same host; only the name in it is another."""
+    from gateway.app import Gateway
+    from gateway.config import GatewayConfig
+    from licet.client import Api, Unavailable
+
+    authority, key = CertificateAuthority(mesh.home / "gateway", "licet.local"), SecretKey.generate()
+    for name, subject in (("thief", "wimse://licet.local/node/thief"), ("nobody", "https://licet.local/gateway/main")):
+        certificate, secret = tmp_path / f"{name}.pem", tmp_path / f"{name}.key"
+        issued = authority.issue(subject, ["127.0.0.1"], key.public.raw, mesh.sidecar.identity.clock.now())
+        certificate.write_bytes(issued)
+        secret.write_bytes(key.pem)
+        config = GatewayConfig(
+            home=tmp_path / name, port=0, segment_bytes=1 << 20, tls="files", tls_certificate=certificate,
+            tls_key=secret, tls_authority=authority.path,
+        )  # fmt: skip
+        impostor = Gateway(config)
+        await impostor.start()
+        url = f"https://127.0.0.1:{impostor.port}"
+        try:
+            assert await ask(url + "/livez", tls.client(authority.path, "node")) == 200 or name == "nobody"
+        except aiohttp.ClientConnectorError:
+            assert name == "nobody"
+        with pytest.raises(aiohttp.ClientConnectorError, match="expected a certificate of a gateway"):
+            await ask(url + "/livez", tls.client(authority.path, "gateway"))
+        with pytest.raises(Unavailable, match="expected a certificate of a gateway"):
+            await asyncio.to_thread(Api(url, authority=authority.path).call, "GET", "/livez")
+        await impostor.stop()
+    real = Api(mesh.gateway_url, authority=authority.path)
+    assert (await asyncio.to_thread(real.call, "GET", "/livez")).status == 200
 
 
 async def test_certificates_are_renewed_while_everything_runs(mesh: Mesh) -> None:
@@ -149,7 +183,9 @@ async def test_with_certificates_from_files(tmp_path: Path) -> None:
     async with aiohttp.ClientSession() as session:
         asked = {"name": "demo", "owner": "ada"}
         headers = {"Authorization": f"Bearer {operator}"}
-        async with session.post(f"{url}/v1/agents", json=asked, headers=headers, ssl=tls.client(authority.path)) as r:
+        async with session.post(
+            f"{url}/v1/agents", json=asked, headers=headers, ssl=tls.client(authority.path, "gateway")
+        ) as r:
             token = (await r.json())["enrolment_token"]
     certificate, key = files("demo", "wimse://licet.local/agent/demo")
     sidecar = Sidecar(

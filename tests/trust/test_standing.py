@@ -431,7 +431,7 @@ class Mesh(RuleBasedStateMachine):
         self.log, self.now = Log(), at(1)
         for name, owner in (("a", "ada"), ("b", "bob"), ("c", "ada")):
             self.log.write(self.now, entries.Agent("registered", name, "op", owner=owner))
-            fold.registered(self.log.live, name, owner, self.now)
+            fold.registered(self.log.live, 0, name, owner, self.now)
 
     agents = st.sampled_from("abc")
 
@@ -495,7 +495,7 @@ TestMesh = Mesh.TestCase
 def test_a_ledger_whose_standing_was_edited_is_noticed() -> None:
     log = Log()
     log.write(at(0), entries.Agent("registered", "a", "op", owner="ada"))
-    fold.registered(log.live, "a", "ada", at(0))
+    fold.registered(log.live, 0, "a", "ada", at(0))
     log.observe(at(0.5), outcome("a", 3))
     entry = log.lines[-1].entry
     assert isinstance(entry, entries.Standing)

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Final, assert_never
 import msgspec
 
 from trust.canonical import jcs
+from trust.reasons import visible
 
 MAX_NESTING: Final = 4
 """``all`` and ``any`` inside one another: comparing two of them tries pairs, and pairs of pairs."""
@@ -22,6 +23,7 @@ MAX_PARTS: Final = 500
 """Of one token, values and constraints together. Comparing two tokens tries every constraint on an argument with every
 other on it, so of those there are at most :data:`MAX_CONSTRAINTS`."""
 MAX_CONSTRAINTS: Final = 32
+MAX_SHOWN: Final = 10
 
 _Values = Annotated[list[Any], msgspec.Meta(min_length=1, max_length=MAX_VALUES)]
 
@@ -106,6 +108,45 @@ def parts(constraint: Constraint) -> int:
         case All(constraints=inner) | AnyOf(constraints=inner):
             return 1 + sum(map(parts, inner))
     return 1
+
+
+def told(constraint: Constraint) -> str:
+    """*constraint* in words, as it follows the name of an argument."""
+    match constraint:
+        case Exact(value=value):
+            return f"= {_shown(value)}"
+        case Range(min=low, max=high):
+            return f"from {_end(low)} to {_end(high)}"
+        case OneOf(values=values):
+            return f"one of {_listed(values)}"
+        case NotOneOf(excluded=values):
+            return f"none of {_listed(values)}"
+        case Contains(required=values):
+            return f"with all of {_listed(values)}"
+        case Subset(allowed=values):
+            return f"with none but {_listed(values)}"
+        case Prefix(prefix=prefix):
+            return f"begins with {_shown(prefix)}"
+        case All(constraints=inner):
+            return "(" + " and ".join(map(told, inner)) + ")"
+        case AnyOf(constraints=inner):
+            return "(" + " or ".join(map(told, inner)) + ")"
+        case _:
+            assert_never(constraint)
+
+
+def _end(number: float | None) -> str:
+    return "any" if number is None else str(number)
+
+
+def _listed(values: list[Any]) -> str:
+    return ", ".join(map(_shown, values[:MAX_SHOWN])) + (
+        f" and {len(values) - MAX_SHOWN} more" * (len(values) > MAX_SHOWN)
+    )
+
+
+def _shown(value: Any) -> str:
+    return visible(jcs(value).decode(), 80)
 
 
 def satisfies(constraint: Constraint, value: Any) -> bool:

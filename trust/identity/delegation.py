@@ -9,6 +9,7 @@ the thumbprint of that key, its ``par_hash`` the SHA-256 of the bytes of the one
 
 from __future__ import annotations
 
+import datetime
 import hashlib
 import itertools
 from collections.abc import Mapping, Sequence
@@ -87,13 +88,14 @@ class Authority(msgspec.Struct, frozen=True):
         """Nothing, if the last token allows *tool* with *arguments*; else :class:`Unverifiable`."""
         allowed = self.tools.get(tool)
         if allowed is None:
-            known = ", ".join(sorted(self.tools))
-            raise _exceeded(f"{visible(tool)} was not delegated; delegated: {known}")
+            raise _exceeded(f"{visible(tool)} was not delegated; delegated: {_some(sorted(self.tools))}")
         for name, constraint in allowed.items():
             if name not in arguments:
                 raise _exceeded(f'{tool} was delegated with a constraint on "{visible(name)}", which is not given')
             if not constraints.satisfies(constraint, arguments[name]):
-                raise _exceeded(f'"{visible(name)}" of {tool} is not what was delegated: {_told(constraint)}')
+                raise _exceeded(
+                    f'"{visible(name)}" of {tool} is not what was delegated: {constraints.told(constraint)}'
+                )
 
     def require_holder(self, key: PublicKey) -> None:
         """A chain is of use to whoever holds its last key, and to nobody else."""
@@ -195,6 +197,12 @@ def hand_over(chain: str, to: PublicKey, *, now: int, token_id: str, key: Signer
     return derive(chain, holder=to, tools=last.tools, expires_at=last.exp, now=now, token_id=token_id, key=key)
 
 
+def ends(chain: str) -> tuple[PublicKey, ToolGrants]:
+    """Whose *chain* seems to be, and what it seems to give, before anything of it is verified."""
+    last = _claims(jws.peek(chain.rpartition("~")[2], TYP))
+    return last.holder, last.tools
+
+
 def open_chain(chain: str, *, issuer: PublicKey, trust_domain: str, audience: str, now: float) -> Authority:
     """What *chain* gives, once every link of it holds, or :class:`Unverifiable`.
 
@@ -270,9 +278,9 @@ def _require_root(claims: _Claims) -> None:
     if not (claims.sub and claims.aud and claims.rid):
         raise _refuse("a root names sub, aud and rid")
     if not 0 <= claims.del_max_depth <= MAX_DEPTH:
-        raise _refuse(f"del_max_depth {claims.del_max_depth}: expected 0 to {MAX_DEPTH}")
+        raise _refuse(f"max_depth {claims.del_max_depth} (del_max_depth): expected 0 to {MAX_DEPTH}")
     if not 0 < claims.exp - claims.iat <= MAX_LIFE_S:
-        raise _refuse(f"a root lives at most {MAX_LIFE_S} s")
+        raise _refuse(f"a root lives 1 to {MAX_LIFE_S} s, not {claims.exp - claims.iat}")
 
 
 def _require_narrower(child: _Claims, parent: _Claims, parent_token: str) -> None:
@@ -287,37 +295,55 @@ def _require_narrower(child: _Claims, parent: _Claims, parent_token: str) -> Non
     if child.del_depth != parent.del_depth + 1:
         raise _refuse(f"del_depth {child.del_depth} after {parent.del_depth}")
     if child.del_depth > parent.del_max_depth:
-        raise _refuse(f"depth {child.del_depth} is below the ceiling of {parent.del_max_depth}")
+        raise _refuse(
+            f"it may be handed on {parent.del_max_depth} times in all (max_depth), and this would be number "
+            f"{child.del_depth}"
+        )
     if child.del_max_depth > parent.del_max_depth:
-        raise _refuse(f"del_max_depth rises from {parent.del_max_depth} to {child.del_max_depth}")
+        raise _refuse(f"max_depth (del_max_depth) rises from {parent.del_max_depth} to {child.del_max_depth}")
     if child.exp > parent.exp:
         raise _refuse("a token outlives the one before")
+    if child.exp <= child.iat:
+        raise _refuse(f"a token ends after it begins; this one would live {child.exp - child.iat} s")
     if child.iat < parent.iat - CLOCK_SKEW_S:
         raise _refuse("a token is older than the one before")
     for tool, arguments in child.tools.items():
-        _require_tool_narrower(tool, arguments, parent.tools.get(tool))
+        _require_tool_narrower(tool, arguments, parent.tools)
 
 
-def _require_tool_narrower(tool: str, child: Mapping[str, Constraint], parent: Mapping[str, Constraint] | None) -> None:
+def _require_tool_narrower(tool: str, child: Mapping[str, Constraint], known: ToolGrants) -> None:
+    parent = known.get(tool)
     if parent is None:
-        raise _refuse(f"{visible(tool)} is not among the tools of the token before")
+        raise _refuse(f"{visible(tool)} is not among the tools of the token before: {_some(sorted(known))}")
     for name, constraint in parent.items():
         kept = child.get(name)
         if kept is None:
-            raise _refuse(f'the constraint on "{visible(name)}" of {visible(tool)} is dropped')
+            kept_before = f"{visible(name)} {constraints.told(constraint)}"
+            raise _refuse(f"a constraint on {visible(tool)} is dropped; the token before has: {kept_before}")
         if not constraints.narrows(kept, constraint):
-            raise _refuse(
-                f'"{visible(name)}" of {visible(tool)}: {_told(kept)} is not known to lie inside {_told(constraint)}'
-            )
+            inside = f"{constraints.told(kept)} is not known to lie inside: {constraints.told(constraint)}"
+            raise _refuse(f"{visible(name)} of {visible(tool)} {inside}")
 
 
 def _require_in_time(claims: _Claims, now: float) -> None:
-    if not claims.iat - CLOCK_SKEW_S <= now < claims.exp:
-        raise _refuse("a token is outside of its time")
+    if now >= claims.exp:
+        raise _refuse(f"its {_link(claims)} ended {now - claims.exp:.0f} s ago, at {_moment(claims.exp)}")
+    if now < claims.iat - CLOCK_SKEW_S:
+        raise _refuse(f"its {_link(claims)} begins at {_moment(claims.iat)}; do the clocks agree?")
 
 
-def _told(constraint: Constraint) -> str:
-    return visible(jcs(msgspec.to_builtins(constraint)).decode(), 120)
+def _link(claims: _Claims) -> str:
+    return "root" if claims.del_depth == 0 else f"token at depth {claims.del_depth}"
+
+
+def _moment(seconds: int) -> str:
+    if not 0 <= seconds < 2**36:
+        return f"the second {seconds}"
+    return datetime.datetime.fromtimestamp(seconds, datetime.UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")
 
 
 def narrowest(tools: Sequence[str]) -> ToolGrants:

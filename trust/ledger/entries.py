@@ -310,11 +310,24 @@ class Standing(_Entry, frozen=True, tag="standing"):
     """A score moved. ``rule`` says how, ``cause`` is the index in this ledger of what moved it, which happened at
     ``at_s`` (Unix seconds); -1: a person did it, and ``by`` says who.
 
+    ``registered`` and ``inherited`` follow from entries about the agent itself: told in its story, never written.
     ``milli``: thousandths of evidence that are staked; ``before`` and ``after`` are scores; ``other`` is the other
     agent of a vouch.
     """
 
-    rule: Literal["outcome", "refusal", "vouched", "staked", "burned", "unvouched", "cleared", "granted", "ungranted"]
+    rule: Literal[
+        "registered",
+        "inherited",
+        "outcome",
+        "refusal",
+        "vouched",
+        "staked",
+        "burned",
+        "unvouched",
+        "cleared",
+        "granted",
+        "ungranted",
+    ]
     agent: str
     cause: int
     at_s: int

@@ -59,7 +59,7 @@ class RecordOf:
 
 Shape = Opaque | Scalar | SetOf | RecordOf
 
-_PLAIN_WORDS: Final = {"String": "a string", "Bool": "true or false", "Long": "an integer", "decimal": "a number"}
+PLAIN_WORDS: Final = {"String": "a string", "Bool": "true or false", "Long": "an integer", "decimal": "a number"}
 _SCALARS: Final = {"string": "String", "integer": "Long", "boolean": "Bool", "number": "decimal"}
 
 
@@ -233,7 +233,7 @@ def _project_scalar(shape: Scalar, value: JsonValue, path: str) -> JsonValue:
             return int(value)
         case "decimal", int() | float():
             return _decimal(value, path)
-    return _refuse(path, _PLAIN_WORDS[shape.cedar], value)
+    return _refuse(path, PLAIN_WORDS[shape.cedar], value)
 
 
 def _decimal(value: float, path: str) -> JsonValue:

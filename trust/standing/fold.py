@@ -121,16 +121,21 @@ def _vouched(shelf: Shelf, target: Book, entry: entries.Standing) -> None:
         shelf.keep(rules.with_received(target, stake, entry.at_s))
 
 
-def registered(shelf: Shelf, agent: str, principal: str, at_s: int) -> None:
-    """A new agent has a book from its first moment."""
-    shelf.keep(rules.opened(agent, principal, shelf.books(), at_s))
+def registered(shelf: Shelf, index: int, agent: str, principal: str, at_s: int) -> entries.Standing:
+    """A new agent has a book from its first moment; how its story begins."""
+    book = rules.opened(agent, principal, shelf.books(), at_s)
+    shelf.keep(book)
+    return _moved("registered", Book(agent, principal), book, index, at_s, other=principal)
 
 
-def bound(shelf: Shelf, agent: str, former: str, at_s: int) -> None:
-    """A key that was *former*'s is *agent*'s now."""
+def bound(shelf: Shelf, index: int, agent: str, former: str, at_s: int) -> entries.Standing | None:
+    """A key that was *former*'s is *agent*'s now; what that adds to its story."""
     book, other = shelf.book(agent), shelf.book(former)
-    if book is not None and other is not None and agent != former:
-        shelf.keep(rules.inherited(book, other, at_s))
+    if book is None or other is None or agent == former:
+        return None
+    after = rules.inherited(book, other, at_s)
+    shelf.keep(after)
+    return _moved("inherited", book, after, index, at_s, other=former)
 
 
 class Replayed:
@@ -158,10 +163,10 @@ class Replayed:
         entry, at_s = line.entry, line.stamp.wall_us // 1_000_000
         match entry:
             case entries.Agent(event="registered"):
-                registered(self, entry.agent, entry.owner, at_s)
+                registered(self, index, entry.agent, entry.owner, at_s)
             case entries.Agent(event="enrolled" | "rotated", key=str(key)):
                 former = self._key_of.setdefault(key, entry.agent)
-                bound(self, entry.agent, former, at_s)
+                bound(self, index, entry.agent, former, at_s)
             case entries.Outcome() | entries.Reported():
                 self.observed += 1
                 for due in follows(self, index, at_s, entry):

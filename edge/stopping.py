@@ -1,0 +1,44 @@
+"""Ending what waits for an answer when somebody says so, as :func:`edge.http.relay` does for streams."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Final
+
+CHECK_S: Final = 0.25
+"""How often a call that waits looks whether it may go on."""
+
+
+class Stopped(Exception):
+    """What was inside was ended; it may have had its effect."""
+
+
+@asynccontextmanager
+async def until(stopped: Callable[[], object]) -> AsyncIterator[None]:
+    """What is inside runs until *stopped*, which is asked four times a second and once more at its end; then it is
+    cancelled where it waits, and :class:`Stopped` is raised in its place."""
+    loop = asyncio.get_running_loop()
+    looking: asyncio.TimerHandle | None = None
+
+    def look() -> None:
+        nonlocal looking
+        if stopped():
+            limit.reschedule(loop.time())
+        else:
+            looking = loop.call_later(CHECK_S, look)
+
+    try:
+        async with asyncio.timeout(None) as limit:
+            looking = loop.call_later(CHECK_S, look)
+            yield
+    except TimeoutError:
+        if limit.expired():
+            raise Stopped from None
+        raise
+    finally:
+        if looking is not None:
+            looking.cancel()
+    if stopped():
+        raise Stopped

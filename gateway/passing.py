@@ -1,0 +1,80 @@
+"""A node's answer on its way to the sidecar: passed on as it comes, and looked at for how it ended."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from typing import Final, Literal
+
+import msgspec
+
+from edge.client import Reply
+from edge.http import Incoming, Response, StreamResponse, relay
+from gateway.state import NodeRecord
+from trust import mcp, wire
+from trust.canonical import jcs
+from trust.reasons import Unverifiable
+
+MAX_TAIL_BYTES: Final = 256 << 10
+"""Of a stream, kept to read its last event."""
+
+Ending = Literal["done", "tool_error", "refused", "failed", "unknown"]
+
+
+class Passed(msgspec.Struct, frozen=True):
+    """What was passed on to the sidecar, and how it ended; ``size`` in bytes, for what came whole."""
+
+    response: StreamResponse
+    status: int
+    how: Ending
+    size: int = 0
+
+
+def is_stream(reply: Reply) -> bool:
+    return reply.header("Content-Type").startswith("text/event-stream")
+
+
+def _headers(reply: Reply, node: NodeRecord) -> dict[str, str]:
+    """What the sidecar hears beside the answer."""
+    names = ("Content-Type", "mcp-session-id", wire.UPSTREAM_STATUS_HEADER)
+    return {**{name: value for name in names if (value := reply.header(name))}, wire.NODE_HEADER: node.name}
+
+
+def passed(reply: Reply, node: NodeRecord, body: bytes) -> Passed:
+    """A complete answer."""
+    response = Response(status=reply.status, headers=_headers(reply, node), body=body)
+    return Passed(response, reply.status, _ending(reply, body), len(body))
+
+
+async def pass_on(incoming: Incoming, reply: Reply, node: NodeRecord, stopped: Callable[[], object]) -> Passed:
+    """A stream to the sidecar, chunk by chunk, until it ends or is *stopped*."""
+    tail = bytearray()
+    chunks, headers = _watched(reply.chunks(), tail), _headers(reply, node)
+    streamed, complete = await relay(incoming, chunks, reply.status, headers, stopped)
+    return Passed(streamed, reply.status, _stream_ending(reply, bytes(tail)) if complete else "unknown")
+
+
+async def _watched(chunks: AsyncIterator[bytes], tail: bytearray) -> AsyncIterator[bytes]:
+    """*chunks* as they are; their end is kept in *tail*, to see how it ended."""
+    async for chunk in chunks:
+        tail += chunk
+        del tail[:-MAX_TAIL_BYTES]
+        yield chunk
+
+
+def _stream_ending(reply: Reply, tail: bytes) -> Ending:
+    """A stream is done if its last event is a response without an error; what cannot be read is no success."""
+    try:
+        last = jcs(mcp.final_response("text/event-stream", tail))
+    except Unverifiable:
+        return "tool_error"
+    return _ending(reply, last)
+
+
+def _ending(reply: Reply, body: bytes) -> Ending:
+    """How the node says that it ended: only what its server answered, and answered without an error, is done."""
+    upstream = reply.header(wire.UPSTREAM_STATUS_HEADER)
+    if not upstream:
+        return "failed" if reply.status >= 500 else "refused"
+    if not upstream.isdecimal() or int(upstream) >= 400:
+        return "failed"
+    return "tool_error" if mcp.is_error(body) else "done"

@@ -1,0 +1,195 @@
+"""What a sidecar asks to be routed: believed as far as it is proved, and decided again.
+
+A sidecar's permit is believed only as far as its signature goes: which agent says so. What the bytes are, for whom and
+how far the agent acts, and what policy says of it now, is found out here.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from edge.clock import SystemClock
+from edge.http import Incoming
+from gateway.approvals.desk import Desk
+from gateway.bundles import Bundles
+from gateway.callers import Sender
+from gateway.delegations import Delegations
+from gateway.proofs import Proofs
+from gateway.records import Records
+from gateway.registry import Registry
+from gateway.standings import Standings
+from gateway.stops import Stops
+from trust import mcp, wire
+from trust.action import Action
+from trust.canonical import JsonObject
+from trust.facts import Agent, Mandate, cedar_time, trust_context
+from trust.ledger import entries
+from trust.policy import judge
+from trust.policy.bundle import Compiled
+from trust.policy.engine import Finding
+from trust.policy.inventory import Tool
+from trust.policy.terms import Terms
+from trust.reasons import Reason, Unverifiable, visible
+from trust.standing.rules import COUNTED
+from trust.standing.score import Standing
+from trust.verdict import Hold, Permit, Refusal, decide
+from trust.wire import Dispatch
+
+
+class Asked(msgspec.Struct, frozen=True):
+    """One dispatch whose statement agrees with its bytes. ``standing`` and ``delegators`` are those of the moment."""
+
+    dispatch: Dispatch
+    action: Action
+    agent: Agent
+    bundle: Compiled
+    sender: Sender
+    mandate: Mandate
+    delegators: tuple[Agent, ...]
+    standing: Standing
+
+
+class Statements:
+    """Of one gateway."""
+
+    def __init__(
+        self,
+        records: Records,
+        registry: Registry,
+        stops: Stops,
+        standings: Standings,
+        delegations: Delegations,
+        proofs: Proofs,
+        bundles: Bundles,
+        desk: Desk,
+        clock: SystemClock,
+    ) -> None:
+        self._records = records
+        self._registry = registry
+        self._stops = stops
+        self._standings = standings
+        self._delegations = delegations
+        self._proofs = proofs
+        self._bundles = bundles
+        self._desk = desk
+        self._clock = clock
+
+    async def read(self, incoming: Incoming, sender: Sender) -> Asked:
+        """The dispatch in *incoming*, or :class:`Unverifiable`. What an agent that is known asked in vain counts."""
+        dispatch, body = wire.decode(incoming.body, Dispatch)
+        try:
+            return await self._believed(dispatch, body, sender)
+        except Unverifiable as bad:
+            await self._in_vain(dispatch, sender, bad)
+            raise
+
+    async def _in_vain(self, dispatch: Dispatch, sender: Sender, bad: Unverifiable) -> None:
+        """Only against who signed this itself: what its sidecar says of a guest proves nothing."""
+        bundle = self._bundles.compiled
+        if sender.workload.kind != "agent" or sender.workload.name != dispatch.agent or bundle is None:
+            return
+        if bad.reason in COUNTED:
+            index = self._records.ledger.size
+            refused = entries.Refusals(str(bad.reason), visible(dispatch.server, 64), 1, COUNTED[bad.reason] or "minor")
+            origin = self._records.ledger.origin
+            await self._standings.refused(entries.Reported(dispatch.agent, origin, index, index, [refused]))
+
+    async def _believed(self, dispatch: Dispatch, body: bytes, sender: Sender) -> Asked:
+        record = self._registry.require_speaks_for(sender.workload, dispatch.agent)
+        bundle = self._bundles.compiled
+        if bundle is None:
+            raise Unverifiable(Reason.NO_BUNDLE, "no bundle is active")
+        action, message = wire.action_of(dispatch, body)
+        agent = record.agent
+        if agent.name != sender.workload.name:
+            await self._proofs.require(dispatch, action, sender.workload.name, self._desk.proof_of(dispatch))
+        tool = bundle.inventory.tool(action.server, action.tool)
+        _require_own_headers(action, message, tool)
+        mandate, delegators, standing = self._mandate(dispatch, agent, action, tool)
+        if not dispatch.intent.startswith(f"{sender.workload.trust_domain}/sidecar/{sender.workload.name}#"):
+            raise Unverifiable(Reason.PERMIT_INVALID, "the intent is not in the sender's own ledger")
+        if dispatch.principal != mandate.principal:
+            raise Unverifiable(Reason.PERMIT_INVALID, "the principal is not the one for whom this agent acts")
+        if action.digest(agent.name, mandate.principal, mandate.tokens, tool.digest) != dispatch.action_digest:
+            raise Unverifiable(Reason.PERMIT_INVALID, "the action digest is not that of these bytes")
+        return Asked(dispatch, action, agent, bundle, sender, mandate, delegators, standing)
+
+    def _mandate(
+        self, dispatch: Dispatch, agent: Agent, action: Action, tool: Tool
+    ) -> tuple[Mandate, tuple[Agent, ...], Standing]:
+        """For whom the agent acts, through whom, and how far all of them together are trusted."""
+        delegated = self._delegations.open(dispatch.chain, agent.name) if dispatch.chain else None
+        if dispatch.authority != (delegated.mandate.tokens if delegated else ()):
+            raise Unverifiable(Reason.PERMIT_INVALID, "the statement names another delegation chain than it carries")
+        if delegated is None:
+            return Mandate(agent.owner), (), self._standings.standing(agent.name)
+        if tool.manifest.category != "protocol":
+            delegated.authority.require(action.name, action.arguments)
+        return delegated.mandate, delegated.delegators, delegated.standing
+
+    def judge(self, asked: Asked, *, approved: bool) -> Permit | Hold | Refusal:
+        """Policy, now, with the gateway's own word on trust: for whoever asks, and for everybody who delegated."""
+        try:
+            self.require_believed(asked)
+            finding = judge.together([self._find(asked, agent, approved) for agent in (asked.agent, *asked.delegators)])
+        except Unverifiable as bad:
+            return Refusal.of(8, bad)
+        verdict = decide(asked.action, finding, asked.dispatch.approval)
+        if isinstance(verdict, Refusal):
+            return Refusal(8, verdict.reason, verdict.detail, verdict.policies, verdict.errors)
+        return verdict
+
+    def require_believed(self, asked: Asked) -> None:
+        """Nobody of the chain was stopped, and nothing of it revoked, in the meantime."""
+        for agent in (asked.agent, *asked.delegators):
+            self._stops.require(agent)
+        if asked.dispatch.chain:
+            self._delegations.open(asked.dispatch.chain, asked.agent.name)
+
+    def _find(self, asked: Asked, agent: Agent, approved: bool) -> Finding:
+        action = asked.action
+        context = asked.dispatch.facts.get("context")
+        if not isinstance(context, dict):
+            raise Unverifiable(Reason.PERMIT_INVALID, "the statement carries no facts")
+        tool = asked.bundle.inventory.tool(action.server, action.tool)
+        run = context.get("run")
+        if not isinstance(run, dict) or run.get("id") != action.run:
+            raise Unverifiable(Reason.PERMIT_INVALID, "the facts are those of another run")
+        own: JsonObject = {
+            "trust": trust_context(asked.standing),
+            "risk": tool.manifest.risk,
+            "authority": asked.mandate.context,
+            "now": cedar_time(int(self._clock.now())),
+        }
+        return judge.evaluate_context(
+            asked.bundle, action.server, tool, action.arguments, agent, {**context, **own}, approved
+        )
+
+    def require_unchanged(self, asked: Asked) -> None:
+        """What was awaited may have taken long: a kill, a revocation or another bundle since then ends this attempt."""
+        self.require_believed(asked)
+        if asked.bundle is not self._bundles.compiled:
+            raise Unverifiable(Reason.PERMIT_INVALID, "policy was changed while this waited; ask again")
+
+    def present_terms(self, asked: Asked) -> Terms | None:
+        """Whom policy would ask today, if anybody."""
+        match self.judge(asked, approved=False):
+            case Hold(terms=terms):
+                return terms
+        return None
+
+    def stopped(self, asked: Asked) -> bool:
+        """Whether a stream must be cut."""
+        try:
+            self.require_believed(asked)
+        except Unverifiable:
+            return True
+        return False
+
+
+def _require_own_headers(action: Action, message: mcp.Message, tool: Tool) -> None:
+    """The headers that go to the server are those that its message makes; nothing rides along."""
+    headers = dict(action.payload.headers)
+    mcp.require_headers_agree(message, headers)
+    if mcp.payload(message, action.payload.body, headers, tool) != action.payload:
+        raise Unverifiable(Reason.PERMIT_INVALID, "the headers are not those of the message")
