@@ -34,6 +34,7 @@ from gateway.state import Person
 from gateway.statements import Statements
 from gateway.stops import Stops
 from gateway.store import Store
+from gateway.witness import Witness
 from trust.identity.keys import SecretKey
 from trust.ledger import entries
 from trust.ledger.disk import Disk
@@ -89,6 +90,7 @@ class Gateway:
         self._tls = Certificates.of(config, domain, clock)
         self._client = Client(tls=self._tls.outgoing if self._tls else None)
         audience = f"wimse://{domain}/gateway/main"
+        self.witness = Witness(self.records, home / "logs", f"{domain}/gateway/main", key, clock)
         self._shared = SharedNonces(config.nonces, audience) if config.nonces else None
         if self._shared is not None:
             await self._shared.start()
@@ -137,6 +139,7 @@ class Gateway:
                 dispatcher=dispatcher,
                 callers=callers,
                 certificates=self._tls,
+                witness=self.witness,
                 key=key,
                 clock=clock,
                 trust_domain=domain,

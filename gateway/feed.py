@@ -14,6 +14,7 @@ from gateway.stops import Stops
 from trust import feed
 from trust.feed import Facts
 from trust.identity.keys import SecretKey
+from trust.ledger import entries
 from trust.ledger.entries import AnyEntry
 
 
@@ -44,8 +45,9 @@ class Feed:
         self.closing = False
         records.listen(self._on_change)
 
-    def _on_change(self, _entry: AnyEntry) -> None:
-        self.wake()
+    def _on_change(self, entry: AnyEntry) -> None:
+        if not isinstance(entry, entries.Witness):  # nothing that is told here depends on those
+            self.wake()
 
     def wake(self) -> None:
         changed, self._changed = self._changed, asyncio.Event()

@@ -14,6 +14,7 @@ from gateway.state import (
     Heard,
     KeyHolder,
     Killed,
+    LogRecord,
     Moved,
     NodeRecord,
     Person,
@@ -59,6 +60,10 @@ def apply(store: Store, stamp: Stamp, entry: AnyEntry) -> None:
             _standing(store, stamp, entry)
         case entries.Bundle():
             _bundle(store, entry)
+        case entries.Log():
+            _log(store, entry)
+        case entries.Witness():
+            _witness(store, stamp, entry)
         case entries.Approval():
             _approval(store, stamp, entry)
 
@@ -152,6 +157,23 @@ def _standing(store: Store, stamp: Stamp, entry: entries.Standing) -> None:
     known = store.get(Settled, "standing")
     if entry.cause > (known.cause if known is not None else -1):
         store.put("standing", Settled(entry.cause))
+
+
+def _log(store: Store, entry: entries.Log) -> None:
+    known = store.get(LogRecord, entry.origin)
+    if entry.event == "met":
+        store.put(entry.origin, LogRecord(entry.origin, entry.vkey))
+    elif entry.event == "renewed":
+        store.delete(LogRecord, entry.origin)  # whoever comes next under this origin is met anew
+    elif known is not None:
+        store.put(entry.origin, msgspec.structs.replace(known, wrong=entry.detail))
+
+
+def _witness(store: Store, stamp: Stamp, entry: entries.Witness) -> None:
+    known = store.get(LogRecord, entry.origin)
+    if known is not None:
+        seen = {"size": entry.size, "root": entry.root, "time_ms": entry.time_ms, "at_us": stamp.wall_us}
+        store.put(entry.origin, msgspec.structs.replace(known, **seen))
 
 
 def _delegation(store: Store, stamp: Stamp, entry: entries.Delegation) -> None:

@@ -50,8 +50,9 @@ class Records:
     def cached(self, kind: type[Document]) -> list[Document]:
         """All documents of *kind*, read once per change; for what asks often."""
         known = self._read.get(kind)
-        if known is None or known[0] != self.store.changes:
-            known = self._read[kind] = (self.store.changes, list(self.store.all(kind)))
+        version = self.store.version(kind)
+        if known is None or known[0] != version:
+            known = self._read[kind] = (version, list(self.store.all(kind)))
         return known[1]  # type: ignore[return-value]
 
     def listen(self, listener: Callable[[AnyEntry], None]) -> None:

@@ -285,9 +285,10 @@ class Registry:
 
     def holder(self, key_thumbprint: str) -> AgentRecord:
         """The agent whose key (current or draining) has this thumbprint."""
-        if self._holders[0] != self._store.changes:
+        version = self._store.version(AgentRecord)
+        if self._holders[0] != version:
             found = {thumbprint(key.key): r.agent.name for r in self._store.all(AgentRecord) for key in r.keys}
-            self._holders = (self._store.changes, found)
+            self._holders = (version, found)
         name = self._holders[1].get(key_thumbprint)
         if name is None:
             raise Unverifiable(Reason.REVOKED, f"no registered agent has the key {visible(key_thumbprint)} (any more)")

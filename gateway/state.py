@@ -137,6 +137,19 @@ class Heard(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     last: int
 
 
+class LogRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A log that is witnessed, and its last checkpoint that was cosigned: ``root`` in base64, ``time_ms`` by its own
+    clock, ``at_us`` by ours. ``wrong``: what contradicts it, if anything does."""
+
+    origin: str
+    vkey: str
+    size: int = 0
+    root: str = ""
+    time_ms: int = 0
+    at_us: int = 0
+    wrong: str = ""
+
+
 class ActiveBundle(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     version: int
     digest: str

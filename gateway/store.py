@@ -8,6 +8,7 @@ again, bit for bit.
 from __future__ import annotations
 
 import sqlite3
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final, TypeVar
@@ -19,6 +20,8 @@ CREATE TABLE IF NOT EXISTS document (kind TEXT, key TEXT, body BLOB NOT NULL, PR
 CREATE TABLE IF NOT EXISTS progress (one INTEGER PRIMARY KEY CHECK (one = 1), boot_origin TEXT, next INTEGER);
 """
 Document = TypeVar("Document", bound=msgspec.Struct)
+MAX_READ: Final = 50_000
+"""Documents, and names of which there is none, that are remembered between changes."""
 
 
 class Store:
@@ -31,12 +34,18 @@ class Store:
         self._db.execute("PRAGMA journal_mode=WAL")
         self._db.execute("PRAGMA synchronous=FULL")
         self._db.executescript(_SCHEMA)
-        self.changes = 0
+        self._versions: Counter[str] = Counter()
         self._read: dict[tuple[str, str], object] = {}
+
+    def version(self, kind: type[msgspec.Struct]) -> int:
+        """Rises with each change of a document of *kind*; for whoever keeps what it read."""
+        return self._versions[kind.__name__]
 
     def get(self, kind: type[Document], key: str) -> Document | None:
         name = (kind.__name__, key)
         if name not in self._read:
+            if len(self._read) >= MAX_READ:
+                self._read.clear()
             row = self._db.execute("SELECT body FROM document WHERE kind = ? AND key = ?", name).fetchone()
             self._read[name] = None if row is None else msgspec.json.decode(row[0], type=kind)
         known = self._read[name]
@@ -56,27 +65,27 @@ class Store:
             yield msgspec.json.decode(body, type=kind)
 
     def put(self, key: str, document: msgspec.Struct) -> None:
-        self._changed()
+        self._changed(type(document), key)
         self._db.execute(
             "INSERT INTO document VALUES (?, ?, ?) ON CONFLICT DO UPDATE SET body = excluded.body",
             (type(document).__name__, key, msgspec.json.encode(document)),
         )
 
     def delete(self, kind: type[msgspec.Struct], key: str) -> None:
-        self._changed()
+        self._changed(kind, key)
         self._db.execute("DELETE FROM document WHERE kind = ? AND key = ?", (kind.__name__, key))
 
-    def _changed(self) -> None:
+    def _changed(self, kind: type[msgspec.Struct], key: str) -> None:
         """What was read may be old now."""
-        self.changes += 1
-        self._read.clear()
+        self._versions[kind.__name__] += 1
+        self._read.pop((kind.__name__, key), None)
 
     def progress(self, origin: str) -> int:
         """The index of the first ledger entry that is not applied yet; 0 for another ledger."""
         row = self._db.execute("SELECT boot_origin, next FROM progress").fetchone()
         if row is not None and row[0] == origin:
             return int(row[1])
-        self._changed()
+        self._read.clear()
         self._db.execute("DELETE FROM document")
         return 0
 

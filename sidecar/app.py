@@ -39,6 +39,7 @@ from sidecar.mandates import Mandates
 from sidecar.pipeline import Caller
 from sidecar.recovery import recover
 from sidecar.served import Served
+from sidecar.shipping import Shipper
 from sidecar.world import View, World
 from trust.canonical import read_object
 from trust.identity import delegation
@@ -97,6 +98,7 @@ class Sidecar:
             segment_bytes=config.segment_bytes,
             disk=self._disk,
         )
+        self.shipper = Shipper(self.identity, self.ledger.root, clock)
         found = self.ledger.size
         self._before = recover(self.ledger, config.labels_keep_s, clock.now())
         await self.ledger.append(entries.Start(VERSION, found))
@@ -118,6 +120,7 @@ class Sidecar:
             asyncio.create_task(self.world.follow_bundle()),
             asyncio.create_task(self.world.own.follow()),
             asyncio.create_task(self._tick()),
+            asyncio.create_task(self.shipper.work()),
         ]
 
     def _serve_agent(self, agent: str, own_keys: Callable[[], frozenset[bytes]], view: View) -> Served:

@@ -77,6 +77,8 @@ class Reason(StrEnum):
     UPSTREAM_FAILED = "upstream_failed"
     OUTCOME_UNKNOWN = "outcome_unknown"
     OVERLOADED = "overloaded"
+    UNWITNESSED = "unwitnessed"
+    FORKED = "forked"
     INTERNAL_ERROR = "internal_error"
 
 
@@ -165,6 +167,14 @@ TABLE: dict[Reason, Row] = {
         502, _TRANSIENT, False, _ROUTE, "the action left, but whether it happened is not known"
     ),
     Reason.OVERLOADED: Row(503, _TRANSIENT, True, _ROUTE, "too much is already in flight"),
+    Reason.UNWITNESSED: Row(
+        503,
+        _TRANSIENT,
+        True,
+        _LEDGER,
+        "the ledger was not witnessed for too long; nothing of high risk may happen",
+    ),
+    Reason.FORKED: Row(409, _STRUCTURAL, False, _LEDGER, "the log contradicts what was witnessed of it"),
     Reason.INTERNAL_ERROR: Row(500, _TRANSIENT, False, _BUG, "a fault in Licet itself; the answer is no"),
 }
 
@@ -201,6 +211,8 @@ NOTHING_HAPPENED: Final = frozenset(
         Reason.NODE_UNREACHABLE,
         Reason.TICKET_INVALID,
         Reason.OVERLOADED,
+        Reason.UNWITNESSED,
+        Reason.FORKED,
     }
 )
 """Refusals that precede execution. After any other, what happened is not known, and the outcome says so."""

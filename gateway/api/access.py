@@ -34,6 +34,7 @@ from gateway.standings import Standings
 from gateway.state import Person
 from gateway.statements import Statements
 from gateway.stops import Stops
+from gateway.witness import Witness
 from trust.canonical import read_object
 from trust.identity.keys import SecretKey
 from trust.ledger import entries
@@ -62,6 +63,7 @@ class Services:
     dispatcher: Dispatcher
     callers: Callers
     certificates: Certificates | None
+    witness: Witness
     key: SecretKey
     clock: SystemClock
     trust_domain: str

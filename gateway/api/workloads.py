@@ -16,7 +16,7 @@ from gateway.state import ApprovalRecord
 from trust import wire
 from trust.identity import wit
 from trust.identity.keys import PublicKey, unb64url
-from trust.ledger import entries
+from trust.ledger import entries, shipment
 from trust.policy.inventory import Server
 from trust.reasons import Reason, Unverifiable
 from trust.standing.rules import COUNTED
@@ -94,6 +94,7 @@ class Workloads:
         signed("POST", "/v1/delegations", self._issue_root, strong=True)
         signed("POST", "/v1/authority", self._authority)
         signed("POST", "/v1/refusals", self._report)
+        signed("POST", "/v1/ledger", self._witness)
         signed("GET", "/v1/bundle", self._bundle)
         signed("GET", "/v1/feed", self._feed, listening=True)
         signed("POST", "/v1/dispatch", self._s.dispatcher.dispatch)
@@ -208,6 +209,16 @@ class Workloads:
         ]
         await self._s.standings.refused(entries.Reported(name, origin, told.first, told.last, counted))
         return json_response({"heard": self._s.standings.heard(name, origin)})
+
+    async def _witness(self, incoming: Incoming, sender: Sender) -> Response:
+        """What a sidecar or node sealed of its log: kept, and cosigned."""
+        if incoming.header("content-type") != shipment.SHIPMENT_TYPE:
+            raise Unverifiable(Reason.UNSUPPORTED_MEDIA_TYPE, f"expected {shipment.SHIPMENT_TYPE}")
+        if len(incoming.body) > shipment.MAX_SHIPMENT_BYTES:
+            raise Unverifiable(Reason.BODY_TOO_LARGE, f"{len(incoming.body)} bytes in one shipment")
+        shipped, bundle = shipment.unpack(incoming.body)
+        received = await self._s.witness.receive(sender.workload, shipped, bundle)
+        return json_response(msgspec.to_builtins(received))
 
     # Facts
 

@@ -46,8 +46,9 @@ class Nodes:
         ]
 
     def _records(self) -> list[NodeRecord]:
-        if self._cache[0] != self._store.changes:
-            self._cache = (self._store.changes, list(self._store.all(NodeRecord)))
+        version = self._store.version(NodeRecord)
+        if self._cache[0] != version:
+            self._cache = (version, list(self._store.all(NodeRecord)))
         return self._cache[1]
 
     @contextmanager

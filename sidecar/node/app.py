@@ -41,6 +41,7 @@ from sidecar.node.http_upstream import HttpUpstream
 from sidecar.node.sessions import Sessions
 from sidecar.node.stdio_upstream import StdioUpstream
 from sidecar.node.upstream import Replied, Upstream, UpstreamFailed
+from sidecar.shipping import Shipper
 from sidecar.world import listen
 from trust import feed, wire
 from trust.action import Payload
@@ -120,6 +121,7 @@ class Node:
             clock=self._clock,
             segment_bytes=config.segment_bytes,
         )
+        self.shipper = Shipper(self.identity, self.ledger.root, self._clock)
         await self.ledger.append(entries.Start(VERSION, self.ledger.size))
         hosts: set[str] = set()
         border = Border(hosts, frozenset({wire.TICKET_HEADER}), MAX_EXECUTE_BYTES)
@@ -145,6 +147,7 @@ class Node:
             asyncio.create_task(self._watch_tools()),
             asyncio.create_task(self._keep_children()),
             asyncio.create_task(listen(self.identity, self._hear)),
+            asyncio.create_task(self.shipper.work()),
         ]
 
     async def _certify(self) -> None:

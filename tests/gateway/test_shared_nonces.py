@@ -7,6 +7,7 @@ import shutil
 import socket
 import subprocess
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -69,14 +70,17 @@ def soon() -> tuple[int, int, float]:
 
 
 async def test_of_all_verifiers_one_accepts(pair: tuple[SharedNonces, SharedNonces]) -> None:
-    async def spend(which: int) -> bool:
+    async def spend(which: int) -> Reason | None:
         try:
             await pair[which % 2].spend("n" * 16, *soon())
         except Unverifiable as bad:
-            return bad.reason is not Reason.REPLAYED
-        return True
+            return bad.reason
+        return None
 
-    assert sum(await asyncio.gather(*(spend(which) for which in range(200)))) == 1
+    answers = Counter(await asyncio.gather(*(spend(which) for which in range(200))))
+    # On a machine that is too busy to be asked in time, nobody may accept; two never may.
+    assert answers[None] == 1 or (answers[None] == 0 and answers[Reason.REPLAY_UNKNOWN])
+    assert set(answers) <= {None, Reason.REPLAYED, Reason.REPLAY_UNKNOWN}
 
 
 async def test_another_audience_is_another_memory(redis: Redis) -> None:

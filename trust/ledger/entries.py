@@ -353,6 +353,37 @@ class Breaker(_Entry, frozen=True, tag="breaker"):
     until_us: int
 
 
+class Log(_Entry, frozen=True, tag="log"):
+    """The gateway meets the log ``origin``, whose verifier key is ``vkey`` (``met``), a person lets it begin anew under
+    another key (``renewed``), or it contradicts what was seen of it (``forked``; ``detail`` says how)."""
+
+    event: Literal["met", "renewed", "forked"]
+    origin: str
+    vkey: str = ""
+    by: str = ""
+    reason: str = ""
+    detail: str = ""
+
+
+class Witness(_Entry, frozen=True, tag="witness"):
+    """The gateway saw a checkpoint of the log ``origin`` and cosigned it: ``size`` entries with ``root`` (base64),
+    sealed at ``time_ms`` (Unix milliseconds, by the log's own clock)."""
+
+    origin: str
+    size: int
+    root: str
+    time_ms: int
+
+
+class Query(_Entry, frozen=True, tag="query"):
+    """Somebody read the ledger: who, what was asked (its filters, or the SQL), and how many rows were told."""
+
+    by: str
+    what: str
+    asked: str
+    rows: int
+
+
 class Admin(_Entry, frozen=True, tag="admin"):
     """A person used an administrative command, in this role; what came of it stands in the entries after."""
 
@@ -388,6 +419,9 @@ AnyEntry = (
     | Reported
     | Standing
     | Breaker
+    | Log
+    | Witness
+    | Query
     | Admin
     | Gap
 )

@@ -182,7 +182,7 @@ def _begin(root: Path, origin: str, key: SecretKey, clock: Clock) -> None:
 def _recover(root: Path, origin: str, key: SecretKey, segments: Segments, boot: str) -> tuple[TileWriter, Gap | None]:
     """The tiles up to the last valid frame, and what had to be cut after it."""
     sealed = _last_checkpoint(root, origin, key)
-    tiles = _resume_tiles(root, sealed) or TileWriter(root)
+    tiles = resume_tiles(root, sealed) or TileWriter(root)
     existing = segments.all()
     if not existing and not sealed.size:
         segments.start(0)
@@ -239,7 +239,7 @@ def _last_checkpoint(root: Path, origin: str, key: SecretKey) -> Checkpoint:
         raise LedgerDamaged(f"{path}: {bad.detail}") from None
 
 
-def _resume_tiles(root: Path, sealed: Checkpoint) -> TileWriter | None:
+def resume_tiles(root: Path, sealed: Checkpoint) -> TileWriter | None:
     """The tile writer as it was at the last checkpoint, or None when the tiles must be made again.
 
     Tiles are not flushed one by one, so after a power failure they may be missing or wrong: the root tells.

@@ -91,6 +91,13 @@ def words(entry: AnyEntry) -> str:
             )
         case entries.Breaker():
             return f"{entry.target} stopped until {moment(entry.until_us)}: {entry.rule}, {entry.count} times"
+        case entries.Log():
+            detail = f": {visible(entry.detail, MAX_SHOWN)}" if entry.detail else ""
+            return f"{entry.origin} {entry.event}{_who(entry.by)}{_why(entry.reason)}{detail}"
+        case entries.Witness():
+            return f"{entry.origin} cosigned at {entry.size} entries, sealed {moment(entry.time_ms * 1000)}"
+        case entries.Query():
+            return f"{visible(entry.by)} read {entry.rows} rows ({entry.what}): {visible(entry.asked, MAX_SHOWN)}"
         case entries.Admin():
             return f"{entry.by} as {entry.role}: {visible(entry.event)}"
         case entries.Start():

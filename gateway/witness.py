@@ -1,0 +1,146 @@
+"""The witness of every sidecar's and node's log: it keeps a copy, cosigns what is consistent, and remembers the rest.
+
+A log is known by its origin, which its workload's identity gives it, and by the key that it came with first. What it
+sealed once it can neither change nor take back: that is refused, recorded, and said to whoever asks.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+from edge.clock import SystemClock
+from gateway.records import Records
+from gateway.state import LogRecord
+from trust.identity.keys import SecretKey
+from trust.identity.wit import Workload
+from trust.ledger import checkpoint, entries
+from trust.ledger.checkpoint import Checkpoint
+from trust.ledger.merkle import EMPTY_ROOT
+from trust.ledger.mirror import Forked, Mirror
+from trust.ledger.shipment import Received, Shipment
+from trust.reasons import Reason, Unverifiable, visible
+
+_KINDS: Final = {"agent": "sidecar", "node": "node"}
+_log = logging.getLogger("licet.gateway")
+
+
+class Witness:
+    """Of one gateway. *directory* holds a copy of each log; *on_new* hears of logs that grew."""
+
+    def __init__(self, records: Records, directory: Path, name: str, key: SecretKey, clock: SystemClock) -> None:
+        self._records = records
+        self._directory = directory
+        self.name = name
+        self._key = key
+        self._clock = clock
+        self._mirrors: dict[str, Mirror] = {}
+        self._busy: dict[str, asyncio.Lock] = {}
+        self._listeners: list[Callable[[str], None]] = []
+
+    def listen(self, listener: Callable[[str], None]) -> None:
+        """Call *listener* with the origin of each log that was cosigned further."""
+        self._listeners.append(listener)
+
+    @property
+    def vkey(self) -> str:
+        return checkpoint.witness_vkey(self.name, self._key.public)
+
+    def logs(self) -> list[LogRecord]:
+        return self._records.cached(LogRecord)
+
+    def path(self, origin: str) -> Path:
+        """Where the copy of a log lies."""
+        return self._directory / origin.replace("/", "_")
+
+    async def receive(self, workload: Workload, shipment: Shipment, bundle: list[bytes]) -> Received:
+        """What *workload* ships of its own log, taken and cosigned as far as it holds."""
+        origin = f"{workload.trust_domain}/{_KINDS[workload.kind]}/{workload.name}"
+        async with self._busy.setdefault(origin, asyncio.Lock()):
+            await self._meet(origin, shipment.vkey)
+            mirror = self._mirror(origin)
+            if shipment.first != mirror.size:
+                return Received(mirror.size)
+            try:
+                return await self._take(origin, mirror, shipment, bundle)
+            except Forked as fork:
+                self._mirrors.pop(origin)
+                await self._alarm(origin, str(fork))
+                raise Unverifiable(Reason.FORKED, str(fork)) from None
+            except Unverifiable:
+                mirror.forget()
+                raise
+
+    async def _take(self, origin: str, mirror: Mirror, shipment: Shipment, bundle: list[bytes]) -> Received:
+        await asyncio.to_thread(mirror.take, shipment.first, bundle)
+        if not shipment.checkpoint:
+            return Received(mirror.size)
+        note = shipment.checkpoint.encode()
+        sealed = mirror.check(note)
+        line = checkpoint.cosign(note, self.name, self._key, int(self._clock.now()))
+        if sealed.size > mirror.known.size:
+            # Remembered before it is said: whoever holds the cosignature may rely on it.
+            root = base64.b64encode(sealed.root).decode("ascii")
+            async with self._records.deciding:
+                await self._records.change(entries.Witness(origin, sealed.size, root, sealed.time_ms))
+        await asyncio.to_thread(mirror.keep, sealed, note + line)
+        for listener in self._listeners:
+            listener(origin)
+        return Received(mirror.size, line.decode())
+
+    async def _meet(self, origin: str, vkey: str) -> None:
+        known = self._records.store.get(LogRecord, origin)
+        if known is None:
+            named, _ = checkpoint.parse_vkey(vkey)
+            if named != origin:
+                raise Unverifiable(Reason.NOT_YOURS, f"a verifier key of {visible(named)}; expected one of {origin}")
+            async with self._records.deciding:
+                await self._records.change(entries.Log("met", origin, vkey))
+        elif known.vkey != vkey:
+            detail = "it came with another key than before, as if it had begun anew"
+            await self._alarm(origin, detail)
+            todo = f"an operator looks at it, then `licet audit renew {origin} --reason …`"
+            raise Unverifiable(Reason.FORKED, f"{origin}: {detail}; {todo}")
+
+    async def _alarm(self, origin: str, detail: str) -> None:
+        """Recorded once for each thing that is wrong."""
+        known = self._records.store.get(LogRecord, origin)
+        if known is not None and known.wrong == detail:
+            return
+        _log.error("the log %s contradicts itself: %s", origin, detail)
+        async with self._records.deciding:
+            await self._records.change(entries.Log("forked", origin, detail=detail))
+
+    async def renew(self, origin: str, by: str, reason: str) -> None:
+        """A person knows why a log begins anew; the copy of the former one is kept aside."""
+        if not reason.strip():
+            raise Unverifiable(Reason.MALFORMED_REQUEST, "say why: the reason is recorded")
+        async with self._busy.setdefault(origin, asyncio.Lock()), self._records.deciding:
+            known = self._records.store.get(LogRecord, origin)
+            if known is None:
+                names = ", ".join(log.origin for log in self.logs()) or "none"
+                raise Unverifiable(Reason.NOT_FOUND, f'no log "{visible(origin)}" is witnessed; witnessed: {names}')
+            path = self.path(origin)
+            if path.exists():
+                path.rename(path.with_name(f"{path.name}.until-{int(self._clock.now())}"))
+            self._mirrors.pop(origin, None)
+            await self._records.change(entries.Log("renewed", origin, by=by, reason=reason))
+
+    def _mirror(self, origin: str) -> Mirror:
+        if origin not in self._mirrors:
+            known = self._records.store.get(LogRecord, origin)
+            if known is None:
+                raise Unverifiable(Reason.NOT_FOUND, f"no log {origin}")
+            _, key = checkpoint.parse_vkey(known.vkey)
+            self._mirrors[origin] = Mirror(self.path(origin), origin, key, seen(known))
+        return self._mirrors[origin]
+
+
+def seen(known: LogRecord) -> Checkpoint:
+    """The last checkpoint of a log that was cosigned."""
+    root = base64.b64decode(known.root) if known.root else EMPTY_ROOT
+    return Checkpoint(known.origin, known.size, root, known.time_ms)

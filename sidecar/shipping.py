@@ -1,0 +1,117 @@
+"""This process's log on its way to the witness: what is sealed is shipped, and the cosignature kept beside it.
+
+The gateway says how many entries it has, so nothing is remembered here about that, and nothing can be skipped. While
+it cannot be reached everything is still recorded; what may do great harm waits until somebody has seen the record.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from edge.client import Broken, Unreachable
+from edge.clock import SystemClock
+from sidecar.identity import Identity, detail_of
+from trust.ledger import checkpoint, shipment
+from trust.ledger.merkle import TILE_WIDTH
+from trust.ledger.shipment import Received, Shipment
+from trust.ledger.tiles import read_entries, write_atomically
+from trust.reasons import Reason, Unverifiable
+
+INTERVAL_S: Final = 1.0
+MAX_BYTES: Final = 1 << 20
+COSIGNED: Final = "checkpoint.cosigned"
+_log = logging.getLogger("licet")
+
+
+class Shipper:
+    """Of the log under *root*, which this process writes."""
+
+    def __init__(self, identity: Identity, root: Path, clock: SystemClock) -> None:
+        self._identity = identity
+        self._root = root
+        self._clock = clock
+        self._vkey = (root / "vkey").read_text().strip()
+        self._origin, self._key = checkpoint.parse_vkey(self._vkey)
+        self._there = 0
+        self._behind_since: float | None = None
+        self._cosigned = 0
+        self.fault = ""
+
+    async def work(self) -> None:
+        """Ship each second, for ever."""
+        while True:
+            try:
+                await self.ship()
+                self.fault = ""
+            except (Unreachable, Broken, Unverifiable) as bad:
+                self._fails(str(bad))
+            except Exception:
+                _log.exception("shipping the ledger failed; it is tried again")
+            await asyncio.sleep(INTERVAL_S)
+
+    def _fails(self, fault: str) -> None:
+        if fault != self.fault:
+            _log.warning("the ledger is not witnessed, trying again: %s", fault)
+        self.fault = fault
+
+    def unwitnessed_s(self) -> float:
+        """For how long something that is sealed was not witnessed; seconds."""
+        return 0.0 if self._behind_since is None else self._clock.mono() - self._behind_since
+
+    async def ship(self) -> None:
+        """Everything that is sealed now."""
+        note = (self._root / "checkpoint").read_bytes()
+        sealed = checkpoint.open_checkpoint(note, self._origin, self._key).size
+        if sealed == self._cosigned:
+            self._behind_since = None
+            return
+        self._behind_since = self._behind_since or self._clock.mono()
+        while True:
+            entries = await asyncio.to_thread(self._next, sealed)
+            last = self._there + len(entries) == sealed
+            received = await self._send(note if last else b"", entries)
+            if received.cosignature:
+                self._keep(note, received.cosignature.encode())
+                self._cosigned, self._behind_since = sealed, None
+                self._there = received.size
+                return
+            if received.size > sealed:
+                raise Unverifiable(Reason.FORKED, f"the witness has {received.size} entries, and {sealed} are sealed")
+            self._there = received.size
+
+    def _next(self, sealed: int) -> list[bytes]:
+        """The entries that the witness has not, as many as one shipment takes."""
+        found: list[bytes] = []
+        size = 0
+        bundle = self._there // TILE_WIDTH
+        following = read_entries(self._root, sealed, bundle)
+        for entry in itertools.islice(following, self._there - bundle * TILE_WIDTH, None):
+            size += len(entry) + 2
+            if size > MAX_BYTES:
+                break
+            found.append(entry)
+        return found
+
+    async def _send(self, note: bytes, entries: list[bytes]) -> Received:
+        body = shipment.pack(Shipment(self._vkey, self._there, note.decode()), entries)
+        headers = {"Content-Type": shipment.SHIPMENT_TYPE}
+        async with self._identity.send("POST", "/v1/ledger", body, headers, timeout_s=30.0) as reply:
+            answer = await reply.read()
+        if reply.status != 200:
+            raise Unverifiable(Reason.UNWITNESSED, f"the witness refused it: {detail_of(answer)}")
+        return msgspec.json.decode(answer, type=Received)
+
+    def _keep(self, note: bytes, cosignature: bytes) -> None:
+        """Only what the gateway really signed counts as witnessed."""
+        checkpoint.cosigned_at(note + cosignature, self._witness, self._identity.gateway)
+        write_atomically(self._root / COSIGNED, note + cosignature, flush=True)
+
+    @property
+    def _witness(self) -> str:
+        return f"{self._identity.enrolment.trust_domain}/gateway/main"

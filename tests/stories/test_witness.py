@@ -1,0 +1,151 @@
+"""The gateway witnesses every log: what was sealed and seen can be neither changed nor taken back unnoticed."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sidecar.shipping import COSIGNED
+from tests.mesh import Mesh
+from trust.ledger import checkpoint, shipment
+from trust.ledger.checkpoint import Checkpoint
+from trust.ledger.entries import Log, Witness
+from trust.ledger.merkle import leaf_hash
+from trust.ledger.proofs import Tree
+from trust.ledger.shipment import Received, Shipment
+from trust.reasons import Unverifiable
+
+pytestmark = pytest.mark.slow
+READ, NOTES = "workbench/read_file", {"path": "notes.txt"}
+ORIGIN = "licet.local/sidecar/demo"
+
+
+async def witnessed(mesh: Mesh, part: str = "sidecar") -> Checkpoint:
+    """Wait until the part's log is cosigned to its end; what was cosigned."""
+    process = getattr(mesh, part)
+    async with asyncio.timeout(10):
+        while process.shipper._cosigned < process.ledger.size:
+            await asyncio.sleep(0.05)
+    note = (process.ledger.root / COSIGNED).read_bytes()
+    witness, key = checkpoint.parse_witness_vkey(mesh.gateway.witness.vkey)
+    assert checkpoint.cosigned_at(note, witness, key)
+    origin, own = checkpoint.parse_vkey((process.ledger.root / "vkey").read_text())
+    return checkpoint.open_checkpoint(note, origin, own)
+
+
+async def test_every_log_is_copied_cosigned_and_logged(mesh: Mesh) -> None:
+    for _ in range(5):
+        assert (await mesh.call(READ, NOTES)).status == 200
+    for part in ("sidecar", "node"):
+        sealed = await witnessed(mesh, part)
+        copy = mesh.gateway.witness.path(sealed.origin)
+        assert Tree(copy, sealed.size).root() == sealed.root
+        logged = [e for e in mesh.entries("gateway") if isinstance(e, Witness) and e.origin == sealed.origin]
+        assert logged[-1].size == sealed.size
+    assert mesh.sidecar.shipper.unwitnessed_s() == 0.0
+
+
+async def test_the_copy_goes_on_after_a_restart_of_either_and_after_it_was_lost(mesh: Mesh) -> None:
+    first = await witnessed(mesh)
+    await mesh.stop("gateway")
+    await mesh.start_gateway()
+    await mesh.ready()
+    await mesh.call(READ, NOTES)
+    second = await witnessed(mesh)
+    assert second.size > first.size
+    await mesh.stop("sidecar")
+    await mesh.stop("gateway")
+    shutil.rmtree(mesh.home / "gateway" / "logs")
+    await mesh.start_gateway()
+    await mesh.start_sidecar()
+    third = await witnessed(mesh)
+    assert Tree(mesh.gateway.witness.path(ORIGIN), third.size).root() == third.root
+
+
+async def test_more_than_one_shipment_takes(mesh: Mesh, monkeypatch: Any) -> None:
+    monkeypatch.setattr("sidecar.shipping.MAX_BYTES", 4000)
+    for _ in range(8):
+        await mesh.call(READ, NOTES)
+    sealed = await witnessed(mesh)
+    assert Tree(mesh.gateway.witness.path(ORIGIN), sealed.size).root() == sealed.root
+
+
+async def shipped(mesh: Mesh, first: int, note: bytes, entries: list[bytes], vkey: str = "") -> Any:
+    own = (mesh.sidecar.ledger.root / "vkey").read_text().strip()
+    body = shipment.pack(Shipment(vkey or own, first, note.decode()), entries)
+    headers = {"Content-Type": shipment.SHIPMENT_TYPE}
+    async with mesh.sidecar.identity.send("POST", "/v1/ledger", body, headers) as reply:
+        return reply.status, await reply.read()
+
+
+async def test_a_fork_a_rollback_and_a_new_key_are_refused_and_recorded(mesh: Mesh) -> None:
+    sealed = await witnessed(mesh)
+    mesh.sidecar._tasks[3].cancel()
+    from trust.identity.keys import SecretKey
+
+    key = SecretKey.load(mesh.home / "sidecar" / "ledger.key")
+    forged = [
+        (Checkpoint(ORIGIN, sealed.size, leaf_hash(b"other"), sealed.time_ms), b"seals another root"),
+        (Checkpoint(ORIGIN, sealed.size - 1, sealed.root, sealed.time_ms), b"now seals"),
+    ]
+    for claim, says in forged:
+        status, told = await shipped(mesh, sealed.size, checkpoint.seal(claim, key), [])
+        assert (status, says in told) == (409, True), told
+    stranger = SecretKey.generate()
+    vkey = checkpoint.vkey(ORIGIN, stranger.public)
+    status, told = await shipped(mesh, 0, b"", [], vkey)
+    assert (status, b"another key than before" in told) == (409, True)
+    alarms = [e.detail for e in mesh.entries("gateway") if isinstance(e, Log) and e.event == "forked"]
+    assert len(alarms) == 3
+    assert (await shipped(mesh, 0, b"", [], checkpoint.vkey("licet.local/sidecar/other", stranger.public)))[0] == 409
+    status, told = await shipped(mesh, 0, b"", [])
+    assert (status, Received(sealed.size).size) == (200, sealed.size), "who is behind is told where to go on"
+
+
+async def test_what_is_no_log_changes_nothing(mesh: Mesh) -> None:
+    sealed = await witnessed(mesh)
+    mesh.sidecar._tasks[3].cancel()
+    from trust.ledger.entries import Gap, Stamp, encode, stamped
+
+    def entry(seq: int, origin: str = ORIGIN) -> bytes:
+        return stamped(Stamp(origin, seq, "b", 1, 1), encode(Gap("x", "y")))
+
+    for bad in ([b"{}"], [b""], [entry(sealed.size + 1)], [entry(sealed.size, "licet.local/sidecar/other")]):
+        assert (await shipped(mesh, sealed.size, b"", bad))[0] == 400
+    from trust.identity.keys import SecretKey
+
+    stranger = checkpoint.seal(Checkpoint(ORIGIN, sealed.size + 1, sealed.root, 1), SecretKey.generate())
+    assert (await shipped(mesh, sealed.size, stranger, [entry(sealed.size)]))[0] == 400
+    headers = {"Content-Type": shipment.SHIPMENT_TYPE}
+    async with mesh.sidecar.identity.send("POST", "/v1/ledger", b"\0\0\0\xff{}", headers) as reply:
+        assert reply.status == 400
+    async with mesh.sidecar.identity.send("POST", "/v1/ledger", b"{}", {"Content-Type": "text/plain"}) as reply:
+        assert reply.status == 415
+    await mesh.sidecar.shipper.ship()
+    assert (await witnessed(mesh)).size >= sealed.size
+
+
+async def test_a_sidecar_that_begins_anew_waits_for_a_person(mesh: Mesh) -> None:
+    """Its home was lost: the ledger of before is kept, and nobody can pass off another one as it."""
+    sealed = await witnessed(mesh)
+    await mesh.stop("sidecar")
+    shutil.rmtree(mesh.home / "sidecar" / "ledger")
+    (mesh.home / "sidecar" / "ledger.key").unlink()
+    await mesh.start_sidecar()
+    async with asyncio.timeout(10):
+        while "another key than before" not in mesh.sidecar.shipper.fault:
+            await asyncio.sleep(0.05)
+    assert mesh.sidecar.shipper.unwitnessed_s() > 0
+    with pytest.raises(Unverifiable, match="say why"):
+        await mesh.gateway.witness.renew(ORIGIN, "op", " ")
+    with pytest.raises(Unverifiable, match=f"witnessed: .*{ORIGIN}"):
+        await mesh.gateway.witness.renew("nobody", "op", "x")
+    await mesh.gateway.witness.renew(ORIGIN, "op", "the disk was replaced")
+    await witnessed(mesh)
+    kept = [path for path in (mesh.home / "gateway" / "logs").iterdir() if ".until-" in path.name]
+    assert len(kept) == 1
+    assert Tree(Path(kept[0]), sealed.size).root() == sealed.root

@@ -1,0 +1,79 @@
+"""A copy of another process's log that is believed only as far as its checkpoints: what a witness keeps.
+
+Entries are taken as they come, and are nothing until a checkpoint of exactly that many was signed by the log's key and
+has their root. Then the tiles, and last the checkpoint, are written; what is on the device is always a whole log.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from trust.identity.keys import PublicKey
+from trust.ledger import checkpoint, entries
+from trust.ledger.checkpoint import Checkpoint
+from trust.ledger.log import resume_tiles
+from trust.ledger.merkle import EMPTY_ROOT, leaf_hash
+from trust.ledger.tiles import TileWriter, write_atomically
+from trust.reasons import Reason, Unverifiable
+
+
+class Forked(Exception):
+    """The log's key signed two logs, or took something back; ``args`` says what was found."""
+
+
+class Mirror:
+    """Of the log *origin* with *key*, under *root*. *known* is the last checkpoint that was seen of it."""
+
+    def __init__(self, root: Path, origin: str, key: PublicKey, known: Checkpoint) -> None:
+        self._root = root
+        self._origin = origin
+        self._key = key
+        self.known = known
+        sealed = self._kept()
+        self._tiles = resume_tiles(root, sealed) or TileWriter(root)
+
+    def _kept(self) -> Checkpoint:
+        try:
+            return checkpoint.open_checkpoint((self._root / "checkpoint").read_bytes(), self._origin, self._key)
+        except (FileNotFoundError, Unverifiable):
+            return Checkpoint(self._origin, 0, EMPTY_ROOT, 0)
+
+    @property
+    def size(self) -> int:
+        """Entries that were taken; the next one has this index."""
+        return self._tiles.edge.size
+
+    def take(self, first: int, bundle: list[bytes]) -> None:
+        """The entries from index *first* on. :class:`Forked` when they are not those that were witnessed before."""
+        if first != self.size:
+            raise Unverifiable(Reason.MALFORMED_REQUEST, f"entries from {first}; expected them from {self.size}")
+        for index, data in enumerate(bundle, first):
+            stamp = entries.decode(data).stamp
+            if (stamp.origin, stamp.seq) != (self._origin, index):
+                told = f"entry {index} of {self._origin} says that it is {stamp.origin}#{stamp.seq}"
+                raise Unverifiable(Reason.MALFORMED_REQUEST, told)
+            self._tiles.append(data, leaf_hash(data))
+            if index + 1 == self.known.size and self._tiles.edge.root() != self.known.root:
+                raise Forked(f"the first {self.known.size} entries of {self._origin} are not those that were witnessed")
+
+    def check(self, note: bytes) -> Checkpoint:
+        """The checkpoint in *note*, if it seals exactly what was taken and takes nothing back."""
+        sealed = checkpoint.open_checkpoint(note, self._origin, self._key)
+        if sealed.size < self.known.size:
+            raise Forked(f"{self._origin} had {self.known.size} entries and now seals {sealed.size}")
+        if sealed.size != self.size:
+            raise Unverifiable(Reason.MALFORMED_REQUEST, f"a checkpoint of {sealed.size}; {self.size} entries are here")
+        if sealed.root != self._tiles.edge.root():
+            raise Forked(f"{self._origin} seals another root over {sealed.size} entries than they have")
+        return sealed
+
+    def keep(self, sealed: Checkpoint, note: bytes) -> None:
+        """Write what *note* seals, which :meth:`check` has looked at, and *note* with its cosignature."""
+        self._tiles.write_partial()
+        write_atomically(self._root / "vkey", checkpoint.vkey(self._origin, self._key).encode() + b"\n")
+        write_atomically(self._root / "checkpoint", note, flush=True)
+        self.known = sealed
+
+    def forget(self) -> None:
+        """What was taken and never sealed is thrown away: begin again where the last checkpoint ends."""
+        self._tiles = resume_tiles(self._root, self._kept()) or TileWriter(self._root)
