@@ -22,6 +22,7 @@ from gateway.config import GatewayConfig
 from gateway.delegations import Delegations
 from gateway.dispatch import Dispatcher
 from gateway.feed import Feed
+from gateway.ledgers import Ledgers
 from gateway.offers import Inventories
 from gateway.people import AUTHOR, OPERATOR, People
 from gateway.proofs import Proofs
@@ -91,6 +92,7 @@ class Gateway:
         self._client = Client(tls=self._tls.outgoing if self._tls else None)
         audience = f"wimse://{domain}/gateway/main"
         self.witness = Witness(self.records, home / "logs", f"{domain}/gateway/main", key, clock)
+        self.ledgers = Ledgers(self.records, self.witness, home / "index.sqlite", clock)
         self._shared = SharedNonces(config.nonces, audience) if config.nonces else None
         if self._shared is not None:
             await self._shared.start()
@@ -140,6 +142,7 @@ class Gateway:
                 callers=callers,
                 certificates=self._tls,
                 witness=self.witness,
+                ledgers=self.ledgers,
                 key=key,
                 clock=clock,
                 trust_domain=domain,
@@ -151,7 +154,11 @@ class Gateway:
         self._listener = Listener(server)
         self.port = await self._listener.open(config.host, config.port, self._tls.incoming if self._tls else None)
         hosts.update(f"{name}:{self.port}" for name in (config.host, "localhost", *config.hostnames))
-        self._tasks = [asyncio.create_task(self._tick()), asyncio.create_task(self.standings.work())]
+        self._tasks = [
+            asyncio.create_task(self._tick()),
+            asyncio.create_task(self.standings.work()),
+            asyncio.create_task(self.ledgers.work()),
+        ]
 
     async def _first_operator(self, people: People) -> None:
         """On the first start somebody must be able to register the others."""
@@ -216,6 +223,7 @@ class Gateway:
         if self._shared is not None:
             await self._shared.close()
         await self.ledger.close()
+        self.ledgers.close()
         self._store.close()
 
 

@@ -15,6 +15,7 @@ from trust.reasons import Reason, Unverifiable, visible
 OPERATOR = "operator"
 """The role that registers agents, nodes, servers and people, and kills."""
 AUTHOR = "author"
+AUDITOR = "auditor"
 """The role that activates bundles."""
 
 
@@ -59,7 +60,9 @@ class People:
         return token
 
 
-def require_role(person: Person, role: str) -> None:
-    """Nothing, if *person* has *role*, or :class:`Unverifiable`."""
-    if role not in person.roles:
-        raise Unverifiable(Reason.NOT_YOURS, f"{person.name} has not the role {role}")
+def require_role(person: Person, roles: tuple[str, ...]) -> str:
+    """The first of *roles* that *person* has, or :class:`Unverifiable`."""
+    for role in roles:
+        if role in person.roles:
+            return role
+    raise Unverifiable(Reason.NOT_YOURS, f"{person.name} has not the role {' or '.join(roles)}")

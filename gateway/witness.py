@@ -53,6 +53,11 @@ class Witness:
     def logs(self) -> list[LogRecord]:
         return self._records.cached(LogRecord)
 
+    def copies(self) -> list[Path]:
+        """Where the copies lie of which something was cosigned."""
+        paths = (self.path(log.origin) for log in self.logs())
+        return [path for path in paths if (path / "checkpoint").exists()]
+
     def path(self, origin: str) -> Path:
         """Where the copy of a log lies."""
         return self._directory / origin.replace("/", "_")

@@ -104,7 +104,15 @@ class Sidecar:
         await self.ledger.append(entries.Start(VERSION, found))
         for outcome in self._before.unfinished:
             await self.ledger.append(outcome)
-        self.world = World(self.identity, home / "bundles", self.ledger, clock, self._before.newest_bundle)
+        self.world = World(
+            self.identity,
+            home / "bundles",
+            self.ledger,
+            self.shipper,
+            clock,
+            self._before.newest_bundle,
+            config.unwitnessed_s,
+        )
         await self.world.load_last_good()
         self.token = _token(self.config)
         self._blobs, self._run = Blobs(home / "blobs"), _run(home, clock)

@@ -65,7 +65,8 @@ class SidecarConfig(_Workload):
     """Section ``[sidecar]``. Times in seconds. ``hold_wait_s``: how long an MCP call is held open while a
     person decides; ``labels_keep_s``: how long what an agent has seen stays with it beyond a run. ``key_service``:
     who holds the agent's key, such as ``ssh-agent:/run/agent.sock``; without one it is a file in ``home``. ``guests``:
-    agents that hold their keys themselves and share this sidecar."""
+    agents that hold their keys themselves and share this sidecar. ``unwitnessed_s``: for how long what is recorded may
+    stay unseen by the gateway before nothing of risk 2 or more may happen."""
 
     home: Path = Path(".licet/sidecar")
     host: str = Field("127.0.0.1", min_length=1)
@@ -73,6 +74,7 @@ class SidecarConfig(_Workload):
     hostnames: tuple[str, ...] = ()
     hold_wait_s: Seconds = 120.0
     labels_keep_s: WholeSeconds = 86_400
+    unwitnessed_s: Seconds = 60.0
     oauth: OAuthConfig | None = None
     guests: tuple[Name, ...] = ()
     segment_bytes: SegmentBytes = 64 << 20

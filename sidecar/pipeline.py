@@ -131,6 +131,8 @@ class Pipeline:
         if delegated is not None and tool.manifest.category != "protocol":
             delegated.authority.require(action.name, action.arguments)
         self._require_fresh(tool)
+        if tool.manifest.risk >= RISK_HIGH:
+            self._world.require_witnessed()
         self._require_closed(told, action.server)
         facts = self._recall(action, told, tool, delegated)
         finding = judge.evaluate(bundle, tool, action.arguments, facts, action.server, approved=approval is not None)

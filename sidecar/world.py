@@ -13,6 +13,7 @@ from edge.client import Broken, Unreachable
 from edge.clock import SystemClock
 from edge.durable import DurableLedger
 from sidecar.identity import Identity
+from sidecar.shipping import Shipper
 from trust import feed
 from trust.feed import Facts
 from trust.ledger import entries
@@ -88,6 +89,10 @@ class View:
     def age_s(self) -> float:
         return self._ear.age_s()
 
+    def require_witnessed(self) -> None:
+        """Nothing, if somebody has seen the record lately; else :class:`Unverifiable`."""
+        self._world.require_witnessed()
+
     async def heard(self, within_s: float) -> bool:
         """Whether the gateway said anything, or does so in this time."""
         with contextlib.suppress(TimeoutError):
@@ -100,14 +105,24 @@ class World:
     """Two tasks keep it current; decisions only read. What cannot be verified changes nothing."""
 
     def __init__(
-        self, identity: Identity, directory: Path, ledger: DurableLedger, clock: SystemClock, newest: int
+        self,
+        identity: Identity,
+        directory: Path,
+        ledger: DurableLedger,
+        shipper: Shipper,
+        clock: SystemClock,
+        newest: int,
+        unwitnessed_s: float,
     ) -> None:
-        """*newest* is the highest version that the ledger saw loaded; an older bundle never comes back."""
+        """*newest* is the highest version that the ledger saw loaded; an older bundle never comes back.
+        *unwitnessed_s*: for how long what is recorded may stay unseen before nothing of high risk may happen."""
         self._identity = identity
         self._directory = directory
         self._ledger = ledger
         self._clock = clock
         self._version = newest - 1
+        self._shipper = shipper
+        self._unwitnessed_s = unwitnessed_s
         self.own = Ear(identity, identity.name, clock)
         self.bundle: Compiled | None = None
 
@@ -118,6 +133,14 @@ class World:
 
     def age_s(self) -> float:
         return self.own.age_s()
+
+    def require_witnessed(self) -> None:
+        """Nothing, if the record was seen by the witness lately; else :class:`Unverifiable`."""
+        behind = self._shipper.unwitnessed_s()
+        if behind > self._unwitnessed_s:
+            because = f": {self._shipper.fault}" if self._shipper.fault else ""
+            detail = f"nobody has seen the record for {behind:.0f} s; the limit is {self._unwitnessed_s:.0f} s{because}"
+            raise Unverifiable(Reason.UNWITNESSED, detail)
 
     async def load_last_good(self) -> None:
         """The bundle of before the restart, so that a decision needs no gateway that is away for a moment."""

@@ -48,7 +48,7 @@ DOORS = {
     "yarl": {"edge.client"},
     "uvloop": {"edge.run"},
     "pydantic": {"edge.config", "gateway.config", "sidecar.config"},
-    "sqlite3": {"gateway.store"},
+    "sqlite3": {"gateway.store", "gateway.index"},
     "redis": {"edge.shared_nonces"},
     "mcp": {"licet.workbench.server", "licet.demo"},
 }

@@ -25,6 +25,7 @@ from gateway.certificates import Certificates
 from gateway.delegations import Delegations
 from gateway.dispatch import Dispatcher
 from gateway.feed import Feed
+from gateway.ledgers import Ledgers
 from gateway.people import People, require_role
 from gateway.records import Records
 from gateway.registry import Registry
@@ -64,6 +65,7 @@ class Services:
     callers: Callers
     certificates: Certificates | None
     witness: Witness
+    ledgers: Ledgers
     key: SecretKey
     clock: SystemClock
     trust_domain: str
@@ -104,15 +106,15 @@ class Access:
 
         self.routes.add(method, path, handle)
 
-    def person(self, method: str, path: str, handler: Handler, role: str | None = None) -> None:
-        """For people; with *role*, only for those who have it, and what they do in it is recorded before it is done."""
+    def person(self, method: str, path: str, handler: Handler, *roles: str) -> None:
+        """For people; with *roles*, only for those who have one of them, and what they do in it is recorded before it
+        is done."""
 
         async def handle(incoming: Incoming, **parameters: str) -> StreamResponse:
             person: Person = self._people.identify(incoming.bearer)
             with _attributed(f"person {person.name}"):
-                if role is not None:
-                    require_role(person, role)
-                if role is not None and method != "GET":
+                role = require_role(person, roles) if roles else ""
+                if role and method != "GET":
                     await self._records.note(entries.Admin(f"{method} {incoming.path}", person.name, role))
                 return await handler(incoming, person, **parameters)
 

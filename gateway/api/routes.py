@@ -6,6 +6,7 @@ from edge.http import Incoming, Response, json_response
 from gateway.api.access import Access, Services
 from gateway.api.administration import Administration
 from gateway.api.decisions import Decisions
+from gateway.api.ledger import Ledger
 from gateway.api.workloads import Workloads
 
 
@@ -18,7 +19,7 @@ class Api:
         access.anyone("GET", "/", self._home)
         access.anyone("GET", "/livez", self._livez)
         access.anyone("GET", "/readyz", self._readyz)
-        for part in (Workloads(services), Decisions(services), Administration(services)):
+        for part in (Workloads(services), Decisions(services), Administration(services), Ledger(services)):
             part.add_to(access)
         self.routes = access.routes
 

@@ -17,7 +17,7 @@ from trust.ledger.entries import Log, Witness
 from trust.ledger.merkle import leaf_hash
 from trust.ledger.proofs import Tree
 from trust.ledger.shipment import Received, Shipment
-from trust.reasons import Unverifiable
+from trust.reasons import Reason, Unverifiable
 
 pytestmark = pytest.mark.slow
 READ, NOTES = "workbench/read_file", {"path": "notes.txt"}
@@ -149,3 +149,24 @@ async def test_a_sidecar_that_begins_anew_waits_for_a_person(mesh: Mesh) -> None
     kept = [path for path in (mesh.home / "gateway" / "logs").iterdir() if ".until-" in path.name]
     assert len(kept) == 1
     assert Tree(Path(kept[0]), sealed.size).root() == sealed.root
+
+
+async def test_unwitnessed_for_too_long_nothing_of_high_risk_may_happen(mesh: Mesh, monkeypatch: Any) -> None:
+    """The gateway answers everything else: only its witness is gone."""
+    await witnessed(mesh)
+
+    async def gone(*_: Any) -> None:
+        raise Unverifiable(Reason.OVERLOADED, "no room")
+
+    monkeypatch.setattr(mesh.gateway.witness, "receive", gone)
+    mesh.sidecar.world._unwitnessed_s = 1.5
+    delete = ("workbench/delete_file", {"path": "notes.txt"})
+    assert (await mesh.call(*delete)).status == 202
+    await asyncio.sleep(3)
+    answer = await mesh.call(*delete)
+    assert (answer.status, answer.json["reason"], answer.json["retryable"]) == (503, "unwitnessed", True)
+    assert "no room" in answer.json["detail"]
+    assert (await mesh.call(READ, NOTES)).status == 200
+    monkeypatch.undo()
+    await witnessed(mesh)
+    assert (await mesh.call(*delete)).status == 202

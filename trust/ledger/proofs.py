@@ -6,12 +6,17 @@ the verification: RFC 9162, sections 2.1.3.2 and 2.1.4.2.
 
 from __future__ import annotations
 
+import base64
+import re
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Final
 
-from trust.ledger.merkle import EMPTY_ROOT, TILE_WIDTH, node_hash, subtree_root
+from trust.identity.keys import PublicKey, unb64
+from trust.ledger import checkpoint
+from trust.ledger.checkpoint import Checkpoint
+from trust.ledger.merkle import EMPTY_ROOT, HASH_BYTES, TILE_WIDTH, leaf_hash, node_hash, subtree_root
 from trust.ledger.tiles import read_hashes
 from trust.reasons import Reason, Unverifiable
 
@@ -139,6 +144,44 @@ def require_consistent(proof: Sequence[bytes], before: int, old: bytes, size: in
         at, last = at >> 1, last >> 1
     if last or first != old or second != root:
         raise _refuse(f"the first {before} entries are not those that were seen before")
+
+
+HEADER: Final = "c2sp.org/tlog-proof@v1"
+
+
+def write(index: int, hashes: Sequence[bytes], note: bytes) -> bytes:
+    """A C2SP tlog-proof: entry *index* is in the tree that *note*, a signed checkpoint, speaks of."""
+    lines = [HEADER, f"index {index}", *(base64.b64encode(one).decode("ascii") for one in hashes), "", ""]
+    return "\n".join(lines).encode() + note
+
+
+def read(proof: bytes) -> tuple[int, list[bytes], bytes]:
+    """(index, hashes, checkpoint) of a C2SP tlog-proof, or :class:`Unverifiable`; extra data is passed over."""
+    head, found, note = proof.partition(b"\n\n")
+    try:
+        header, *lines = head.decode("ascii").split("\n")
+    except UnicodeDecodeError:
+        raise _refuse("not ASCII before the checkpoint") from None
+    if lines and lines[0].startswith("extra "):
+        lines = lines[1:]
+    match = _INDEX.fullmatch(lines[0]) if lines else None
+    if not found or header != HEADER or match is None:
+        raise _refuse(f'expected "{HEADER}", "index N", hashes, an empty line, and a checkpoint')
+    hashes = [unb64(line) for line in lines[1:]]
+    if len(hashes) > MAX_PROOF or any(len(one) != HASH_BYTES for one in hashes):
+        raise _refuse(f"expected at most {MAX_PROOF} hashes of {HASH_BYTES} bytes")
+    return int(match[1]), hashes, note
+
+
+def require_proved(proof: bytes, entry: bytes, origin: str, key: PublicKey) -> tuple[int, Checkpoint]:
+    """Where *entry* (its exact bytes) stands in the log *origin* of *key*, and the checkpoint that says so."""
+    index, hashes, note = read(proof)
+    sealed = checkpoint.open_checkpoint(note, origin, key)
+    require_included(hashes, index, sealed.size, leaf_hash(entry), sealed.root)
+    return index, sealed
+
+
+_INDEX: Final = re.compile(r"index (0|[1-9][0-9]{0,18})")
 
 
 def _refuse(detail: str) -> Unverifiable:

@@ -1,0 +1,100 @@
+"""What the security team asks: entries by what they say, one entry with its proof, a run across all logs."""
+
+from __future__ import annotations
+
+import base64
+from typing import Any, Final
+from urllib.parse import parse_qs
+
+import msgspec
+
+from edge.http import Incoming, Response, json_response
+from gateway.api.access import Access, Services, decode
+from gateway.index import MAX_ROWS, Filter
+from gateway.people import AUDITOR, OPERATOR
+from gateway.state import Person
+from trust.reasons import Reason, Unverifiable, visible
+
+FACETS: Final = ("kind", "decision", "reason", "agent", "server", "tool", "node")
+
+
+class _Renew(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    origin: str
+    reason: str
+
+
+class Ledger:
+    """Routes for people who may read the record. That they read it is recorded too."""
+
+    def __init__(self, services: Services) -> None:
+        self._s = services
+
+    def add_to(self, access: Access) -> None:
+        def add(method: str, path: str, handler: Any) -> None:
+            access.person(method, path, handler, AUDITOR, OPERATOR)
+
+        add("GET", "/v1/ledger/entries", self._entries)
+        add("GET", "/v1/ledger/facets", self._facets)
+        add("GET", "/v1/ledger/entry", self._entry)
+        add("GET", "/v1/ledger/logs", self._logs)
+        add("GET", "/v1/runs/{run}/timeline", self._timeline)
+        access.person("POST", "/v1/ledger/renew", self._renew, OPERATOR)
+
+    async def _entries(self, incoming: Incoming, person: Person) -> Response:
+        page = await self._s.ledgers.find(asked_in(incoming), person.name)
+        return json_response(msgspec.to_builtins(page))
+
+    async def _facets(self, incoming: Incoming, _person: Person) -> Response:
+        return json_response(await self._s.ledgers.index.facets(asked_in(incoming), FACETS))
+
+    async def _timeline(self, incoming: Incoming, person: Person, run: str) -> Response:
+        """Everything of one run, the oldest first; what nodes and gateway know by the action is found through it."""
+        page = await self._s.ledgers.run(run, person.name)
+        return json_response(msgspec.to_builtins(page))
+
+    async def _entry(self, incoming: Incoming, _person: Person) -> Response:
+        asked = {name: values[0] for name, values in parse_qs(incoming.query).items()}
+        origin, index = asked.get("origin", ""), asked.get("index", "")
+        if not index.isdecimal():
+            raise Unverifiable(Reason.MALFORMED_REQUEST, f"index {visible(index)}: expected a number")
+        data = self._s.ledgers.entry(origin, int(index))
+        return json_response(
+            {
+                "entry": base64.b64encode(data).decode("ascii"),
+                "proof": self._s.ledgers.proof(origin, int(index)).decode(),
+                "vkey": self._s.ledgers.vkey(origin),
+                "witness": self._s.witness.vkey,
+            }
+        )
+
+    async def _logs(self, _incoming: Incoming, _person: Person) -> Response:
+        return json_response({"logs": await self._s.ledgers.state()})
+
+    async def _renew(self, incoming: Incoming, person: Person) -> Response:
+        asked = decode(incoming, _Renew)
+        await self._s.witness.renew(asked.origin, person.name, asked.reason)
+        await self._s.ledgers.index.forget(asked.origin)
+        return json_response({"renewed": asked.origin}, 201)
+
+
+_NUMBERS: Final = frozenset({"since_us", "until_us", "limit"})
+
+
+def asked_in(incoming: Incoming) -> Filter:
+    """The filter in a query, or :class:`Unverifiable` that says what is wrong with it."""
+    given: dict[str, Any] = {}
+    for name, values in parse_qs(incoming.query, keep_blank_values=True).items():
+        if name not in Filter.__struct_fields__ or len(values) > 1:
+            known = ", ".join(Filter.__struct_fields__)
+            raise Unverifiable(
+                Reason.MALFORMED_REQUEST, f"{visible(name)}: expected each of these at most once: {known}"
+            )
+        if name in _NUMBERS:
+            if not (values[0].isdecimal() and len(values[0]) < 18):
+                raise Unverifiable(Reason.MALFORMED_REQUEST, f"{name}: expected a number, found {visible(values[0])}")
+            given[name] = int(values[0])
+        else:
+            given[name] = values[0] == "true" if name == "oldest_first" else values[0]
+    if not 1 <= given.get("limit", 1) <= MAX_ROWS:
+        raise Unverifiable(Reason.MALFORMED_REQUEST, f"limit: expected 1 to {MAX_ROWS}")
+    return Filter(**given)

@@ -1,0 +1,286 @@
+"""The index over all logs: rows in SQLite by which entries are found. It proves nothing, and can be made again.
+
+Each log is read from where the index ends, so nothing is left out over restarts; rows and how far they go are written
+together. Delete the file and the next start reads everything again, to the same content.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+from pathlib import Path
+from typing import Any, Final, Protocol, TypeVar
+
+import msgspec
+
+from trust.ledger import entries, rows
+from trust.ledger.rows import Row
+
+BATCH: Final = 2_000
+MAX_ROWS: Final = 1_000
+"""In one page."""
+_TEXTS: Final = (
+    "kind", "decision", "reason", "agent", "principal", "run", "decision_id", "action_id", "approval", "server", "tool",
+    "node", "by",
+)  # fmt: skip
+_COLUMNS: Final = ("place", "wall_us", "step", *_TEXTS, "policies", "words")
+_FIND_BY: Final = 'CREATE INDEX IF NOT EXISTS "by_{0}" ON entry ("{0}", wall_us) WHERE "{0}" <> \'\';'
+_SCHEMA: Final = """
+CREATE TABLE IF NOT EXISTS source (id INTEGER PRIMARY KEY, origin TEXT NOT NULL UNIQUE, next INTEGER NOT NULL);
+CREATE TABLE IF NOT EXISTS entry (
+  source INTEGER NOT NULL, place INTEGER NOT NULL, wall_us INTEGER NOT NULL, step INTEGER NOT NULL, {texts},
+  policies TEXT NOT NULL, words TEXT NOT NULL, PRIMARY KEY (source, place)
+) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS by_time ON entry (wall_us);
+{indices}
+CREATE INDEX IF NOT EXISTS by_agent_and_decision ON entry (agent, decision, wall_us) WHERE agent <> '';
+CREATE TABLE IF NOT EXISTS policy (
+  policy TEXT NOT NULL, wall_us INTEGER NOT NULL, source INTEGER NOT NULL, place INTEGER NOT NULL,
+  PRIMARY KEY (policy, wall_us, source, place)
+) WITHOUT ROWID;
+""".format(
+    texts=", ".join(f'"{name}" TEXT NOT NULL' for name in _TEXTS),
+    indices="\n".join(_FIND_BY.format(name) for name in _TEXTS),
+)
+_Result = TypeVar("_Result")
+
+
+class Source(Protocol):
+    """One log as the index reads it."""
+
+    @property
+    def origin(self) -> str: ...
+
+    def entries(self, start: int) -> Iterator[bytes]:
+        """Every entry that is there now, from index *start* on."""
+
+
+class Filter(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What is asked for; what is empty is not asked. ``since_us`` and ``until_us``: Unix microseconds, the latter
+    excluded. ``tool`` is a name, or ``server/tool``. ``after``: the ``next`` of the page before."""
+
+    origin: str = ""
+    kind: str = ""
+    decision: str = ""
+    reason: str = ""
+    agent: str = ""
+    principal: str = ""
+    run: str = ""
+    decision_id: str = ""
+    action_id: str = ""
+    approval: str = ""
+    server: str = ""
+    tool: str = ""
+    node: str = ""
+    by: str = ""
+    policy: str = ""
+    since_us: int = 0
+    until_us: int = 0
+    limit: int = 50
+    after: str = ""
+    oldest_first: bool = False
+
+
+class Page(msgspec.Struct, frozen=True):
+    """``next`` continues; empty when there is no more."""
+
+    rows: list[Row]
+    next: str = ""
+
+
+class Index:
+    """Of one gateway; works in a thread of its own."""
+
+    def __init__(self, path: Path, sources: Callable[[], Iterable[Source]]) -> None:
+        self._sources = sources
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="index")
+        self._db: sqlite3.Connection = self._thread.submit(self._open, path).result()
+
+    @staticmethod
+    def _open(path: Path) -> sqlite3.Connection:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        db = sqlite3.connect(path, isolation_level=None)
+        db.execute("PRAGMA journal_mode=WAL")
+        db.execute("PRAGMA synchronous=NORMAL")  # what a power failure takes is read again from the logs
+        db.executescript(_SCHEMA)
+        return db
+
+    async def _in_thread(self, work: Callable[[], _Result]) -> _Result:
+        return await asyncio.get_running_loop().run_in_executor(self._thread, work)
+
+    # Following the logs
+
+    async def follow(self) -> int:
+        """Read what the logs have beyond the index; how many entries that were."""
+        total = 0
+        for source in list(self._sources()):
+            while count := await self._in_thread(lambda source=source: self._read(source)):  # type: ignore[misc]
+                total += count
+                if count < BATCH:
+                    break
+        return total
+
+    def _read(self, source: Source) -> int:
+        """One batch, in one transaction."""
+        self._db.execute("INSERT OR IGNORE INTO source (origin, next) VALUES (?, 0)", (source.origin,))
+        number, start = self._db.execute("SELECT id, next FROM source WHERE origin = ?", (source.origin,)).fetchone()
+        found = [rows.row(entries.decode(data)) for data in islice(source.entries(start), BATCH)]
+        if found:
+            self._db.execute("BEGIN IMMEDIATE")
+            self._add(number, found)
+            self._db.execute("UPDATE source SET next = ? WHERE id = ?", (start + len(found), number))
+            self._db.execute("COMMIT")
+        return len(found)
+
+    def _add(self, number: int, found: list[Row]) -> None:
+        marks = ", ".join("?" for _ in range(len(_COLUMNS) + 1))
+        self._db.executemany(
+            f"INSERT OR REPLACE INTO entry VALUES ({marks})",  # noqa: S608 (nothing in it comes from outside)
+            [
+                (number, one.index, one.wall_us, one.step, *(getattr(one, name) for name in _TEXTS),
+                 "\n".join(one.policies), one.words)
+                for one in found
+            ],
+        )  # fmt: skip
+        self._db.executemany(
+            "INSERT OR IGNORE INTO policy VALUES (?, ?, ?, ?)",
+            [(policy, one.wall_us, number, one.index) for one in found for policy in one.policies],
+        )
+
+    async def forget(self, origin: str) -> None:
+        """A log that began anew is read from its beginning."""
+
+        def work() -> None:
+            known = self._db.execute("SELECT id FROM source WHERE origin = ?", (origin,)).fetchone()
+            if known is not None:
+                self._db.execute("BEGIN IMMEDIATE")
+                for table in ("entry", "policy"):
+                    self._db.execute(f"DELETE FROM {table} WHERE source = ?", known)  # noqa: S608
+                self._db.execute("DELETE FROM source WHERE id = ?", known)
+                self._db.execute("COMMIT")
+
+        await self._in_thread(work)
+
+    # Asking
+
+    async def find(self, asked: Filter) -> Page:
+        """The newest first, unless asked otherwise; :class:`ValueError` for a cursor that is none."""
+        return await self._in_thread(lambda: self._find(asked))
+
+    def _find(self, asked: Filter) -> Page:
+        limit = max(1, min(asked.limit, MAX_ROWS))
+        where, values = _conditions(asked)
+        order = "ASC" if asked.oldest_first else "DESC"
+        if asked.after:
+            where.append(f"(e.wall_us, e.source, e.place) {'>' if asked.oldest_first else '<'} (?, ?, ?)")
+            values += _cursor(asked.after)
+        columns = ", ".join(f'e."{name}"' for name in _COLUMNS)
+        sql = (
+            f"SELECT s.origin, e.source, {columns} FROM entry e JOIN source s ON s.id = e.source "  # noqa: S608
+            f"{'WHERE ' + ' AND '.join(where) if where else ''} "
+            f"ORDER BY e.wall_us {order}, e.source {order}, e.place {order} LIMIT ?"
+        )
+        found = self._db.execute(sql, (*values, limit + 1)).fetchall()
+        page = [_row(one) for one in found[:limit]]
+        more = found[limit - 1] if len(found) > limit else None
+        return Page(page, f"{more[3]}.{more[1]}.{more[2]}" if more is not None else "")
+
+    async def run(self, run: str) -> Page:
+        """Everything of one run, the oldest first, with what names only its actions or approvals."""
+        return await self._in_thread(lambda: self._run(run))
+
+    def _run(self, run: str) -> Page:
+        columns = ", ".join(f'e."{name}"' for name in _COLUMNS)
+        named = "SELECT {0} FROM entry WHERE run = ?1 AND run <> '' AND {0} <> ''"
+        sql = (
+            f"SELECT s.origin, e.source, {columns} FROM entry e JOIN source s ON s.id = e.source "  # noqa: S608
+            f"WHERE (e.run = ?1 AND e.run <> '') "
+            f"OR (e.action_id <> '' AND e.action_id IN ({named.format('action_id')})) "
+            f"OR (e.approval <> '' AND e.approval IN ({named.format('approval')})) "
+            f"ORDER BY e.wall_us, e.source, e.place LIMIT ?2"
+        )
+        return Page([_row(one) for one in self._db.execute(sql, (run, MAX_ROWS)).fetchall()])
+
+    async def facets(self, asked: Filter, names: tuple[str, ...], most: int = 12) -> dict[str, list[tuple[str, int]]]:
+        """For each of *names* the values that occur most among what is asked for, with how often."""
+        return await self._in_thread(lambda: self._facets(asked, names, most))
+
+    def _facets(self, asked: Filter, names: tuple[str, ...], most: int) -> dict[str, list[tuple[str, int]]]:
+        where, values = _conditions(asked)
+        told: dict[str, list[tuple[str, int]]] = {}
+        for name in names:
+            if name not in _TEXTS:
+                raise ValueError(f"{name}: expected one of {', '.join(_TEXTS)}")
+            conditions = " AND ".join([f"e.\"{name}\" <> ''", *where])
+            sql = (
+                f'SELECT e."{name}", count(*) FROM entry e JOIN source s ON s.id = e.source '  # noqa: S608
+                f"WHERE {conditions} GROUP BY 1 ORDER BY 2 DESC, 1 LIMIT ?"
+            )
+            told[name] = self._db.execute(sql, (*values, most)).fetchall()
+        return told
+
+    async def reach(self) -> dict[str, int]:
+        """How many entries of each log are in the index."""
+        return await self._in_thread(
+            lambda: dict(self._db.execute("SELECT origin, next FROM source ORDER BY origin").fetchall())
+        )
+
+    async def dump(self) -> list[tuple[Any, ...]]:
+        """Everything, in an order that does not depend on when it was read; to compare two indices."""
+        columns = ", ".join(f'e."{name}"' for name in _COLUMNS)
+        sql = f"SELECT s.origin, {columns} FROM entry e JOIN source s ON s.id = e.source ORDER BY 1, e.place"  # noqa: S608
+        return await self._in_thread(lambda: self._db.execute(sql).fetchall())
+
+    def close(self) -> None:
+        self._thread.submit(self._db.close).result()
+        self._thread.shutdown()
+
+
+def _conditions(asked: Filter) -> tuple[list[str], list[Any]]:
+    """What SQL says of *asked*; every value is a parameter."""
+    where: list[str] = []
+    values: list[Any] = []
+    server, slash, tool = asked.tool.partition("/")
+    texts = {name: getattr(asked, name) for name in _TEXTS}
+    if slash:
+        texts |= {"server": server, "tool": tool}
+    for name, value in texts.items():
+        if value:
+            where.append(f'e."{name}" = ? AND e."{name}" <> \'\'')  # the indices hold nothing that is empty
+            values.append(value)
+    for column, sign, value in (("s.origin", "=", asked.origin), ("e.wall_us", ">=", asked.since_us)):
+        if value:
+            where.append(f"{column} {sign} ?")
+            values.append(value)
+    if asked.until_us:
+        where.append("e.wall_us < ?")
+        values.append(asked.until_us)
+    if asked.policy:
+        where.append("(e.source, e.place) IN (SELECT source, place FROM policy WHERE policy = ?)")
+        values.append(asked.policy)
+    return where, values
+
+
+def _cursor(text: str) -> list[int]:
+    parts = text.split(".")
+    if len(parts) != 3 or not all(part.isdecimal() and len(part) < 20 for part in parts):
+        raise ValueError('after: expected the "next" of the page before')
+    return [int(part) for part in parts]
+
+
+def _row(found: tuple[Any, ...]) -> Row:
+    origin, _, place, wall_us, step, *texts = found
+    *plain, policies, told = texts
+    named = dict(zip(_TEXTS, plain, strict=True))
+    return Row(
+        origin=origin,
+        index=place,
+        wall_us=wall_us,
+        step=step,
+        policies=tuple(policies.split("\n")) if policies else (),
+        words=told,
+        **named,
+    )

@@ -1,0 +1,216 @@
+"""``licet audit query, timeline, who-approved, prove, logs, renew``: what the gateway knows of all logs together."""
+
+from __future__ import annotations
+
+import base64
+import datetime
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final
+from urllib.parse import urlencode
+
+import msgspec
+import typer
+
+from licet.cli.audit import app
+from licet.cli.gateway_api import As, gateway
+from licet.cli.output import FAILED, USAGE, Json, fail, reporting, say, show, table
+from trust.canonical import read_object
+from trust.ledger import checkpoint, proofs, words
+from trust.ledger.rows import Row
+from trust.ledger.tiles import write_atomically
+
+_AGO: Final = re.compile(r"(\d+)\s*(s|m|h|d|w)")
+_SECONDS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 7 * 86_400}
+PAGE: Final = 500
+
+
+def moment(text: str) -> int:
+    """``2h``, ``7d`` (ago), or ``2026-11-21``, ``2026-11-21T10:00`` (UTC unless it says otherwise), as Unix
+    microseconds."""
+    ago = _AGO.fullmatch(text)
+    now = datetime.datetime.now(datetime.UTC)
+    if ago is not None:
+        return int((now.timestamp() - int(ago[1]) * _SECONDS[ago[2]]) * 1e6)
+    try:
+        found = datetime.datetime.fromisoformat(text)
+    except ValueError:
+        told = f'"{text}": expected how long ago (90s, 30m, 2h, 7d, 1w) or a time (2026-11-21 or 2026-11-21T10:00, UTC)'
+        raise fail(told, USAGE) from None
+    return int((found if found.tzinfo else found.replace(tzinfo=datetime.UTC)).timestamp() * 1e6)
+
+
+@app.command("query")
+@reporting
+def query(
+    agent: str = typer.Option("", help="Whose."),
+    principal: str = typer.Option("", help="For whom."),
+    tool: str = typer.Option("", help="server/tool, or the tool's name."),
+    server: str = typer.Option(""),
+    decision: str = typer.Option("", help="allow, deny, hold; or how it ended: done, failed, unknown …"),
+    reason: str = typer.Option("", help="Why it was refused, such as policy_forbids."),
+    policy: str = typer.Option("", help="The id of a policy that decided."),
+    node: str = typer.Option(""),
+    approval: str = typer.Option(""),
+    run: str = typer.Option(""),
+    kind: str = typer.Option("", help="intent, refusal, hold, outcome, dispatch, approval, kill, …"),
+    origin: str = typer.Option("", help="Of one log."),
+    by: str = typer.Option("", help="What a person did."),
+    since: str = typer.Option("", help="How long ago (2h, 7d), or a time (2026-11-21T10:00, UTC)."),
+    until: str = typer.Option("", help="The same, excluded."),
+    count: int = typer.Option(50, "-n", min=1, help="How many, the newest first."),
+    token_file: Path | None = As,
+    as_json: bool = Json,
+) -> None:
+    """Entries of all logs that say this; each can be proved with `licet audit prove`."""
+    asked = {
+        "agent": agent, "principal": principal, "tool": tool, "server": server, "decision": decision,
+        "reason": reason, "policy": policy, "node": node, "approval": approval, "run": run, "kind": kind,
+        "origin": origin, "by": by,
+    }  # fmt: skip
+    times = {"since_us": moment(since) if since else 0, "until_us": moment(until) if until else 0}
+    given = {name: str(value) for name, value in (asked | times).items() if value}
+    found = list(_pages(given, count, token_file))
+    show([msgspec.to_builtins(row) for row in found], as_json, lambda: _rows(found))
+
+
+def _pages(given: dict[str, str], count: int, token_file: Path | None) -> Iterator[Row]:
+    """As many rows as are wanted, page by page."""
+    after, left = "", count
+    while left > 0:
+        asked = {**given, "limit": str(min(left, PAGE)), **({"after": after} if after else {})}
+        told = gateway(token_file).call("GET", f"/v1/ledger/entries?{urlencode(asked)}").body
+        rows = msgspec.convert(told["rows"], list[Row])
+        yield from rows
+        after, left = told["next"], left - len(rows)
+        if not after:
+            return
+
+
+def _rows(found: list[Row]) -> None:
+    if not found:
+        say("nothing in the ledger says this", "dim")
+    for row in found:
+        say(f"{words.moment(row.wall_us, '%Y-%m-%d %H:%M:%S')}  {row.kind:<10} {row.words}")
+        say(f"    {row.origin}#{row.index}", "dim")
+
+
+@app.command("timeline")
+@reporting
+def timeline(run: str, token_file: Path | None = As, as_json: bool = Json) -> None:
+    """One run across every hop: what was asked, decided, approved, where it went and how it ended."""
+    rows = msgspec.convert(gateway(token_file).call("GET", f"/v1/runs/{run}/timeline").body["rows"], list[Row])
+    if not rows:
+        raise fail(f"no log has a run {run} (the index is about a second behind)", FAILED)
+    show([msgspec.to_builtins(row) for row in rows], as_json, lambda: _along(rows))
+
+
+def _along(rows: list[Row]) -> None:
+    begin = rows[0].wall_us
+    say(f"run from {words.moment(begin)}", "bold")
+    for row in rows:
+        where = row.origin.partition("/")[2]
+        say(f"  +{(row.wall_us - begin) / 1e6:8.3f} s  {where:<18} {row.kind:<9} {row.words}")
+
+
+@app.command("who-approved")
+@reporting
+def who_approved(
+    what: str = typer.Argument(help="An approval's id, or the decision id of the action that ran under it."),
+    token_file: Path | None = As,
+    as_json: bool = Json,
+) -> None:
+    """Who decided on an action, when, why, and what they were shown."""
+    field = "approval" if what.startswith("apr_") else "decision_id"
+    found = list(_pages({field: what}, PAGE, token_file))
+    approval = next((row.approval for row in found if row.approval), "")
+    if not approval:
+        raise fail(f"no approval belongs to {what}: nobody had to decide, or nobody has yet", FAILED)
+    steps = list(_pages({"approval": approval, "kind": "approval", "oldest_first": "true"}, PAGE, token_file))
+    asked = next((row for row in steps if row.decision == "requested"), None)
+    shown = _entry(asked.origin, asked.index, token_file)[0]["entry"] if asked is not None else {}
+    told = {"approval": approval, "steps": [msgspec.to_builtins(row) for row in steps], "shown": shown.get("request")}
+
+    def people() -> None:
+        say(approval, "bold")
+        for row in steps:
+            say(f"  {words.moment(row.wall_us)}  {row.words}")
+        request = shown.get("request") or {}
+        if request:
+            name = f"{request['server']}/{request['tool']} for {request['agent']}"
+            say(f"what was shown: {name}, the bytes with SHA-256 {request['body_sha256']}")
+
+    show(told, as_json, people)
+
+
+def _entry(origin: str, index: int, token_file: Path | None) -> tuple[dict[str, Any], bytes, bytes]:
+    """(the entry, its exact bytes, its proof), once the proof holds."""
+    asked = urlencode({"origin": origin, "index": index})
+    told = gateway(token_file).call("GET", f"/v1/ledger/entry?{asked}").body
+    data, proof = base64.b64decode(told["entry"]), told["proof"].encode()
+    named, key = checkpoint.parse_vkey(told["vkey"])
+    proofs.require_proved(proof, data, named, key)
+    return read_object(data), data, proof
+
+
+@app.command("prove")
+@reporting
+def prove(
+    place: str = typer.Argument(help="ORIGIN#INDEX, as the Licet-Audit header and `licet audit query` give it."),
+    out: Path | None = typer.Option(None, "--out", "-o", help="Write FILE.tlog-proof and FILE.json there."),
+    token_file: Path | None = As,
+    as_json: bool = Json,
+) -> None:
+    """A proof (C2SP tlog-proof) that an entry stands in its log, under a checkpoint that the gateway witnessed."""
+    origin, mark, index = place.rpartition("#")
+    if not mark or not index.isdecimal():
+        raise fail(f'"{place}": expected ORIGIN#INDEX, such as licet.local/sidecar/demo#7', USAGE)
+    entry, data, proof = _entry(origin, int(index), token_file)
+    sealed = proofs.read(proof)[2].decode().split("\n")[1]
+    if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(out.with_suffix(".tlog-proof"), proof)
+        write_atomically(out.with_suffix(".json"), data)
+
+    def people() -> None:
+        say(f"{place} is among the first {sealed} entries of its log: the proof was checked", "green")
+        if out is not None:
+            say(
+                f"written: {out.with_suffix('.tlog-proof')} (the proof), {out.with_suffix('.json')} (the entry's bytes)"
+            )
+        else:
+            print(proof.decode(), end="")
+
+    show({"entry": entry, "proof": proof.decode()}, as_json, people)
+
+
+@app.command("logs")
+@reporting
+def logs(token_file: Path | None = As, as_json: bool = Json) -> None:
+    """Every log that the gateway has: how far it is sealed, witnessed and searchable, and what contradicts it."""
+    found = gateway(token_file).call("GET", "/v1/ledger/logs").body["logs"]
+    rows = [
+        (
+            log["origin"],
+            log["sealed"],
+            log["indexed"],
+            words.moment(log["witnessed_us"]) if log["witnessed_us"] else "is the witness",
+            log["wrong"] or "nothing",
+        )
+        for log in found
+    ]
+    show(found, as_json, lambda: table(("LOG", "SEALED", "SEARCHABLE", "LAST WITNESSED", "WRONG"), rows, "no logs"))
+
+
+@app.command("renew")
+@reporting
+def renew(
+    origin: str,
+    reason: str = typer.Option(..., "--reason", help="Why its log begins anew, such as a disk that was replaced."),
+    token_file: Path | None = As,
+    as_json: bool = Json,
+) -> None:
+    """Let a log begin anew under another key; the copy of the former one is kept beside the gateway."""
+    told = gateway(token_file).call("POST", "/v1/ledger/renew", {"origin": origin, "reason": reason}).body
+    show(told, as_json, lambda: say(f"{origin} may begin anew; what it was is kept"))
