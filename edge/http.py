@@ -236,7 +236,7 @@ async def relay(
             if pending is None:
                 pending = asyncio.ensure_future(anext(chunks))
             done, _ = await asyncio.wait([pending], timeout=DISCONNECT_CHECK_S)
-            if incoming.raw.transport is None or incoming.raw.transport.is_closing():
+            if is_gone(incoming):
                 return response, False
             if stopped is not None and stopped():
                 return response, False
@@ -258,6 +258,11 @@ async def relay(
             await closing()
         if not response.prepared or not response._eof_sent:
             cut(incoming)
+
+
+def is_gone(incoming: Incoming) -> bool:
+    """Whether the caller hung up."""
+    return incoming.raw.transport is None or incoming.raw.transport.is_closing()
 
 
 def cut(incoming: Incoming) -> None:

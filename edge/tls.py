@@ -64,6 +64,11 @@ _WORKLOAD: Final = re.compile(r"wimse://[^/]+/[a-z]+/[^/]+")
 _EXPECTING: Final = {role: _expecting(role) for role in get_args(Role)}
 
 
+def has_certificate(certificate: Path, key: Path, since_s: float) -> bool:
+    """Whether both files are there and were written after *since_s* (Unix seconds)."""
+    return all(path.exists() and path.stat().st_mtime > since_s for path in (certificate, key))
+
+
 def show(context: ssl.SSLContext, certificate: Path, key: Path) -> None:
     """From the next connection on, show *certificate*."""
     context.load_cert_chain(certificate, key)

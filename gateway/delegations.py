@@ -50,6 +50,11 @@ class Delegated(msgspec.Struct, frozen=True):
         return Mandate(authority.principal, authority.tokens, tuple(sorted(authority.tools)))
 
 
+def delegated_by(agent: Agent) -> str:
+    """How a refusal begins that is about a delegator and not about whoever asks."""
+    return f"{agent.name}, who delegated this: "
+
+
 class Delegations:
     """Of one trust domain."""
 
@@ -131,7 +136,7 @@ class Delegations:
         delegators: dict[str, Agent] = {}
         for key in authority.keys[:-1]:
             record = self._holder(key)
-            self._stops.require(record.agent, f"{record.agent.name}, who delegated this: ")
+            self._stops.require(record.agent, delegated_by(record.agent))
             if record.agent.name != agent:
                 delegators[record.agent.name] = record.agent
         standings = [self._standings.standing(name) for name in (agent, *delegators)]
@@ -141,13 +146,20 @@ class Delegations:
         return self._registry.holder(key)
 
     def roots_of(self, agent: str) -> list[dict[str, Any]]:
-        """Roots of *agent* that are not over."""
+        """Roots of *agent* that still hold: not over, not revoked, and for a key that it still has."""
         now = self._clock.now()
         return [
             {"root": r.root, "token": r.token, "expires_at": r.expires_at}
             for r in self._records.cached(Root)
-            if r.agent == agent and r.expires_at > now
+            if r.agent == agent and r.expires_at > now and self._holds(r)
         ]
+
+    def _holds(self, root: Root) -> bool:
+        try:
+            self._stops.require_believed([("root", root.root), ("token", root.token), ("key", root.key)])
+            return self._registry.holder(root.key).agent.name == root.agent
+        except Unverifiable:
+            return False
 
     def longest(self, key: PublicKey) -> int:
         """When the last root of *key* ends, Unix seconds; 0 if there is none."""

@@ -254,7 +254,7 @@ class Dispatcher:
                 raise Unverifiable(Reason.OUTCOME_UNKNOWN, f"the connection to {node.name} broke: {bad}") from None
             except Stopped:
                 await self._ended(asked, node, started, "unknown")
-                why = "somebody of those for whom this ran was stopped meanwhile; it may have happened, and is not told"
+                why = f"it was ended while it ran ({self._statements.stopped(asked)}); whether it happened is not known"
                 raise Unverifiable(Reason.OUTCOME_UNKNOWN, why) from None
         self._nodes.succeeded(node.name)
         await self._ended(asked, node, started, answer.how, answer.status, answer.size)
@@ -265,7 +265,7 @@ class Dispatcher:
     ) -> Passed:
         """The node's answer, passed on. Who is stopped hears nothing more: what waits is ended, streams are cut."""
 
-        def stopped() -> bool:
+        def stopped() -> str:
             return self._statements.stopped(asked)
 
         async with AsyncExitStack() as stack:

@@ -13,6 +13,7 @@ from trust.identity import httpsig
 from trust.identity.httpsig import Signed
 from trust.identity.keys import unb64url
 from trust.identity.replay import Nonces
+from trust.identity.wit import Workload
 from trust.reasons import Reason, Unverifiable
 from trust.wire import Dispatch, Proof
 
@@ -27,9 +28,9 @@ class Proofs:
         self._nonces = Nonces()
         self._not_before = clock.now() if shared is None else 0.0
 
-    async def require(self, dispatch: Dispatch, action: Action, sidecar: str, waited: Proof | None) -> None:
-        """Nothing, if the agent itself asked *sidecar* for *action*; or :class:`Unverifiable`. *waited*: the proof with
-        which it asked for the approval that it comes with now; that one was fresh then, and is bound to it."""
+    async def require(self, dispatch: Dispatch, action: Action, sidecar: str, waited: Proof | None) -> Workload:
+        """Who signed, if the agent itself asked *sidecar* for *action*; or :class:`Unverifiable`. *waited*: the proof
+        with which it asked for the approval that it comes with now; that one was fresh then, and is bound to it."""
         proof = dispatch.proof
         if proof is None:
             raise _refuse(f"{dispatch.agent} shares the sidecar of {sidecar}, so its own signature must come along")
@@ -47,6 +48,7 @@ class Proofs:
             await self._spend(claim, now)
         elif proof != waited:
             raise _refuse("another one than that with which the approval was asked for")
+        return workload
 
     async def _spend(self, claim: Signed, now: float) -> None:
         expires = claim.created_at + httpsig.MAX_LIFE_S

@@ -160,6 +160,9 @@ class Registry:
             self._stops.require_believed([("agent", name), ("principal", record.agent.owner)])
             if not record.agent.key:
                 raise Unverifiable(Reason.MALFORMED_REQUEST, f"{name} is not enrolled, so it has no key to replace")
+            if self._stops.revoked("key", thumbprint(record.agent.key)) is not None:
+                todo = f"let it enrol with another: licet agents rotate {name} --lost"
+                raise Unverifiable(Reason.REVOKED, f"the key of {name} is revoked and cannot ask for the next; {todo}")
             await self._records.change(entries.Agent("rotate", name, by))
 
     async def new_token(self, name: str, by: str) -> str:
@@ -234,18 +237,20 @@ class Registry:
 
     def require_current(self, workload: Workload) -> None:
         """Refuse a workload whose key was replaced or revoked, or whose token is of an epoch that is over."""
+        self.require_not_cut_off(workload)
         key = b64url(workload.key.raw)
-        keys: tuple[AgentKey, ...]
-        if workload.kind == "node":
-            keys, epoch = (AgentKey(self.node(workload.name).key),), 1
-        else:
-            record = self.agent(workload.name)
-            keys, epoch = record.keys, record.epoch
-        if workload.revision < epoch:
-            raise Unverifiable(Reason.REVOKED, f"{workload.name} is in epoch {epoch}; this is of {workload.revision}")
+        node = workload.kind == "node"
+        keys = (AgentKey(self.node(workload.name).key),) if node else self.agent(workload.name).keys
         now = self._clock.wall_us()
         if not any(known.key == key and (not known.until_us or now < known.until_us) for known in keys):
             raise Unverifiable(Reason.REVOKED, f"{workload.kind} {workload.name} has another key now")
+
+    def require_not_cut_off(self, workload: Workload) -> None:
+        """Refuse a key that was revoked, or of which nothing counts any more because its agent enrolled again; what a
+        key that is replaced in order has begun may go on."""
+        epoch = 1 if workload.kind == "node" else self.agent(workload.name).epoch
+        if workload.revision < epoch:
+            raise Unverifiable(Reason.REVOKED, f"{workload.name} is in epoch {epoch}; this is of {workload.revision}")
         self._stops.require_believed([("key", workload.key.thumbprint)])
 
     # Questions

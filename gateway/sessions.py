@@ -63,6 +63,9 @@ class Sessions:
             raise Unverifiable(Reason.UNAUTHENTICATED, "this session is not open (any more); sign with the key")
         return found
 
+    def knows(self, name: str) -> bool:
+        return name in self._open
+
     def newest_of(self, subject: str, now: float) -> Session | None:
         """The session that a workload opened last, if it is open for long enough to be used by us."""
         own = self._of.get(subject, ())

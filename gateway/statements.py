@@ -13,7 +13,7 @@ from edge.http import Incoming
 from gateway.approvals.desk import Desk
 from gateway.bundles import Bundles
 from gateway.callers import Sender
-from gateway.delegations import Delegations
+from gateway.delegations import Delegations, delegated_by
 from gateway.proofs import Proofs
 from gateway.records import Records
 from gateway.registry import Registry
@@ -23,6 +23,7 @@ from trust import mcp, wire
 from trust.action import Action
 from trust.canonical import JsonObject
 from trust.facts import Agent, Mandate, cedar_time, trust_context
+from trust.identity.wit import Workload
 from trust.ledger import entries
 from trust.policy import judge
 from trust.policy.bundle import Compiled
@@ -37,13 +38,15 @@ from trust.wire import Dispatch
 
 
 class Asked(msgspec.Struct, frozen=True):
-    """One dispatch whose statement agrees with its bytes. ``standing`` and ``delegators`` are those of the moment."""
+    """One dispatch whose statement agrees with its bytes. ``standing`` and ``delegators`` are those of the moment;
+    ``signers`` have the keys that all this rests on: the sidecar's, and that of an agent that holds its own."""
 
     dispatch: Dispatch
     action: Action
     agent: Agent
     bundle: Compiled
     sender: Sender
+    signers: tuple[Workload, ...]
     mandate: Mandate
     delegators: tuple[Agent, ...]
     standing: Standing
@@ -101,8 +104,10 @@ class Statements:
             raise Unverifiable(Reason.NO_BUNDLE, "no bundle is active")
         action, message = wire.action_of(dispatch, body)
         agent = record.agent
+        signers: tuple[Workload, ...] = (sender.workload,)
         if agent.name != sender.workload.name:
-            await self._proofs.require(dispatch, action, sender.workload.name, self._desk.proof_of(dispatch))
+            waited = self._desk.proof_of(dispatch)
+            signers += (await self._proofs.require(dispatch, action, sender.workload.name, waited),)
         tool = bundle.inventory.tool(action.server, action.tool)
         _require_own_headers(action, message, tool)
         mandate, delegators, standing = self._mandate(dispatch, agent, action, tool)
@@ -112,7 +117,7 @@ class Statements:
             raise Unverifiable(Reason.PERMIT_INVALID, "the principal is not the one for whom this agent acts")
         if action.digest(agent.name, mandate.principal, mandate.tokens, tool.digest) != dispatch.action_digest:
             raise Unverifiable(Reason.PERMIT_INVALID, "the action digest is not that of these bytes")
-        return Asked(dispatch, action, agent, bundle, sender, mandate, delegators, standing)
+        return Asked(dispatch, action, agent, bundle, sender, signers, mandate, delegators, standing)
 
     def _mandate(
         self, dispatch: Dispatch, agent: Agent, action: Action, tool: Tool
@@ -140,9 +145,14 @@ class Statements:
         return verdict
 
     def require_believed(self, asked: Asked) -> None:
-        """Nobody of the chain was stopped, and nothing of it revoked, in the meantime."""
-        for agent in (asked.agent, *asked.delegators):
-            self._stops.require(agent)
+        """Nobody of the chain was stopped, and nothing that it rests on revoked, in the meantime."""
+        for signer in asked.signers:
+            self._registry.require_not_cut_off(signer)
+        if not asked.sender.strong:
+            self._stops.require_believed([("session", asked.sender.claim.session)])
+        self._stops.require(asked.agent)
+        for agent in asked.delegators:
+            self._stops.require(agent, delegated_by(agent))
         if asked.dispatch.chain:
             self._delegations.open(asked.dispatch.chain, asked.agent.name)
 
@@ -178,13 +188,13 @@ class Statements:
                 return terms
         return None
 
-    def stopped(self, asked: Asked) -> bool:
-        """Whether a stream must be cut."""
+    def stopped(self, asked: Asked) -> str:
+        """Why what runs must be ended, if it must."""
         try:
             self.require_believed(asked)
-        except Unverifiable:
-            return True
-        return False
+        except Unverifiable as bad:
+            return f"{bad.reason}: {bad.detail}"
+        return ""
 
 
 def _require_own_headers(action: Action, message: mcp.Message, tool: Tool) -> None:

@@ -109,23 +109,32 @@ class Stops:
             before = self._store.get(Revoked, f"{what}:{name}")
             if before is not None:
                 return f"it was revoked already, by {before.by}: {before.reason}"
-            note = (
-                "" if self._seen(what, name) else f"no {what} of this name was seen here so far; is it spelled right?"
-            )
+            note = self._require_likely(what, name)
             entry = entries.Revocation(msgspec.convert(what, What), name, by, reason)
             await self._records.change(entry)
         return note
 
-    def _seen(self, what: str, name: str) -> bool:
-        """Whether *name* is known; what is revoked need not be, because chains are made where nobody sees them."""
+    def _require_likely(self, what: str, name: str) -> str:
+        """It is for good, so what the gateway would know must be known: whose principals and roots there are. Keys and
+        tokens may be made where nobody sees them: of those, a doubt."""
+        known: list[str] = []
         match what:
             case "key":
-                return any(thumbprint(holder.key) == name for holder in self._store.all(KeyHolder))
+                known = [thumbprint(holder.key) for holder in self._store.all(KeyHolder)]
+            case "token":
+                known = [root.token for root in self._store.all(Root)]
             case "principal":
-                return any(record.agent.owner == name for record in self._store.all(AgentRecord))
+                known = sorted({record.agent.owner for record in self._store.all(AgentRecord)})
             case "root":
-                return self._store.get(Root, name) is not None
-        return True
+                known = [root.root for root in self._store.all(Root)]
+            case _:
+                return ""
+        if name in known:
+            return ""
+        if what in ("key", "token"):
+            return f"no {what} of this name was given out here; if you meant one that was, is it spelled right?"
+        told = ", ".join(known[:10]) or "none"
+        raise Unverifiable(Reason.NOT_FOUND, f'no {what} "{visible(name)}" is known here; known: {told}')
 
     async def trip(self, trip: Trip) -> None:
         """A circuit breaker opens; that it is open already changes nothing."""
@@ -184,15 +193,15 @@ class Stops:
         tripped = [t for t in self._records.cached(Tripped) if t.target == own or t.target.startswith("server:")]
         return {t.target: t.until_us // 1_000_000 for t in tripped if t.until_us > now}
 
-    def revoked_links(self) -> tuple[str, ...]:
-        """``what:id`` of what delegation chains are made of, for sidecars. Tokens and roots only for as long as one
-        that was made before could live."""
+    def revoked_links(self) -> dict[str, str]:
+        """``what:id`` of what delegation chains are made of, with the reason, for sidecars. Tokens and roots only for
+        as long as one that was made before could live."""
         since = self._clock.wall_us() - MAX_LIFE_S * 1_000_000
-        return tuple(
-            f"{r.what}:{r.id}"
+        return {
+            f"{r.what}:{r.id}": r.reason
             for r in self._records.cached(Revoked)
             if r.what in _FOR_EVER or (r.what in _FOR_A_WHILE and r.at_us > since)
-        )
+        }
 
     def everyone_stopped(self) -> tuple[str, ...]:
         """Names of agents that must not act; what a node compares tickets with."""

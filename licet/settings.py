@@ -48,6 +48,7 @@ def free_port(host: str, first: int) -> int:
     return first
 
 
+_MAKER = {"the agent": "sidecar (LICET_SIDECAR__HOME and __PORT, if they are not the default ones)"}
 _TOKEN = re.compile(r"[A-Za-z0-9_-]{20,128}")
 
 
@@ -99,5 +100,6 @@ def read_token(path: Path, what: str) -> str:
         raise BadConfig(f"{path} does not hold the token of {what}; expected one line of letters, digits, - and _")
     except FileNotFoundError:
         raise BadConfig(
-            f"{path}: no file with the token of {what}; has the gateway been started with this LICET_HOME?"
+            f"{path}: no file with the token of {what}; has the {_MAKER.get(what, 'gateway')} been started here, with "
+            "this LICET_HOME?"
         ) from None

@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 
 from edge import tls
+from edge.backoff import Backoff
 from edge.blobs import Blobs
 from edge.client import Broken, Client, Unreachable
 from edge.clock import SystemClock, new_id
@@ -254,17 +255,26 @@ class Sidecar:
 
     async def _tick(self) -> None:
         """Renew the identity in time, and do what the gateway's facts ask for."""
+        backoff = Backoff()
         while True:
+            wait = 1.0
             try:
+                if self.world.is_revoked():
+                    await asyncio.sleep(wait)
+                    continue
                 await self.identity.renew_when_due()
                 await self.identity.certify_when_due(self._tls, self.config.tls_certificate)
                 await self.identity.open_session_when_due()
                 await self._follow_up()
-            except (Unreachable, Broken, Unverifiable) as bad:
-                _log.warning("what is done each second was not done, trying again: %s", bad)
+                backoff.reset()
+            except (Unreachable, Broken) as bad:
+                _log.warning("the gateway did not answer, trying again: %s", bad)
+            except Unverifiable as bad:
+                wait = max(wait, backoff.next())
+                _log.warning("the gateway refused what is due (%s); asked again in %.0f s", bad.detail, wait)
             except Exception:
                 _log.exception("what is done each second failed; it is tried again")
-            await asyncio.sleep(1.0)
+            await asyncio.sleep(wait)
 
     async def _follow_up(self) -> None:
         facts = self.world.facts

@@ -18,6 +18,7 @@ from sidecar.identity import Identity
 from sidecar.world import View
 from trust.facts import Mandate
 from trust.feed import SIDE_EFFECTS_STALE_S
+from trust.identity import delegation
 from trust.identity.chains import VerifiedChains
 from trust.identity.delegation import Authority
 from trust.identity.keys import PublicKey
@@ -58,6 +59,14 @@ class Chains:
         self._verified = VerifiedChains(identity.gateway, identity.enrolment.trust_domain)
         self._told: dict[str, tuple[Standing, float]] = {}
 
+    def claimed(self, chain: str) -> Mandate:
+        """What *chain* says of itself, for the record of a refusal: the principal only if every link of it holds."""
+        try:
+            authority = self._verified.authority(chain, self._clock.now())
+        except Unverifiable:
+            return Mandate("", delegation.named(chain))
+        return Mandate(authority.principal, authority.tokens, tuple(sorted(authority.tools)))
+
     async def open(self, chain: str) -> Opened:
         """*chain* as this agent may use it now, or :class:`Unverifiable`."""
         authority = self.verified(chain)
@@ -86,7 +95,8 @@ class Chains:
         names += [f"token:{token}" for token in authority.tokens] + [f"key:{key}" for key in authority.keys]
         for name in names:
             if name in self._view.revoked:
-                raise Unverifiable(Reason.REVOKED, f"{name} was revoked")
+                what, _, which = name.partition(":")
+                raise Unverifiable(Reason.REVOKED, f"{what} {which}: {self._view.revoked[name]}")
 
     async def _standing(self, chain: str) -> Standing:
         body = msgspec.json.encode({"chain": chain, "agent": self._agent})

@@ -30,7 +30,6 @@ from trust import feed, report, wire
 from trust.action import Action
 from trust.canonical import sha256_hex
 from trust.facts import Facts, Mandate
-from trust.identity.delegation import named
 from trust.ledger import entries
 from trust.ledger.writer import EntryTooLarge, LedgerUnavailable
 from trust.policy import judge, schema
@@ -110,7 +109,7 @@ class Pipeline:
             judged = self._judge(action, caller, delegated, place, approval)
         except Unverifiable as bad:
             no = Refusal.of(_step_of(bad.reason), bad)
-            return await self._refuse(action, no, caller, None, delegated.mandate if delegated else None)
+            return await self._refuse(action, no, caller, None)
         verdict = decide(action, judged.finding, approval)  # 5
         if isinstance(verdict, Refusal):
             return await self._refuse(action, verdict, caller, judged)
@@ -227,13 +226,11 @@ class Pipeline:
 
     # 6 record
 
-    async def _refuse(
-        self, action: Action, no: Refusal, caller: Caller, judged: Judged | None, mandate: Mandate | None = None
-    ) -> Refused:
+    async def _refuse(self, action: Action, no: Refusal, caller: Caller, judged: Judged | None) -> Refused:
         """Durable before the agent hears it."""
         self._memory.denied(action.run, self._clock.now())
         known: dict[str, Any] = {"approval": judged.approval if judged else None, "caller": caller.authn}
-        known["deed"] = await self._deed(action, caller, judged, mandate)
+        known["deed"] = await self._deed(action, caller, judged)
         if judged is not None:
             known["judgement"] = report.judgement(judged.bundle.digest, "deny", judged.facts, judged.finding)
         refused = await self.refuse_with(no, action.decision_id, **known)
@@ -251,19 +248,22 @@ class Pipeline:
             )
         return Refused(decision_id, Audit(self._ledger.origin, stamp.seq), no)
 
-    async def _deed(
-        self, action: Action, caller: Caller, judged: Judged | None, mandate: Mandate | None = None
-    ) -> entries.Deed:
-        mandate = judged.mandate if judged else mandate
+    async def _deed(self, action: Action, caller: Caller, judged: Judged | None) -> entries.Deed:
+        agent = self._world.facts.agent if self._world.facts else None
+        if judged is not None:
+            mandate = judged.mandate
+        elif caller.chain:
+            mandate = self._chains.claimed(caller.chain)
+        else:
+            mandate = Mandate(agent.owner if agent else "")
         if not report.is_inline(action):
             await self._blobs.put(action.canonical_arguments)
-        agent = self._world.facts.agent if self._world.facts else None
         return report.deed(
             action,
             agent=agent.name if agent else self._agent,
-            principal=mandate.principal if mandate else agent.owner if agent else "",
+            principal=mandate.principal,
             authn=caller.authn,
-            authority=mandate.tokens if mandate else named(caller.chain),
+            authority=mandate.tokens,
             action_digest=judged.action_digest if judged else "",
         )
 

@@ -14,6 +14,7 @@ from typing import Final
 
 import msgspec
 
+from edge.backoff import Backoff
 from edge.client import Broken, Unreachable
 from edge.clock import SystemClock
 from sidecar.identity import Identity, detail_of
@@ -45,15 +46,21 @@ class Shipper:
 
     async def work(self) -> None:
         """Ship each second, for ever."""
+        backoff = Backoff()
         while True:
+            wait = INTERVAL_S
             try:
                 await self.ship()
                 self.fault = ""
-            except (Unreachable, Broken, Unverifiable) as bad:
+                backoff.reset()
+            except (Unreachable, Broken) as bad:
                 self._fails(str(bad))
+            except Unverifiable as bad:
+                self._fails(bad.detail)
+                wait = max(wait, backoff.next())
             except Exception:
                 _log.exception("shipping the ledger failed; it is tried again")
-            await asyncio.sleep(INTERVAL_S)
+            await asyncio.sleep(wait)
 
     def _fails(self, fault: str) -> None:
         if fault != self.fault:

@@ -9,13 +9,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
+from edge.backoff import Backoff
 from edge.client import Broken, Unreachable
 from edge.clock import SystemClock
 from edge.durable import DurableLedger
-from sidecar.identity import Identity
+from sidecar.identity import Identity, detail_of
 from sidecar.shipping import Shipper
 from trust import feed
-from trust.feed import Facts
+from trust.feed import Facts, Stopped
 from trust.ledger import entries
 from trust.ledger.tiles import write_atomically
 from trust.ledger.writer import LedgerUnavailable
@@ -39,7 +40,7 @@ class Ear:
         self._clock = clock
         self._received = float("-inf")
         self.facts: Facts | None = None
-        self.revoked: frozenset[str] = frozenset()
+        self.revoked: dict[str, str] = {}
         self.first = asyncio.Event()
 
     def age_s(self) -> float:
@@ -60,10 +61,21 @@ class Ear:
             _log.warning("a line of the feed was not believed: %s", bad)
             return
         if heard.revoked is not None:
-            self.revoked = frozenset(heard.revoked)
+            self.revoked = heard.revoked
+        self._tell(heard.stopped)
         self.facts = heard
         self.first.set()
         self._received = self._clock.mono()
+
+    def _tell(self, stopped: Stopped | None) -> None:
+        """Whoever looks at this process's output sees why it does nothing any more."""
+        before = self.facts.stopped if self.facts is not None else None
+        if stopped == before:
+            return
+        if stopped is None:
+            _log.warning("%s may act again", self._agent)
+        else:
+            _log.error("%s was stopped: %s: %s", self._agent, stopped.reason, stopped.detail)
 
 
 class View:
@@ -82,8 +94,8 @@ class View:
         return self._ear.facts
 
     @property
-    def revoked(self) -> frozenset[str]:
-        """``what:id`` of everything that is not believed any more."""
+    def revoked(self) -> dict[str, str]:
+        """``what:id`` of everything that is not believed any more, with the reason that a person gave."""
         return self._ear.revoked
 
     def age_s(self) -> float:
@@ -163,7 +175,7 @@ class World:
         self._version = content.version
         self.bundle = compiled
 
-    def _is_revoked(self) -> bool:
+    def is_revoked(self) -> bool:
         """Who was revoked gets no policies any more, and need not be refused them twice a second."""
         return self.facts is not None and self.facts.stopped is not None and self.facts.stopped.reason == Reason.REVOKED
 
@@ -173,9 +185,10 @@ class World:
 
     async def follow_bundle(self) -> None:
         """Long-poll for the next bundle, for ever."""
+        backoff = Backoff()
         while True:
             known = self.bundle.digest if self.bundle else ""
-            if self._is_revoked():
+            if self.is_revoked():
                 await asyncio.sleep(RETRY_S)
                 continue
             try:
@@ -188,8 +201,10 @@ class World:
                     data = await reply.read()
                 if reply.status == 200:
                     await self._take(data)
-                elif reply.status != 304:
-                    await asyncio.sleep(RETRY_S)
+                if reply.status in (200, 304):
+                    backoff.reset()
+                else:
+                    await asyncio.sleep(backoff.next())
             except (Unreachable, Broken):
                 await asyncio.sleep(RETRY_S)
             except (Unverifiable, BundleRejected, LedgerUnavailable) as bad:
@@ -202,10 +217,19 @@ class World:
 
 async def listen(identity: Identity, hear: Callable[[bytes], None], target: str = "/v1/feed") -> None:
     """Read the gateway's feed, line by line, for ever. A feed that falls silent is opened again."""
+    backoff = Backoff()
     while True:
+        wait = RETRY_S
         try:
             async with identity.send("GET", target, timeout_s=3600.0) as reply:
-                if reply.status == 200:
+                if reply.status != 200:
+                    wait = backoff.next()
+                    told = detail_of(await reply.read())
+                    _log.error(
+                        "the gateway does not speak to %s (%s); asked again in %.1f s", identity.name, told, wait
+                    )
+                else:
+                    backoff.reset()
                     rest = b""
                     chunks = reply.chunks()
                     while True:
@@ -218,4 +242,4 @@ async def listen(identity: Identity, hear: Callable[[bytes], None], target: str 
             pass
         except Exception:
             _log.exception("following the feed failed; facts grow old until it succeeds")
-        await asyncio.sleep(RETRY_S)
+        await asyncio.sleep(wait)

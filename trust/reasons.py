@@ -66,6 +66,7 @@ class Reason(StrEnum):
     APPROVAL_PENDING = "approval_pending"
     APPROVAL_DENIED = "approval_denied"
     APPROVAL_EXPIRED = "approval_expired"
+    APPROVAL_CANCELLED = "approval_cancelled"
     APPROVAL_CONSUMED = "approval_consumed"
     APPROVAL_MISMATCH = "approval_mismatch"
     # 8 route, 9 execute, 10 answer
@@ -125,7 +126,9 @@ TABLE: dict[Reason, Row] = {
     ),
     Reason.NOT_YOURS: Row(403, _STRUCTURAL, False, _IDENTITY, "this belongs to somebody else"),
     Reason.REVOKED: Row(403, _STRUCTURAL, False, _IDENTITY, "the identity or its authority was revoked"),
-    Reason.KILLED: Row(403, _STRUCTURAL, False, _IDENTITY, "this agent was stopped by a person"),
+    Reason.KILLED: Row(
+        403, _STRUCTURAL, False, _IDENTITY, "a person stopped whoever asks, or whose authority this uses"
+    ),
     Reason.DELEGATION_INVALID: Row(403, _STRUCTURAL, False, _IDENTITY, "the delegation chain does not hold"),
     Reason.AUTHORITY_EXCEEDED: Row(
         403, _STRUCTURAL, False, _IDENTITY, "this is more than was delegated to whoever asks"
@@ -151,6 +154,7 @@ TABLE: dict[Reason, Row] = {
     Reason.APPROVAL_PENDING: Row(202, _GRANTABLE, True, _APPROVAL, "a person must decide; ask again later or claim it"),
     Reason.APPROVAL_DENIED: Row(403, _STRUCTURAL, False, _APPROVAL, "a person denied this"),
     Reason.APPROVAL_EXPIRED: Row(403, _GRANTABLE, False, _APPROVAL, "nobody decided in time"),
+    Reason.APPROVAL_CANCELLED: Row(403, _GRANTABLE, False, _APPROVAL, "the request is over; it can be asked anew"),
     Reason.APPROVAL_CONSUMED: Row(403, _STRUCTURAL, False, _APPROVAL, "this approval was already used"),
     Reason.APPROVAL_MISMATCH: Row(
         403, _STRUCTURAL, False, _APPROVAL, "the approval is for another action, agent or state"
@@ -202,6 +206,7 @@ NOTHING_HAPPENED: Final = frozenset(
         Reason.APPROVAL_PENDING,
         Reason.APPROVAL_DENIED,
         Reason.APPROVAL_EXPIRED,
+        Reason.APPROVAL_CANCELLED,
         Reason.APPROVAL_CONSUMED,
         Reason.APPROVAL_MISMATCH,
         Reason.NOT_FOUND,

@@ -12,6 +12,7 @@ from gateway.people import OPERATOR
 from gateway.registry import NewAgent, NewNode
 from gateway.state import AgentRecord, Person, ServerRecord
 from gateway.stops import thumbprint
+from trust.identity.keys import PublicKey, unb64url
 from trust.policy.inventory import to_json
 
 
@@ -93,7 +94,9 @@ class Administration:
         stopped = self._s.stops.of(record.agent)
         if stopped is not None:
             return stopped.reason
-        return "active" if record.agent.key else "registered"
+        if not record.agent.key:
+            return "registered"
+        return "active" if self._s.stops.revoked("key", thumbprint(record.agent.key)) is None else "key_revoked"
 
     async def _list_agents(self, _incoming: Incoming, _person: Person) -> Response:
         agents = []
@@ -121,6 +124,7 @@ class Administration:
         keys = [
             {
                 "thumbprint": thumbprint(key.key),
+                "did": PublicKey(unb64url(key.key)).did,
                 "until": key.until_us // 1_000_000,
                 "revoked": self._s.stops.revoked("key", thumbprint(key.key)) is not None,
             }
@@ -193,6 +197,8 @@ class Administration:
     async def _revoke(self, incoming: Incoming, person: Person) -> Response:
         asked = decode(incoming, _Revoke)
         note = await self._s.stops.revoke(asked.what, asked.id, person.name, asked.reason)
+        if not note and asked.what == "session" and not self._s.callers.sessions.knows(asked.id):
+            note = "no session of this name is open; is it spelled right?"
         await self._s.desk.cancel_stopped()
         return json_response({"revoked": f"{asked.what} {asked.id}", "note": note}, 201)
 

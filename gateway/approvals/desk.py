@@ -177,7 +177,7 @@ class Desk:
 
     def _require_may_vote(self, record: ApprovalRecord, person: Person) -> None:
         if record.state != "pending":
-            raise Unverifiable(_REASON_OF[record.state], f"this request is {record.state}")
+            raise _over(record)
         if record.expires_at_us <= self._clock.wall_us():
             raise Unverifiable(Reason.APPROVAL_EXPIRED, "nobody decided in time")
         roles = record.terms["quorum"]
@@ -218,7 +218,7 @@ class Desk:
         if record.request["payload_sha256"] != payload:
             raise Unverifiable(Reason.APPROVAL_MISMATCH, "these are not the bytes that were shown")
         if record.state != "approved":
-            raise Unverifiable(_REASON_OF[record.state], f"this request is {record.state}")
+            raise _over(record)
         if record.expires_at_us <= self._clock.wall_us():
             raise Unverifiable(Reason.APPROVAL_EXPIRED, "the approval was not used in time")
         if terms is not None and not self._enough(record, terms.quorum):
@@ -295,11 +295,16 @@ def denial(record: ApprovalRecord) -> str:
     )
 
 
+def _over(record: ApprovalRecord) -> Unverifiable:
+    because = f": {record.cancelled}" if record.cancelled else ""
+    return Unverifiable(_REASON_OF[record.state], f"this request is {record.state}{because}")
+
+
 _REASON_OF: Final = {
     "pending": Reason.APPROVAL_PENDING,
     "approved": Reason.APPROVAL_CONSUMED,
     "denied": Reason.APPROVAL_DENIED,
     "expired": Reason.APPROVAL_EXPIRED,
     "consumed": Reason.APPROVAL_CONSUMED,
-    "cancelled": Reason.APPROVAL_DENIED,
+    "cancelled": Reason.APPROVAL_CANCELLED,
 }

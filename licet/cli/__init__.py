@@ -5,7 +5,7 @@ from __future__ import annotations
 import typer
 
 from licet import __version__
-from licet.cli import agents, approvals, asking, audit, check, config, nodes, people, policy, run, serve, servers, up
+from licet.cli import agents, approvals, asking, check, config, nodes, people, policy, run, serve, servers, up
 
 app = typer.Typer(
     help="Licet: every action of an agent is checked, recorded, and only then done.",

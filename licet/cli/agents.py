@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import shlex
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,12 +11,13 @@ from typing import Any
 import msgspec
 import typer
 
+from edge.config import BadConfig
 from licet import ledgers
-from licet.cli.gateway_api import As, gateway
+from licet.cli.gateway_api import As, enrolling, gateway
 from licet.cli.output import FAILED, USAGE, Json, fail, reporting, say, show, table
 from licet.client import Credentials, delegate, describe, narrow
 from licet.client.delegating import tools_in, tools_of
-from licet.settings import free_port, load
+from licet.settings import load
 from trust.identity import constraints
 from trust.identity.delegation import MAX_DEPTH, MAX_LIFE_S
 from trust.identity.keys import PublicKey, unb64url
@@ -70,15 +70,8 @@ def register(
 
 def _enrols(name: str, token: str, first: str) -> None:
     say(f"{first} Its sidecar enrols once with")
-    settings, api = load(), gateway()
-    where = {"HOME": settings.home / name, "PORT": free_port(settings.sidecar.host, settings.sidecar.port + 1)}
-    if api.url != settings.sidecar.gateway_url:
-        where["GATEWAY_URL"] = api.url
-    if api.authority is not None:
-        where["GATEWAY_CA"] = api.authority
-    words = " ".join(f"LICET_SIDECAR__{key}={shlex.quote(str(value))}" for key, value in where.items())
-    say(f"  {words} LICET_SIDECAR__ENROLMENT_TOKEN={token} licet sidecar")
-    say("(each sidecar has a home and a port of its own)", "dim")
+    say(f"  {enrolling('sidecar', name, token)}")
+    say("(each sidecar has a home and a port of its own; elsewhere, GATEWAY_URL is how the gateway is reached)", "dim")
 
 
 @app.command("list")
@@ -111,6 +104,7 @@ def show_agent(name: str, as_json: bool = Json) -> None:
                 "revoked" if key["revoked"] else f"drains until {_moment(key['until'])}" if key["until"] else "current"
             )
             say(f"  key {key['thumbprint']}  {state}")
+            say(f"      {key['did']}")
         if found["rotating"]:
             say("  its sidecar was asked to replace the key")
         for root in found["roots"]:
@@ -141,11 +135,9 @@ def rotate(
 
     def people() -> None:
         if lost:
-            say(
-                "Remove identity.key and enrolment.json in its home; nothing of before counts once it has enrolled.",
-                "dim",
-            )
-            _enrols(name, told["enrolment_token"], f"{name} gets a new key.")
+            say(f"{name} gets a new key. Stop its sidecar, remove identity.key and enrolment.json in its home, and")
+            say("start it as before (the same home and port) with this token; then nothing of before counts:")
+            say(f"  LICET_SIDECAR__ENROLMENT_TOKEN={told['enrolment_token']} licet sidecar")
         else:
             say(f"the sidecar of {name} replaces the key as soon as it hears of it; see `licet agents show {name}`")
 
@@ -284,7 +276,11 @@ def _key_in(text: str) -> PublicKey:
 
 
 def _key_of(agent: str) -> PublicKey:
-    found = gateway().call("GET", f"/v1/agents/{agent}").body
+    try:
+        found = gateway().call("GET", f"/v1/agents/{agent}").body
+    except BadConfig as bad:
+        told = f"who {agent} is, the gateway knows, and this is not an operator's machine ({bad})"
+        raise fail(f"{told}; name its did:key instead, as `licet agents show {agent}` there prints it", USAGE) from None
     if not found["key"]:
         raise fail(f"{agent} is registered but not enrolled: it has no key to delegate to", FAILED)
     if found["state"] != "active":

@@ -61,6 +61,8 @@ def show_approval(approval: str, token_file: Path | None = As, as_json: bool = J
             + (f", on {told['place']['pin']} only" if told["place"]["pin"] else "")
         )
         say(f"needs {quorum}; {told['state']}, until {_when(told['expires_at'])}")
+        if told["state"] == "cancelled":
+            say(f"  cancelled: {visible(told['reason'])}")
         for vote in told["votes"]:
             say(f"  {vote['by']}: {vote['decision']} {visible(vote['reason'])}")
         say(f"digest {told['action_digest']}", "dim")

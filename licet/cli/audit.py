@@ -42,8 +42,10 @@ def tail(
 
 
 def _root(part: str) -> Path:
-    home = load().home
-    root = home / part / "ledger"
+    settings = load()
+    homes = {"sidecar": settings.sidecar.home, "node": settings.node.home, "gateway": settings.gateway.home}
+    home = settings.home
+    root = homes.get(part, home / part) / "ledger"
     if not root.is_dir():
         known = ", ".join(path.parent.name for path in ledgers.roots(home)) or "none"
         raise FileNotFoundError(f"{root}: there is no such ledger; here are: {known}")

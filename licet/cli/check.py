@@ -83,6 +83,9 @@ def _registered(api: Api) -> Iterator[Checked]:
     targets = sorted({a["killed_by"] for a in agents if a["state"] == "killed"})
     hint = "let them go on with " + ", ".join(f"`licet agents unkill {t} --reason …`" for t in targets)
     yield Checked("gateway", "agents", not killed, found, hint if killed else "")
+    for locked in (a["name"] for a in agents if a["state"] == "key_revoked"):
+        hint = f"let it enrol with another key: `licet agents rotate {locked} --lost`"
+        yield Checked("gateway", "agents", False, f"the key of {locked} is revoked", hint)
     servers = api.call("GET", "/v1/servers").body["servers"]
     changed = [s["name"] for s in servers if s["offers"]]
     hint = f"look at them with `licet servers diff {changed[0]}`" if changed else ""

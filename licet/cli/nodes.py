@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from licet.cli.gateway_api import gateway
+from licet.cli.gateway_api import enrolling, gateway
 from licet.cli.output import Json, reporting, say, show, table
 
 app = typer.Typer(name="nodes", help="Nodes: where tools run.", no_args_is_help=True)
@@ -27,8 +27,7 @@ def register(
 
     def people() -> None:
         say(f"{name} is registered. It enrols once with")
-        token = told["enrolment_token"]
-        say(f"  LICET_NODE__HOME=.licet/{name} LICET_NODE__PORT=7421 LICET_NODE__ENROLMENT_TOKEN={token} licet node")
+        say(f"  {enrolling('node', name, told['enrolment_token'])}")
         say("(each node has a home and a port of its own, and its servers in [node])", "dim")
 
     show(told, as_json, people)

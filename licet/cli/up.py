@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import re
 import signal
 import sys
 import time
@@ -17,6 +19,8 @@ from licet.cli.run import agent_environment
 from licet.launcher import APPROVERS, Launcher, NotStarted, sandboxed
 from licet.settings import load, read_token
 from trust.ledger import words
+
+_SETTING = re.compile(r"LICET_(GATEWAY|SIDECAR|NODE)__")
 
 
 class _Stop(Exception):
@@ -89,7 +93,7 @@ def _tell(launcher: Launcher) -> None:
         "",
         "Approve what is held, then make the same call again:",
         f"  export LICET_HOME={settings.home.resolve()}",
-        *([f"  export LICET_GATEWAY__TLS={settings.gateway.tls}"] if settings.gateway.tls != "off" else []),
+        *(f"  export {name}={value}" for name, value in sorted(os.environ.items()) if _SETTING.match(name)),
         f"  {licet} approvals list",
         f"  {licet} approvals approve ID --as {approver}",
         "",

@@ -41,7 +41,7 @@ class Answer:
 @dataclass(frozen=True, slots=True)
 class Api:
     """One server and the token that it knows the caller by. ``authority``: whose certificates are believed
-    (https), for a server in this ``role``."""
+    (https), for a server in this ``role``; ``certificate`` (with its key) is what is shown to it."""
 
     url: str
     token: str = ""
@@ -49,6 +49,7 @@ class Api:
     headers: Mapping[str, str] = field(default_factory=dict)
     authority: Path | None = None
     role: tls.Role = "gateway"
+    certificate: tuple[Path, Path] | None = None
 
     def call(self, method: str, path: str, body: Any = None) -> Answer:
         """The answer, or :class:`ApiError` for 4xx and 5xx, or :class:`Unavailable`."""
@@ -62,7 +63,10 @@ class Api:
         request = urllib.request.Request(self.url + path, data or None, headers, method=method)  # noqa: S310 (our own)
         handlers: list[urllib.request.BaseHandler] = [urllib.request.ProxyHandler({})]
         if self.authority is not None:
-            handlers.append(urllib.request.HTTPSHandler(context=tls.client(self.authority, self.role)))
+            context = tls.client(self.authority, self.role)
+            if self.certificate is not None:
+                tls.show(context, *self.certificate)
+            handlers.append(urllib.request.HTTPSHandler(context=context))
         opener = urllib.request.build_opener(*handlers)
         try:
             with opener.open(request, timeout=self.timeout_s) as response:

@@ -20,15 +20,18 @@ from urllib.parse import urlsplit
 
 import msgspec
 
+from edge import tls
 from edge.clock import new_nonce
 from licet.client.api import Api
-from sidecar.identity import CURRENT_KEY, ENROLMENT, Enrolment
+from sidecar.identity import CURRENT_KEY, ENROLMENT, RECERTIFY_S, Enrolment
 from trust.identity import httpsig, wit
 from trust.identity.keys import PublicKey, SecretKey, Signer, b64url
 from trust.ledger.tiles import write_atomically
 from trust.reasons import Unverifiable
 
 RENEW_BEFORE_S: Final = 300
+MARGIN_S: Final = 4 * 3600
+"""A certificate lives a day, and the sidecar renews it after a third of that."""
 
 
 @dataclass(slots=True)
@@ -82,11 +85,26 @@ class Credentials:
 
     def call(self, url: str, method: str, path: str, body: Any = None) -> Any:
         """One signed request to the gateway; what it answers, as JSON."""
+        certificate = None if self.authority is None else self._certificate(url)
+        return self._call(url, method, path, body, certificate)
+
+    def _call(self, url: str, method: str, path: str, body: Any, certificate: tuple[Path, Path] | None) -> Any:
         data = b"" if body is None else json.dumps(body).encode()
         headers = {"content-type": "application/json"} if data else {}
         signed = self.sign(method, url.rstrip("/") + path, headers, data, self.enrolment.audience)
-        api = Api(url.rstrip("/"), headers=headers | signed, authority=self.authority)
+        api = Api(url.rstrip("/"), headers=headers | signed, authority=self.authority, certificate=certificate)
         return api.call_bytes(method, path, data).body
+
+    def _certificate(self, url: str) -> tuple[Path, Path]:
+        """Over TLS the gateway hears only connections that name the same agent: the sidecar's certificate, or one that
+        is made for a key of our own."""
+        found = self.home / "tls.pem", self.home / "tls.key"
+        if not tls.has_certificate(*found, time.time() - RECERTIFY_S - MARGIN_S):
+            key = SecretKey.generate()
+            told = self._call(url, "POST", "/v1/certificate", {"key": b64url(key.public.raw)}, None)
+            write_atomically(found[1], key.pem, flush=True)
+            write_atomically(found[0], told["certificate"].encode("ascii"), flush=True)
+        return found
 
     def sign(
         self, method: str, url: str, headers: Mapping[str, str], body: bytes, audience: str = ""

@@ -26,6 +26,7 @@ from edge.http import (
     Response,
     StreamResponse,
     caller_of,
+    is_gone,
     json_response,
     problem,
     relay,
@@ -366,15 +367,19 @@ class Node:
         self._sessions.require_own(entitled, payload)
         self.ledger.append_later(_dispatch(entitled, self.identity.name))
         started = self._clock.mono_ns()
-        stopped = partial(self._is_stopped, entitled.agent)
+
+        def stopped() -> bool:
+            return self._is_stopped(entitled.agent) or is_gone(incoming)
+
         try:
             async with AsyncExitStack() as stack:
                 async with until(stopped):
                     replied = await stack.enter_async_context(upstream.exchange(payload, execute.credentials))
                 return await self._answer(incoming, entitled, payload, replied, started)
         except Stopped:
-            self._outcome(entitled, "unknown", started, detail="its agent was stopped while it ran")
-            raise Unverifiable(Reason.OUTCOME_UNKNOWN, f"{entitled.agent} was stopped while this ran") from None
+            why = f"{entitled.agent} was stopped" if self._is_stopped(entitled.agent) else "the gateway hung up"
+            self._outcome(entitled, "unknown", started, detail=f"{why} while it ran")
+            raise Unverifiable(Reason.OUTCOME_UNKNOWN, f"{why} while this ran") from None
         except UpstreamFailed as bad:
             self._outcome(entitled, "failed", started, detail=str(bad))
             raise Unverifiable(Reason.UPSTREAM_FAILED, str(bad)) from None

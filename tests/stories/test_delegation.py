@@ -287,3 +287,10 @@ async def test_a_refusal_names_the_delegator_who_was_stopped(mesh: Mesh, helper:
     await mesh.admin("POST", "/v1/kills", {"target": "demo", "reason": "a drill"})
     refused = (await mesh.act(helper, READ, {"path": "notes.txt"}, chain=chain)).json
     assert (refused["reason"], refused["detail"]) == ("killed", "demo, who delegated this: a drill")
+    entry = [line.entry for _, line in helper.ledger.lines() if isinstance(line.entry, Refusal)][-1]
+    assert entry.deed is not None
+    assert (entry.deed.principal, len(entry.deed.authority)) == ("ada", 2)
+    await mesh.act(helper, READ, {"path": "notes.txt"}, chain=chain[:-4] + "AAAA")
+    entry = [line.entry for _, line in helper.ledger.lines() if isinstance(line.entry, Refusal)][-1]
+    assert entry.deed is not None
+    assert (entry.deed.principal, len(entry.deed.authority)) == ("", 2), "what is not proved names nobody"

@@ -208,9 +208,12 @@ for line in sys.stdin:
 HARMLESS = '[tools.wait]\ncategory = "data"\neffect = "read"\nprivileged = false\nrisk = 0\nlabels = []\n'
 
 
-@pytest.mark.parametrize("how", ["kill", "revoke"])
+STOPS = ["kill", "agent", "principal", "key", "session", "kill delegator", "root", "token", "delegator's key"]
+
+
+@pytest.mark.parametrize("how", STOPS)
 async def test_a_call_that_runs_is_ended_and_nothing_of_it_is_told_or_earned(tmp_path: Path, how: str) -> None:
-    """The server never answers: only the stop ends the call, at the agent, at the gateway and at the server."""
+    """The server never answers: only the stop ends the call, at the agent, at the gateway, at the node and the server."""
     (tmp_path / "waits.toml").write_text(HARMLESS)
     seen = tmp_path / "seen"
     server = ToolServer(
@@ -221,24 +224,52 @@ async def test_a_call_that_runs_is_ended_and_nothing_of_it_is_told_or_earned(tmp
         answer = await mesh.activate({**policy_files(), "waits.cedar": permit})
         assert answer.status == 200, answer.body
         await mesh.ready()
-        running = asyncio.create_task(mesh.call("waits/wait", {}))
+        sidecar, chain, told = await delegated(mesh) if how in STOPS[5:] else (mesh.sidecar, "", {})
+        async with asyncio.timeout(5):
+            while sidecar.identity.session is None:
+                await asyncio.sleep(0.02)
+        running = asyncio.create_task(mesh.act(sidecar, "waits/wait", {}, chain=chain))
         async with asyncio.timeout(10):
             while not seen.exists():
                 await asyncio.sleep(0.02)
-        await stop(mesh, how, "demo")
+        what, _, name = {
+            "agent": "agent:demo",
+            "principal": "principal:ada",
+            "key": f"key:{sidecar.identity.key.public.thumbprint}",
+            "session": f"session:{sidecar.identity.session.name}",
+            "root": f"root:{told.get('root')}",
+            "token": f"token:{told.get('tokens', [''])[-1]}",
+            "delegator's key": f"key:{mesh.sidecar.identity.key.public.thumbprint}",
+        }.get(how, "").partition(":")
+        if what:
+            answer = await mesh.admin("POST", "/v1/revocations", {"what": what, "id": name, "reason": "enough"})
+            assert answer.status == 201, answer.body
+        else:
+            await stop(mesh, "kill", "demo")
         begin = time.monotonic()
         answer = await asyncio.wait_for(running, 10)
         print(f"{how}: ended after {(time.monotonic() - begin) * 1000:.0f} ms")
         assert (answer.status, answer.json["reason"]) == (502, "outcome_unknown"), answer.body
-        assert "was stopped" in answer.json["detail"]
+        assert "enough" in answer.json["detail"], answer.body
         async with asyncio.timeout(10):
             while "notifications/cancelled" not in seen.read_text():
                 await asyncio.sleep(0.02)
-        for part in ("gateway", "node", "sidecar"):
-            outcome = [e for e in mesh.entries(part) if isinstance(e, Outcome)][-1]
+        for part in (mesh.gateway, mesh.node, sidecar):
+            outcome = [line.entry for _, line in part.ledger.lines() if isinstance(line.entry, Outcome)][-1]
             assert outcome.status == "unknown", part
         await mesh.gateway.standings.drain()
         assert not [e for e in mesh.entries("gateway") if isinstance(e, Standing)]
+
+
+async def delegated(mesh: Mesh) -> tuple[Sidecar, str, dict[str, Any]]:
+    """A helper with a chain from demo."""
+    from licet.client import Credentials, delegate, describe, narrow
+
+    helper = await mesh.add_agent("helper", "bob")
+    credentials = Credentials.load(mesh.home / "sidecar")
+    root = await asyncio.to_thread(delegate, credentials, mesh.gateway_url, {"waits/wait": {}})
+    chain = narrow(credentials, root, helper.identity.key.public, {"waits/wait": {}})
+    return helper, chain, describe(credentials, chain)
 
 
 async def test_an_answer_that_comes_too_late_is_not_told() -> None:
@@ -264,8 +295,10 @@ async def test_what_is_done_twice_or_to_nobody_is_said(mesh: Mesh) -> None:
     assert "still may not act: killed" in (await told("/v1/kills/lift", target="demo"))["note"]
     assert "unkill team:demo" in (await told("/v1/kills/lift", target="other"))["detail"]
     await told("/v1/kills/lift", target="team:demo")
-    for what, name in (("key", "k" * 43), ("root", "root_x"), ("principal", "nobody")):
+    for what, name in (("key", "k" * 43), ("token", "t" * 43), ("session", "ses_x")):
         assert "is it spelled right" in (await told("/v1/revocations", what=what, id=name))["note"]
+    for what, name in (("root", "root_x"), ("principal", "nobody")):
+        assert "is known here; known: " in (await told("/v1/revocations", what=what, id=name))["detail"]
     for what, name in (("key", "demo"), ("token", "demo"), ("root", "demo"), ("session", "demo")):
         assert "expected its" in (await told("/v1/revocations", what=what, id=name))["detail"]
     assert (await told("/v1/revocations", what="agent", id="demo"))["note"] == ""
@@ -274,6 +307,20 @@ async def test_what_is_done_twice_or_to_nobody_is_said(mesh: Mesh) -> None:
     assert (await mesh.admin("POST", "/v1/agents/demo/rotate", {})).json["reason"] == "revoked"
     kinds = [type(e) for e in mesh.entries("gateway")]
     assert (kinds.count(Kill), kinds.count(Revocation)) == (4, 4)
+
+
+async def test_who_is_refused_for_good_asks_less_and_less(mesh: Mesh, monkeypatch: Any) -> None:
+    """Each refusal is an entry: a sidecar that was locked out must not fill the gateway's ledger."""
+    key = mesh.sidecar.identity.key.public.thumbprint
+    await mesh.admin("POST", "/v1/revocations", {"what": "key", "id": key, "reason": "leaked"})
+    mesh.sidecar.identity.session = None
+    await asyncio.sleep(6)
+    refused = [e for e in mesh.entries("gateway") if isinstance(e, Refusal)]
+    assert 2 < len(refused) < 20, len(refused)
+    shown = (await mesh.admin("GET", "/v1/agents/demo")).json
+    assert (shown["state"], shown["keys"][0]["revoked"]) == ("key_revoked", True)
+    told = (await mesh.admin("POST", "/v1/agents/demo/rotate", {})).json
+    assert "rotate demo --lost" in told["detail"]
 
 
 async def test_who_was_revoked_gets_no_policies_and_what_it_asks_is_recorded_under_its_name(mesh: Mesh) -> None:

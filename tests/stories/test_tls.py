@@ -95,6 +95,23 @@ async def test_a_workload_without_its_own_certificate_is_refused(mesh: Mesh, tmp
         await status(showing(mesh, stranger, identity.subject, tmp_path))
 
 
+async def test_delegation_and_renewal_work_over_tls_beside_a_sidecar_and_without_one(
+    mesh: Mesh, tmp_path: Path
+) -> None:
+    from licet.client import Credentials, delegate, enroll, narrow
+
+    beside = Credentials.load(mesh.home / "sidecar", authority=mesh.gateway_ca)
+    before = (mesh.home / "sidecar" / "tls.pem").read_bytes()
+    root = await asyncio.to_thread(delegate, beside, mesh.gateway_url, {READ: {}})
+    assert (mesh.home / "sidecar" / "tls.pem").read_bytes() == before, "the sidecar's own serves"
+    new = {"name": "alone", "owner": "bob"}
+    token = (await mesh.admin("POST", "/v1/agents", new)).json["enrolment_token"]
+    alone = await asyncio.to_thread(enroll, mesh.gateway_url, token, tmp_path / "alone", mesh.gateway_ca)
+    assert narrow(beside, root, alone.key.public, {READ: {}})
+    assert await asyncio.to_thread(delegate, alone, mesh.gateway_url, {READ: {}})
+    assert (tmp_path / "alone" / "tls.key").stat().st_mode & 0o777 == 0o600
+
+
 async def test_only_the_gateway_brings_tickets_to_a_node(mesh: Mesh, tmp_path: Path) -> None:
     from tests.stories.test_stops import entitled
 
