@@ -97,7 +97,7 @@ def test_tables_are_never_cut(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_nobody_there_is_said_with_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LICET_HOME", str(tmp_path))
-    assert "has the gateway been started with this LICET_HOME" in run("agents", "list", code=2)
+    assert "has the gateway been started here, with this LICET_HOME" in run("agents", "list", code=2)
     (tmp_path / "gateway").mkdir()
     (tmp_path / "gateway" / "operator.token").write_text("x" * 43)
     monkeypatch.setenv("LICET_GATEWAY_URL", "http://127.0.0.1:9")
