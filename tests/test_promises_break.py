@@ -79,7 +79,7 @@ BREAKS = {
         STORY + "test_a_kill_stops_an_agent_and_survives_a_restart",
     ),
     "8 a signature is not checked": (
-        "trust/ledger/checkpoint.py", "            key.verify(blob[4:], text.encode())\n", "",
+        "trust/ledger/checkpoint.py", "    key.verify(blob, text.encode())\n", "",
         "tests/trust/test_ledger.py::test_a_checkpoint_opens_only_for_its_log_and_key",
     ),
     "8 a frame is not compared": (
@@ -205,6 +205,30 @@ BREAKS = {
     "a narrowed context forgets an attribute": (
         "trust/policy/slicing.py", "                _note(found, outer, attrs[0])", "                pass",
         "tests/trust/test_engine.py",
+    ),
+    "2 a revoked key goes on with what it began": (
+        "gateway/statements.py", "            self._registry.require_not_cut_off(signer)", "            pass",
+        "tests/stories/test_stops.py::test_a_call_that_runs_is_ended_and_nothing_of_it_is_told_or_earned",
+    ),
+    "2 a node goes on when the gateway hangs up": (
+        "sidecar/node/app.py", " or is_gone(incoming)", "",
+        "tests/stories/test_stops.py::test_a_call_that_runs_is_ended_and_nothing_of_it_is_told_or_earned",
+    ),
+    "8 a witness takes another root": (
+        "trust/ledger/mirror.py", "        if sealed.root != self._tiles.edge.root():", "        if False:",
+        "tests/stories/test_witness.py::test_a_fork_a_rollback_and_a_new_key_are_refused_and_recorded",
+    ),
+    "8 a witness lets a log be taken back": (
+        "trust/ledger/mirror.py", "        if sealed.size < self.known.size:", "        if False:",
+        "tests/stories/test_witness.py::test_a_fork_a_rollback_and_a_new_key_are_refused_and_recorded",
+    ),
+    "8 unwitnessed high risk goes on": (
+        "sidecar/world.py", "        if behind > self._unwitnessed_s:", "        if False:",
+        "tests/stories/test_witness.py::test_unwitnessed_for_too_long_nothing_of_high_risk_may_happen",
+    ),
+    "2 a certificate of any role is a gateway's": (
+        "edge/tls.py", 'named.split("/")[3] != role', "False",
+        "tests/stories/test_tls.py::test_a_workload_at_the_gateways_address_is_not_taken_for_the_gateway",
     ),
 }  # fmt: skip
 

@@ -296,6 +296,7 @@ async def test_a_full_disk_refuses_everything_and_nothing_leaves(tmp_path: Path,
         (mesh.sandbox / "notes.txt").write_text("hello")
         assert (await mesh.call(*READ)).status == 200
         before = executed(mesh)
+        mesh.entries()  # writes what waits: the next write is that of the next call's intent, and of nothing else
         disk.left = 0
         for tool, args in (READ, DELETE, ("workbench/nope", {})):
             refused(await mesh.call(tool, args), "ledger_unavailable", 503)
