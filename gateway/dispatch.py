@@ -253,7 +253,7 @@ class Dispatcher:
                 await self._ended(asked, node, started, "unknown")
                 raise Unverifiable(Reason.OUTCOME_UNKNOWN, f"the connection to {node.name} broke: {bad}") from None
             except Stopped:
-                await self._ended(asked, node, started, "unknown")
+                await self._ended(asked, node, started, "unknown", by_us=True)
                 why = f"it was ended while it ran ({self._statements.stopped(asked)}); whether it happened is not known"
                 raise Unverifiable(Reason.OUTCOME_UNKNOWN, why) from None
         self._nodes.succeeded(node.name)
@@ -288,9 +288,18 @@ class Dispatcher:
         return ticket.seal_within(entitled, session.terms.session, session.back)
 
     async def _ended(
-        self, asked: Asked, node: NodeRecord, started: int, how: Ending, status: int = 0, size: int = 0
+        self,
+        asked: Asked,
+        node: NodeRecord,
+        started: int,
+        how: Ending,
+        status: int = 0,
+        size: int = 0,
+        *,
+        by_us: bool = False,
     ) -> None:
-        """What the gateway saw of the end: recorded, counted for the agent, and for the circuit breakers."""
+        """What the gateway saw of the end: recorded, counted for the agent, and for the circuit breakers, unless it was
+        ended *by_us*: a stop of one agent must not stop its server for the others."""
         action, agent = asked.action, asked.agent.name
         risk = asked.bundle.inventory.tool(action.server, action.tool).manifest.risk
         outcome = entries.Outcome(
@@ -308,7 +317,8 @@ class Dispatcher:
         )
         try:
             await self._standings.ended(outcome)
-            if how == "failed" or (how == "unknown" and not status):  # a stream that its reader left is no failure
+            broke = how == "unknown" and not status and not by_us  # a stream that its reader left is no failure
+            if how == "failed" or broke:
                 trip = self._breaker.failed(agent, action.server, int(self._clock.now()))
                 if trip is not None:
                     await self._stops.trip(trip)

@@ -57,7 +57,7 @@ class Feed:
         self._last_ms = max(self._last_ms + 1, int(self._clock.now() * 1000))
         return self._last_ms
 
-    def facts(self, agent: str, revoked: dict[str, str] | None = None) -> Facts:
+    def facts(self, agent: str, revoked: tuple[str, ...] | None = None) -> Facts:
         """What holds for *agent* now."""
         record = self._registry.agent(agent)
         return Facts(
@@ -77,7 +77,7 @@ class Feed:
 
     async def lines(self, agent: str) -> AsyncIterator[bytes]:
         """For a sidecar, until the gateway closes."""
-        told: dict[str, str] | None = None
+        told: tuple[str, ...] | None = None
         while not self.closing:
             changed = self._changed
             revoked = self._stops.revoked_links()

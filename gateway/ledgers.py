@@ -122,8 +122,13 @@ class Ledgers:
             raise Unverifiable(Reason.NOT_FOUND, f'no log "{visible(origin)}" is here; here are: {", ".join(known)}')
         return known[origin]
 
-    def entry(self, origin: str, index: int) -> bytes:
-        """The exact bytes of one entry."""
+    async def read(self, origin: str, index: int, by: str) -> bytes:
+        """The exact bytes of one entry; that *by* read it is recorded."""
+        data = self._entry(origin, index)
+        await self._records.note(entries.Query(by, "entry", f"{origin}#{index}", 1))
+        return data
+
+    def _entry(self, origin: str, index: int) -> bytes:
         source = self.sealed(origin)
         if not 0 <= index < source.size:
             raise Unverifiable(Reason.NOT_FOUND, f"{origin} has {source.size} sealed entries; there is no {index}")

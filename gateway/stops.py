@@ -193,15 +193,15 @@ class Stops:
         tripped = [t for t in self._records.cached(Tripped) if t.target == own or t.target.startswith("server:")]
         return {t.target: t.until_us // 1_000_000 for t in tripped if t.until_us > now}
 
-    def revoked_links(self) -> dict[str, str]:
-        """``what:id`` of what delegation chains are made of, with the reason, for sidecars. Tokens and roots only for
-        as long as one that was made before could live."""
+    def revoked_links(self) -> tuple[str, ...]:
+        """``what:id`` of what delegation chains are made of, for sidecars. Tokens and roots only for as long as one
+        that was made before could live."""
         since = self._clock.wall_us() - MAX_LIFE_S * 1_000_000
-        return {
-            f"{r.what}:{r.id}": r.reason
+        return tuple(
+            f"{r.what}:{r.id}"
             for r in self._records.cached(Revoked)
             if r.what in _FOR_EVER or (r.what in _FOR_A_WHILE and r.at_us > since)
-        }
+        )
 
     def everyone_stopped(self) -> tuple[str, ...]:
         """Names of agents that must not act; what a node compares tickets with."""

@@ -72,13 +72,13 @@ class Witness:
                 return Received(mirror.size)
             try:
                 return await self._take(origin, mirror, shipment, bundle)
-            except Forked as fork:
-                self._mirrors.pop(origin)
-                await self._alarm(origin, str(fork))
-                raise Unverifiable(Reason.FORKED, str(fork)) from None
-            except Unverifiable:
-                mirror.forget()
-                raise
+            except Exception as bad:
+                # What was taken and not sealed is nothing, and of what could not be written memory knows too much.
+                self._mirrors.pop(origin, None)
+                if not isinstance(bad, Forked):
+                    raise
+                await self._alarm(origin, str(bad))
+                raise Unverifiable(Reason.FORKED, str(bad)) from None
 
     async def _take(self, origin: str, mirror: Mirror, shipment: Shipment, bundle: list[bytes]) -> Received:
         await asyncio.to_thread(mirror.take, shipment.first, bundle)

@@ -58,6 +58,7 @@ class Chains:
         self._clock = clock
         self._verified = VerifiedChains(identity.gateway, identity.enrolment.trust_domain)
         self._told: dict[str, tuple[Standing, float]] = {}
+        self._because: dict[str, str] = {}
 
     def claimed(self, chain: str) -> Mandate:
         """What *chain* says of itself, for the record of a refusal: the principal only if every link of it holds."""
@@ -70,7 +71,7 @@ class Chains:
     async def open(self, chain: str) -> Opened:
         """*chain* as this agent may use it now, or :class:`Unverifiable`."""
         authority = self.verified(chain)
-        self._require_believed(authority)
+        await self._require_believed(chain, authority)
         name, now = authority.tokens[-1], self._clock.mono()
         standing, asked = self._told.get(name, (None, now))
         if standing is None or now - asked > SIDE_EFFECTS_STALE_S:
@@ -89,14 +90,24 @@ class Chains:
             raise Unverifiable(Reason.NOT_YOURS, f"{told}; bring it to the sidecar of the agent that it was made for")
         return authority
 
-    def _require_believed(self, authority: Authority) -> None:
-        """Nothing of it is among what the gateway's feed says was revoked."""
+    async def _require_believed(self, chain: str, authority: Authority) -> None:
+        """Nothing of it is among what the gateway's feed says was revoked. Why, the gateway is asked once."""
         names = [f"root:{authority.root}", f"principal:{authority.principal}"]
         names += [f"token:{token}" for token in authority.tokens] + [f"key:{key}" for key in authority.keys]
         for name in names:
             if name in self._view.revoked:
-                what, _, which = name.partition(":")
-                raise Unverifiable(Reason.REVOKED, f"{what} {which}: {self._view.revoked[name]}")
+                if name not in self._because:
+                    self._because[name] = await self._why(chain, name)
+                raise Unverifiable(Reason.REVOKED, self._because[name])
+
+    async def _why(self, chain: str, name: str) -> str:
+        """What the gateway says of a chain of which *name* was revoked; whatever that is, it was."""
+        try:
+            await self._standing(chain)
+        except Unverifiable as bad:
+            if bad.reason is Reason.REVOKED:
+                return bad.detail
+        return f"{name} was revoked"
 
     async def _standing(self, chain: str) -> Standing:
         body = msgspec.json.encode({"chain": chain, "agent": self._agent})

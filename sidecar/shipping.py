@@ -14,7 +14,7 @@ from typing import Final
 
 import msgspec
 
-from edge.backoff import Backoff
+from edge.backoff import REFUSED, Backoff
 from edge.client import Broken, Unreachable
 from edge.clock import SystemClock
 from sidecar.identity import Identity, detail_of
@@ -40,7 +40,7 @@ class Shipper:
         self._vkey = (root / "vkey").read_text().strip()
         self._origin, self._key = checkpoint.parse_vkey(self._vkey)
         self._there = 0
-        self._behind_since: float | None = None
+        self._seen_at = clock.mono()
         self._cosigned = 0
         self.fault = ""
 
@@ -57,7 +57,7 @@ class Shipper:
                 self._fails(str(bad))
             except Unverifiable as bad:
                 self._fails(bad.detail)
-                wait = max(wait, backoff.next())
+                wait = max(wait, backoff.next() if bad.reason is Reason.FORKED else wait)
             except Exception:
                 _log.exception("shipping the ledger failed; it is tried again")
             await asyncio.sleep(wait)
@@ -68,28 +68,33 @@ class Shipper:
         self.fault = fault
 
     def unwitnessed_s(self) -> float:
-        """For how long something that is sealed was not witnessed; seconds."""
-        return 0.0 if self._behind_since is None else self._clock.mono() - self._behind_since
+        """How long ago everything that was sealed then was known to be witnessed; seconds. It grows whatever goes
+        wrong, here or there: that nobody complains is no witness."""
+        return self._clock.mono() - self._seen_at
 
     async def ship(self) -> None:
         """Everything that is sealed now."""
+        begun = self._clock.mono()
         note = (self._root / "checkpoint").read_bytes()
         sealed = checkpoint.open_checkpoint(note, self._origin, self._key).size
-        if sealed == self._cosigned:
-            self._behind_since = None
-            return
-        self._behind_since = self._behind_since or self._clock.mono()
+        if sealed != self._cosigned:
+            await self._ship(note, sealed)
+        self._seen_at = begun
+
+    async def _ship(self, note: bytes, sealed: int) -> None:
+        """Until *note*, a checkpoint of so many entries, is cosigned."""
         while True:
             entries = await asyncio.to_thread(self._next, sealed)
             last = self._there + len(entries) == sealed
             received = await self._send(note if last else b"", entries)
             if received.cosignature:
                 self._keep(note, received.cosignature.encode())
-                self._cosigned, self._behind_since = sealed, None
-                self._there = received.size
+                self._cosigned, self._there = sealed, received.size
                 return
             if received.size > sealed:
                 raise Unverifiable(Reason.FORKED, f"the witness has {received.size} entries, and {sealed} are sealed")
+            if received.size == self._there:
+                raise Unverifiable(Reason.UNWITNESSED, f"the witness stays at {received.size} of {sealed} entries")
             self._there = received.size
 
     def _next(self, sealed: int) -> list[bytes]:
@@ -111,7 +116,8 @@ class Shipper:
         async with self._identity.send("POST", "/v1/ledger", body, headers, timeout_s=30.0) as reply:
             answer = await reply.read()
         if reply.status != 200:
-            raise Unverifiable(Reason.UNWITNESSED, f"the witness refused it: {detail_of(answer)}")
+            reason = Reason.FORKED if reply.status in REFUSED else Reason.UNWITNESSED
+            raise Unverifiable(reason, f"the witness refused it: {detail_of(answer)}")
         return msgspec.json.decode(answer, type=Received)
 
     def _keep(self, note: bytes, cosignature: bytes) -> None:

@@ -40,7 +40,7 @@ class Ear:
         self._clock = clock
         self._received = float("-inf")
         self.facts: Facts | None = None
-        self.revoked: dict[str, str] = {}
+        self.revoked: frozenset[str] = frozenset()
         self.first = asyncio.Event()
 
     def age_s(self) -> float:
@@ -61,7 +61,7 @@ class Ear:
             _log.warning("a line of the feed was not believed: %s", bad)
             return
         if heard.revoked is not None:
-            self.revoked = heard.revoked
+            self.revoked = frozenset(heard.revoked)
         self._tell(heard.stopped)
         self.facts = heard
         self.first.set()
@@ -94,8 +94,8 @@ class View:
         return self._ear.facts
 
     @property
-    def revoked(self) -> dict[str, str]:
-        """``what:id`` of everything that is not believed any more, with the reason that a person gave."""
+    def revoked(self) -> frozenset[str]:
+        """``what:id`` of everything that is not believed any more."""
         return self._ear.revoked
 
     def age_s(self) -> float:
@@ -204,7 +204,7 @@ class World:
                 if reply.status in (200, 304):
                     backoff.reset()
                 else:
-                    await asyncio.sleep(backoff.next())
+                    await asyncio.sleep(backoff.after(reply.status, RETRY_S))
             except (Unreachable, Broken):
                 await asyncio.sleep(RETRY_S)
             except (Unverifiable, BundleRejected, LedgerUnavailable) as bad:
@@ -223,7 +223,7 @@ async def listen(identity: Identity, hear: Callable[[bytes], None], target: str 
         try:
             async with identity.send("GET", target, timeout_s=3600.0) as reply:
                 if reply.status != 200:
-                    wait = backoff.next()
+                    wait = backoff.after(reply.status, RETRY_S)
                     told = detail_of(await reply.read())
                     _log.error(
                         "the gateway does not speak to %s (%s); asked again in %.1f s", identity.name, told, wait

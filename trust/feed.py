@@ -35,8 +35,8 @@ class Facts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     ``rotate``: the key (raw, base64url) that the sidecar should replace. ``heard``: the last of the sidecar's refusals
     that the gateway knows, by index. ``breakers``: open circuit breakers, target → until when (Unix seconds).
     ``epoch`` and ``keys`` (raw, base64url; those that drain included) are what the agent is known by now.
-    ``revoked``: ``what:id`` of everything that is not believed any more, with the reason that a person gave; None when
-    it is as in the line before.
+    ``revoked``: ``what:id`` of everything that is not believed any more; None when it is as in the line before. Why, is
+    told to whoever it concerns, and not to all.
     """
 
     as_of_ms: int
@@ -50,7 +50,7 @@ class Facts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     breakers: dict[str, int] = {}
     epoch: int = 1
     keys: tuple[str, ...] = ()
-    revoked: dict[str, str] | None = None
+    revoked: tuple[str, ...] | None = None
 
 
 class Stops(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

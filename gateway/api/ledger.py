@@ -52,12 +52,12 @@ class Ledger:
         page = await self._s.ledgers.run(run, person.name)
         return json_response(msgspec.to_builtins(page))
 
-    async def _entry(self, incoming: Incoming, _person: Person) -> Response:
+    async def _entry(self, incoming: Incoming, person: Person) -> Response:
         asked = {name: values[0] for name, values in parse_qs(incoming.query).items()}
         origin, index = asked.get("origin", ""), asked.get("index", "")
         if not index.isdecimal():
             raise Unverifiable(Reason.MALFORMED_REQUEST, f"index {visible(index)}: expected a number")
-        data = self._s.ledgers.entry(origin, int(index))
+        data = await self._s.ledgers.read(origin, int(index), person.name)
         return json_response(
             {
                 "entry": base64.b64encode(data).decode("ascii"),

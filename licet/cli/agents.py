@@ -230,6 +230,9 @@ def delegate_to(
     if not parent:
         api = gateway()
         credentials.authority = api.authority
+        given = settings.sidecar
+        if home is None and given.tls_certificate is not None and given.tls_key is not None:
+            credentials.certificate = given.tls_certificate, given.tls_key
         parent = delegate(credentials, api.url, tools, lives_s=expires)
     until = int(time.time()) + expires
     made = narrow(credentials, parent, holder, tools, lives_s=expires, max_depth=max_depth)

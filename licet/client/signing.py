@@ -38,13 +38,15 @@ MARGIN_S: Final = 4 * 3600
 class Credentials:
     """An enrolled agent: its key, and the token that says whose key it is. ``audience``: whom requests are for;
     the gateway, unless another is given (``wimse://<trust domain>/sidecar/<name>`` for a shared sidecar).
-    ``authority``: the gateway's ``ca.pem``, if it speaks TLS."""
+    ``authority``: the gateway's ``ca.pem``, if it speaks TLS; ``certificate``: what is shown to it (with its key), if
+    that comes from files of one's own."""
 
     key: Signer
     enrolment: Enrolment
     home: Path
     audience: str = field(default="")
     authority: Path | None = None
+    certificate: tuple[Path, Path] | None = None
 
     def __post_init__(self) -> None:
         self.audience = self.audience or self.enrolment.audience
@@ -98,6 +100,8 @@ class Credentials:
     def _certificate(self, url: str) -> tuple[Path, Path]:
         """Over TLS the gateway hears only connections that name the same agent: the sidecar's certificate, or one that
         is made for a key of our own."""
+        if self.certificate is not None:
+            return self.certificate
         found = self.home / "tls.pem", self.home / "tls.key"
         if not tls.has_certificate(*found, time.time() - RECERTIFY_S - MARGIN_S):
             key = SecretKey.generate()

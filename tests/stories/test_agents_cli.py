@@ -6,8 +6,6 @@ import asyncio
 import json
 import os
 import sys
-from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,13 +15,6 @@ from trust.ledger.entries import Admin, Intent, Kill, Revocation
 
 pytestmark = pytest.mark.slow
 READ, NOTES = "workbench/read_file", {"path": "notes.txt"}
-
-
-@pytest.fixture
-async def mesh(tmp_path: Path) -> AsyncIterator[Mesh]:
-    async with Mesh(tmp_path) as made:
-        (made.sandbox / "notes.txt").write_text("hello")
-        yield made
 
 
 async def licet(mesh: Mesh, *words: str, **environ: str) -> tuple[int, str, str]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
@@ -20,13 +19,6 @@ from trust.reasons import Unverifiable
 
 pytestmark = pytest.mark.slow
 READ, NOTES = "workbench/read_file", {"path": "notes.txt"}
-
-
-@pytest.fixture
-async def mesh(tmp_path: Path) -> AsyncIterator[Mesh]:
-    async with Mesh(tmp_path) as made:
-        (made.sandbox / "notes.txt").write_text("hello")
-        yield made
 
 
 async def settled(mesh: Mesh) -> None:

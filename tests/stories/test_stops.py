@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import sys
 import time
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -22,17 +21,11 @@ from trust import feed, wire
 from trust.canonical import digest_of
 from trust.identity import ticket
 from trust.identity.keys import PublicKey, SecretKey, b64url, unb64url
-from trust.ledger.entries import Dispatch, Kill, Outcome, Refusal, Revocation, Standing
+from trust.ledger.entries import Breaker, Dispatch, Kill, Outcome, Refusal, Revocation, Standing
+from trust.reasons import Reason, Unverifiable
 
 pytestmark = pytest.mark.slow
 READ, NOTES = "workbench/read_file", {"path": "notes.txt"}
-
-
-@pytest.fixture
-async def mesh(tmp_path: Path) -> AsyncIterator[Mesh]:
-    async with Mesh(tmp_path) as made:
-        (made.sandbox / "notes.txt").write_text("hello")
-        yield made
 
 
 async def stop(mesh: Mesh, how: str, target: str) -> None:
@@ -220,7 +213,7 @@ async def test_a_call_that_runs_is_ended_and_nothing_of_it_is_told_or_earned(tmp
         name="waits", command=(sys.executable, "-c", WAITS, str(seen)), manifest=tmp_path / "waits.toml"
     )
     permit = '@id("waits") permit(principal, action in Action::"server/waits", resource);'
-    async with Mesh(tmp_path, servers=[server]) as mesh:
+    async with Mesh(tmp_path, servers=[server], breaker=BreakerConfig(failures=1)) as mesh:
         answer = await mesh.activate({**policy_files(), "waits.cedar": permit})
         assert answer.status == 200, answer.body
         await mesh.ready()
@@ -259,6 +252,7 @@ async def test_a_call_that_runs_is_ended_and_nothing_of_it_is_told_or_earned(tmp
             assert outcome.status == "unknown", part
         await mesh.gateway.standings.drain()
         assert not [e for e in mesh.entries("gateway") if isinstance(e, Standing)]
+        assert not [e for e in mesh.entries("gateway") if isinstance(e, Breaker)], "the server did nothing wrong"
 
 
 async def delegated(mesh: Mesh) -> tuple[Sidecar, str, dict[str, Any]]:
@@ -321,6 +315,26 @@ async def test_who_is_refused_for_good_asks_less_and_less(mesh: Mesh, monkeypatc
     assert (shown["state"], shown["keys"][0]["revoked"]) == ("key_revoked", True)
     told = (await mesh.admin("POST", "/v1/agents/demo/rotate", {})).json
     assert "rotate demo --lost" in told["detail"]
+
+
+async def test_an_outage_is_no_refusal_and_is_over_when_it_is_over(mesh: Mesh, monkeypatch: Any) -> None:
+    """The feed and the bundle are asked for as often as before: only who is refused asks less."""
+
+    async def busy(*_: Any, **__: Any) -> Any:
+        raise Unverifiable(Reason.REPLAY_UNKNOWN, "the memory of nonces is away")
+
+    mesh.sidecar.world.own.first.clear()
+    monkeypatch.setattr(mesh.gateway._api.services.callers, "identify", busy)
+    mesh.gateway._feed.closing = True
+    mesh.gateway._feed.wake()
+    await asyncio.sleep(6)
+    mesh.gateway._feed.closing = False
+    monkeypatch.undo()
+    begin = time.monotonic()
+    async with asyncio.timeout(10):
+        while mesh.sidecar.world.age_s() > 1.5:
+            await asyncio.sleep(0.05)
+    assert time.monotonic() - begin < 3
 
 
 async def test_who_was_revoked_gets_no_policies_and_what_it_asks_is_recorded_under_its_name(mesh: Mesh) -> None:
@@ -492,7 +506,6 @@ async def test_without_the_feed_side_effects_stop_within_five_seconds_and_reads_
 
 def test_a_feed_that_takes_something_back_is_not_believed() -> None:
     from trust.facts import Agent
-    from trust.reasons import Unverifiable
     from trust.standing.score import Standing
 
     key, now = SecretKey.generate(), time.time()

@@ -73,7 +73,3 @@ class Mirror:
         write_atomically(self._root / "vkey", checkpoint.vkey(self._origin, self._key).encode() + b"\n")
         write_atomically(self._root / "checkpoint", note, flush=True)
         self.known = sealed
-
-    def forget(self) -> None:
-        """What was taken and never sealed is thrown away: begin again where the last checkpoint ends."""
-        self._tiles = resume_tiles(self._root, self._kept()) or TileWriter(self._root)
