@@ -73,6 +73,7 @@ class Border:
     internal_headers: frozenset[str] = frozenset()
     max_body: int = rules.MAX_BODY_BYTES
     max_header: int = 8190
+    scheme: str = "http"
 
 
 def require_c_parser() -> None:
@@ -87,7 +88,7 @@ async def read(request: web.BaseRequest, border: Border) -> Incoming:
     target = request.raw_path
     path, query = rules.split_target(target)
     authority = rules.check_host(request.headers.get("Host"), border.hosts)
-    rules.check_origin(request.headers.get("Origin"), border.hosts)
+    rules.check_origin(request.headers.get("Origin"), border.hosts, border.scheme)
     body = await _read_body(request, border.max_body)
     return Incoming(request.method, path, query, headers, body, authority, target, request)
 

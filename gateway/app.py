@@ -19,6 +19,8 @@ from gateway.bundles import Bundles
 from gateway.callers import Callers
 from gateway.certificates import Certificates
 from gateway.config import GatewayConfig
+from gateway.console.door import ROOT
+from gateway.console.site import Console
 from gateway.delegations import Delegations
 from gateway.dispatch import Dispatcher
 from gateway.feed import Feed
@@ -124,33 +126,34 @@ class Gateway:
             clock,
             _credentials(config),
         )
-        self._api = Api(
-            Services(
-                records=self.records,
-                registry=registry,
-                servers=servers,
-                stops=self.stops,
-                standings=self.standings,
-                delegations=delegations,
-                people=people,
-                bundles=self.bundles,
-                feed=self._feed,
-                desk=self.desk,
-                nodes=nodes,
-                statements=statements,
-                dispatcher=dispatcher,
-                callers=callers,
-                certificates=self._tls,
-                witness=self.witness,
-                ledgers=self.ledgers,
-                key=key,
-                clock=clock,
-                trust_domain=domain,
-                audience=audience,
-            )
+        services = Services(
+            records=self.records,
+            registry=registry,
+            servers=servers,
+            stops=self.stops,
+            standings=self.standings,
+            delegations=delegations,
+            people=people,
+            bundles=self.bundles,
+            feed=self._feed,
+            desk=self.desk,
+            nodes=nodes,
+            statements=statements,
+            dispatcher=dispatcher,
+            callers=callers,
+            certificates=self._tls,
+            witness=self.witness,
+            ledgers=self.ledgers,
+            key=key,
+            clock=clock,
+            trust_domain=domain,
+            audience=audience,
         )
+        self._console = Console(services)
+        self._api = Api(services, self._console)
         hosts: set[str] = set()
-        server = Server(self._serve, self._refuse_unread, Border(hosts, max_body=MAX_DISPATCH_BYTES))
+        border = Border(hosts, max_body=MAX_DISPATCH_BYTES, scheme="https" if self._tls else "http")
+        server = Server(self._serve, self._refuse_unread, border)
         self._listener = Listener(server)
         self.port = await self._listener.open(config.host, config.port, self._tls.incoming if self._tls else None)
         hosts.update(f"{name}:{self.port}" for name in (config.host, "localhost", *config.hostnames))
@@ -195,7 +198,8 @@ class Gateway:
         except Exception as bug:
             _log.error("%s %s failed:\n%s", incoming.method, incoming.path, traceback.format_exc())
             no = Refusal(8, Reason.INTERNAL_ERROR, type(bug).__name__)
-        return await self._refuse(no, f"{caller} {caller_of(incoming.raw)}".strip(), decision_id)
+        answer = await self._refuse(no, f"{caller} {caller_of(incoming.raw)}".strip(), decision_id)
+        return self._console.refusal(incoming, no, decision_id) if _is_page(incoming) else answer
 
     async def _refuse_unread(self, no: Refusal, caller: str) -> StreamResponse:
         return await self._refuse(no, caller, new_id("dec"))
@@ -215,6 +219,7 @@ class Gateway:
         self._feed.wake()
         self.bundles.close()
         self.desk.close()
+        self._console.close()
         await self._listener.close()
         for task in self._tasks:
             task.cancel()
@@ -225,6 +230,11 @@ class Gateway:
         await self.ledger.close()
         self.ledgers.close()
         self._store.close()
+
+
+def _is_page(incoming: Incoming) -> bool:
+    """Whether a browser shows the answer to a person."""
+    return incoming.path.startswith(ROOT) and "text/html" in (incoming.header("accept") or "")
 
 
 MAX_DISPATCH_BYTES = 8 << 20

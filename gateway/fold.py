@@ -20,9 +20,11 @@ from gateway.state import (
     Person,
     Revoked,
     Root,
+    SavedQuery,
     ServerRecord,
     Settled,
     Tripped,
+    Visit,
     Vote,
 )
 from gateway.store import Store
@@ -40,6 +42,13 @@ def apply(store: Store, stamp: Stamp, entry: AnyEntry) -> None:
     match entry:
         case entries.Person():
             _person(store, entry)
+        case entries.SignIn():
+            _sign_in(store, stamp, entry)
+        case entries.SavedQuery():
+            if entry.event == "removed":
+                store.delete(SavedQuery, entry.name)
+            else:
+                store.put(entry.name, SavedQuery(entry.name, entry.by, entry.asked))
         case entries.Agent():
             _agent(store, stamp, entry)
         case entries.Node():
@@ -71,8 +80,22 @@ def apply(store: Store, stamp: Stamp, entry: AnyEntry) -> None:
 def _person(store: Store, entry: entries.Person) -> None:
     if entry.event == "removed":
         store.delete(Person, entry.person)
+        for visit in list(store.all(Visit)):
+            if visit.person == entry.person:
+                store.delete(Visit, visit.visit)
     else:
         store.put(entry.person, Person(entry.person, tuple(entry.roles), entry.token_sha256))
+
+
+def _sign_in(store: Store, stamp: Stamp, entry: entries.SignIn) -> None:
+    """Visits that are over are forgotten as new ones come."""
+    for visit in list(store.all(Visit)):
+        if visit.expires_at * 1_000_000 <= stamp.wall_us:
+            store.delete(Visit, visit.visit)
+    if entry.event == "signed_out":
+        store.delete(Visit, entry.visit)
+    else:
+        store.put(entry.visit, Visit(entry.visit, entry.person, entry.expires_at))
 
 
 class Shelf:

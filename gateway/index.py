@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
@@ -16,15 +17,20 @@ from typing import Any, Final, Protocol, TypeVar
 
 import msgspec
 
+from trust.canonical import sha256_hex
 from trust.ledger import entries, rows
 from trust.ledger.rows import Row
 
 BATCH: Final = 2_000
 MAX_ROWS: Final = 1_000
 """In one page."""
+COUNTED: Final = 20_000
+"""Facets are counted over so many of the newest entries: over a million they would hold up whoever asks next."""
+_NOISE: Final = ("query", "witness")
+"""Kinds that come from looking: who waits for news does not wait for these."""
 _TEXTS: Final = (
-    "kind", "decision", "reason", "agent", "principal", "run", "decision_id", "action_id", "approval", "server", "tool",
-    "node", "by",
+    "kind", "decision", "reason", "agent", "principal", "owner", "run", "decision_id", "action_id", "approval",
+    "server", "tool", "node", "by",
 )  # fmt: skip
 _COLUMNS: Final = ("place", "wall_us", "step", *_TEXTS, "policies", "words")
 _FIND_BY: Final = 'CREATE INDEX IF NOT EXISTS "by_{0}" ON entry ("{0}", wall_us) WHERE "{0}" <> \'\';'
@@ -68,6 +74,7 @@ class Filter(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     reason: str = ""
     agent: str = ""
     principal: str = ""
+    owner: str = ""
     run: str = ""
     decision_id: str = ""
     action_id: str = ""
@@ -91,6 +98,27 @@ class Page(msgspec.Struct, frozen=True):
     next: str = ""
 
 
+class RunSummary(msgspec.Struct, frozen=True):
+    """One run in numbers; times are Unix microseconds."""
+
+    run: str
+    agent: str
+    first_us: int
+    last_us: int
+    allowed: int
+    refused: int
+    held: int
+    unknown: int
+
+
+_RUNS: Final = """
+SELECT run, max(agent), min(wall_us), max(wall_us), sum(kind = 'intent'), sum(kind = 'refusal'), sum(kind = 'hold'),
+  count(DISTINCT CASE WHEN kind = 'outcome' AND decision = 'unknown' THEN action_id END)
+FROM entry WHERE wall_us >= ?1 AND run <> '' AND (?2 = '' OR agent = ?2 OR agent = '')
+GROUP BY run HAVING ?2 = '' OR max(agent) = ?2 ORDER BY 4 DESC LIMIT ?3
+"""
+
+
 class Index:
     """Of one gateway; works in a thread of its own."""
 
@@ -105,7 +133,12 @@ class Index:
         db = sqlite3.connect(path, isolation_level=None)
         db.execute("PRAGMA journal_mode=WAL")
         db.execute("PRAGMA synchronous=NORMAL")  # what a power failure takes is read again from the logs
-        db.executescript(_SCHEMA)
+        form = int(sha256_hex(_SCHEMA.encode())[:7], 16)
+        if db.execute("PRAGMA user_version").fetchone() != (form,):
+            for (table,) in db.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall():
+                db.execute(f'DROP TABLE "{table}"')
+            db.executescript(_SCHEMA)
+            db.execute(f"PRAGMA user_version = {form}")
         return db
 
     async def _in_thread(self, work: Callable[[], _Result]) -> _Result:
@@ -180,7 +213,7 @@ class Index:
         columns = ", ".join(f'e."{name}"' for name in _COLUMNS)
         sql = (
             f"SELECT s.origin, e.source, {columns} FROM entry e JOIN source s ON s.id = e.source "  # noqa: S608
-            f"{'WHERE ' + ' AND '.join(where) if where else ''} "
+            f"{_where(where)} "
             f"ORDER BY e.wall_us {order}, e.source {order}, e.place {order} LIMIT ?"
         )
         found = self._db.execute(sql, (*values, limit + 1)).fetchall()
@@ -205,22 +238,45 @@ class Index:
         return Page([_row(one) for one in self._db.execute(sql, (run, MAX_ROWS)).fetchall()])
 
     async def facets(self, asked: Filter, names: tuple[str, ...], most: int = 12) -> dict[str, list[tuple[str, int]]]:
-        """For each of *names* the values that occur most among what is asked for, with how often."""
+        """For each of *names* the values that occur most among the newest of what is asked for, with how often."""
         return await self._in_thread(lambda: self._facets(asked, names, most))
 
     def _facets(self, asked: Filter, names: tuple[str, ...], most: int) -> dict[str, list[tuple[str, int]]]:
-        where, values = _conditions(asked)
-        told: dict[str, list[tuple[str, int]]] = {}
         for name in names:
             if name not in _TEXTS:
                 raise ValueError(f"{name}: expected one of {', '.join(_TEXTS)}")
-            conditions = " AND ".join([f"e.\"{name}\" <> ''", *where])
-            sql = (
-                f'SELECT e."{name}", count(*) FROM entry e JOIN source s ON s.id = e.source '  # noqa: S608
-                f"WHERE {conditions} GROUP BY 1 ORDER BY 2 DESC, 1 LIMIT ?"
-            )
-            told[name] = self._db.execute(sql, (*values, most)).fetchall()
-        return told
+        where, values = _conditions(asked)
+        columns = ", ".join(f'e."{name}"' for name in names)
+        sql = (
+            f"SELECT {columns} FROM entry e JOIN source s ON s.id = e.source "  # noqa: S608
+            f"{_where(where)} ORDER BY e.wall_us DESC LIMIT ?"
+        )
+        counted: list[Counter[str]] = [Counter() for _ in names]
+        for found in self._db.execute(sql, (*values, COUNTED)):
+            for counter, value in zip(counted, found, strict=True):
+                counter[value] += 1
+        return {name: _most(counter, most) for name, counter in zip(names, counted, strict=True)}
+
+    async def news(self, asked: Filter, after_us: int) -> int:
+        """How many entries that answer *asked* are newer than *after_us* (Unix microseconds), without those that only
+        say that somebody looked; counted up to a page."""
+        return await self._in_thread(lambda: self._news(asked, after_us))
+
+    def _news(self, asked: Filter, after_us: int) -> int:
+        where, values = _conditions(asked)
+        where += ["e.wall_us > ?", f"e.kind NOT IN ({', '.join('?' for _ in _NOISE)})"]
+        values.append(after_us)
+        sql = f"SELECT 1 FROM entry e JOIN source s ON s.id = e.source {_where(where)} LIMIT ?"  # noqa: S608
+        return len(self._db.execute(sql, (*values, *_NOISE, MAX_ROWS)).fetchall())
+
+    async def runs(self, since_us: int, agent: str) -> list[RunSummary]:
+        """The runs that did something since then (Unix microseconds), the newest first."""
+        found = await self.ask(_RUNS, (since_us, agent, MAX_ROWS))
+        return [RunSummary(*one) for one in found]
+
+    async def ask(self, sql: str, values: tuple[object, ...] = ()) -> list[tuple[Any, ...]]:
+        """What one of our own questions finds; *sql* is never made from what somebody sent."""
+        return await self._in_thread(lambda: self._db.execute(sql, values).fetchall())
 
     async def reach(self) -> dict[str, int]:
         """How many entries of each log are in the index."""
@@ -262,6 +318,16 @@ def _conditions(asked: Filter) -> tuple[list[str], list[Any]]:
         where.append("(e.source, e.place) IN (SELECT source, place FROM policy WHERE policy = ?)")
         values.append(asked.policy)
     return where, values
+
+
+def _where(conditions: list[str]) -> str:
+    return "WHERE " + " AND ".join(conditions) if conditions else ""
+
+
+def _most(counter: Counter[str], most: int) -> list[tuple[str, int]]:
+    """The values that occur most; equally often: in their own order."""
+    counter.pop("", None)
+    return sorted(counter.items(), key=lambda item: (-item[1], item[0]))[:most]
 
 
 def _cursor(text: str) -> list[int]:

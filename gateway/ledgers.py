@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Final, Self
@@ -13,7 +13,9 @@ import msgspec
 
 from edge.clock import SystemClock
 from edge.durable import DurableLedger
-from gateway.index import Filter, Index, Page, Source
+from gateway import gaps
+from gateway.gaps import Gap, LogState
+from gateway.index import Filter, Index, Page, RunSummary, Source
 from gateway.records import Records
 from gateway.witness import Witness
 from trust.ledger import checkpoint, entries, proofs
@@ -32,18 +34,30 @@ class Sealed(msgspec.Struct, frozen=True):
     origin: str
     root: Path
     size: int
+    time_ms: int
     note: bytes
 
     @classmethod
     def at(cls, root: Path) -> Self:
         origin, key = checkpoint.parse_vkey((root / "vkey").read_text())
         note = (root / "checkpoint").read_bytes()
-        return cls(origin, root, checkpoint.open_checkpoint(note, origin, key).size, note)
+        sealed = checkpoint.open_checkpoint(note, origin, key)
+        return cls(origin, root, sealed.size, sealed.time_ms, note)
 
     def entries(self, start: int) -> Iterator[bytes]:
         """Every entry from index *start* on."""
         bundle = start // TILE_WIDTH
         return islice(read_entries(self.root, self.size, bundle), start - bundle * TILE_WIDTH, None)
+
+
+class Proved(msgspec.Struct, frozen=True):
+    """An entry is among the first ``sealed`` of its log, sealed at ``sealed_ms`` (Unix milliseconds, by the log's own
+    clock) and cosigned by ``witness`` at ``cosigned_s`` (Unix seconds); empty and 0 if nobody cosigned it."""
+
+    sealed: int
+    sealed_ms: int
+    witness: str
+    cosigned_s: int
 
 
 class Ledgers:
@@ -55,6 +69,8 @@ class Ledgers:
         self._witness = witness
         self._clock = clock
         self._wake = asyncio.Event()
+        self._listeners: list[Callable[[], None]] = []
+        self.home = path.parent
         self.index = Index(path, self.sources)
         witness.listen(lambda _origin: self._wake.set())
 
@@ -63,11 +79,17 @@ class Ledgers:
         for root in (self._own.root, *self._witness.copies()):
             yield Sealed.at(root)
 
+    def listen(self, listener: Callable[[], None]) -> None:
+        """Call *listener* when there is more to be found."""
+        self._listeners.append(listener)
+
     async def work(self) -> None:
         """Keep the index current, for ever."""
         while True:
             try:
-                await self.index.follow()
+                if await self.index.follow():
+                    for listener in self._listeners:
+                        listener()
             except Exception:
                 _log.exception("the index could not follow; it is tried again")
             try:
@@ -92,23 +114,29 @@ class Ledgers:
         await self._records.note(entries.Query(by, "timeline", run, len(page.rows)))
         return page
 
-    async def state(self) -> list[dict[str, object]]:
-        """Each log: how far it is sealed, seen and indexed, and what contradicts it."""
+    async def runs(self, since_us: int, agent: str, by: str) -> list[RunSummary]:
+        """Which runs there were since then (Unix microseconds)."""
+        found = await self.index.runs(since_us, agent)
+        await self._records.note(entries.Query(by, "runs", f"since_us={since_us} agent={agent}", len(found)))
+        return found
+
+    async def state(self) -> list[LogState]:
+        """Each log, those included of which nothing was witnessed yet; our own first."""
         reach = await self.index.reach()
-        witnessed = {log.origin: log for log in self._witness.logs()}
-        found: list[dict[str, object]] = []
-        for root in (self._own.root, *self._witness.copies()):
-            log = Sealed.at(root)
-            seen = witnessed.get(log.origin)
-            found.append(
-                {
-                    "origin": log.origin,
-                    "sealed": log.size,
-                    "indexed": reach.get(log.origin, 0),
-                    "witnessed_us": seen.at_us if seen is not None else 0,
-                    "wrong": seen.wrong if seen is not None else "",
-                }
-            )
+        sealed = {log.origin: log for log in map(Sealed.at, (self._own.root, *self._witness.copies()))}
+        own = sealed[self._own.origin]
+        found = [LogState(own.origin, own.size, reach.get(own.origin, 0), own.time_ms)]
+        for known in self._witness.logs():
+            log = sealed.get(known.origin)
+            size, time_ms = (log.size, log.time_ms) if log is not None else (0, 0)
+            indexed = reach.get(known.origin, 0)
+            found.append(LogState(known.origin, size, indexed, time_ms, known, self._witness.seen_us(known)))
+        return found
+
+    async def gaps(self, since_us: int, by: str) -> list[Gap]:
+        """What is missing since then (Unix microseconds)."""
+        found = await gaps.find(self.index, await self.state(), since_us, self._clock.wall_us())
+        await self._records.note(entries.Query(by, "gaps", f"since_us={since_us}", len(found)))
         return found
 
     def vkey(self, origin: str) -> str:
@@ -124,11 +152,12 @@ class Ledgers:
 
     async def read(self, origin: str, index: int, by: str) -> bytes:
         """The exact bytes of one entry; that *by* read it is recorded."""
-        data = self._entry(origin, index)
+        data = self.entry(origin, index)
         await self._records.note(entries.Query(by, "entry", f"{origin}#{index}", 1))
         return data
 
-    def _entry(self, origin: str, index: int) -> bytes:
+    def entry(self, origin: str, index: int) -> bytes:
+        """The exact bytes of one sealed entry, or :class:`Unverifiable`. Whoever shows them records that."""
         source = self.sealed(origin)
         if not 0 <= index < source.size:
             raise Unverifiable(Reason.NOT_FOUND, f"{origin} has {source.size} sealed entries; there is no {index}")
@@ -142,6 +171,18 @@ class Ledgers:
         """A C2SP tlog-proof of one entry, under the last checkpoint with its cosignatures."""
         source = self.sealed(origin)
         return proofs.write(index, Tree(source.root, source.size).inclusion(index), source.note)
+
+    def proved(self, origin: str, index: int) -> Proved:
+        """The proof of one entry, checked now from its exact bytes; :class:`Unverifiable` if it does not hold."""
+        source = self.sealed(origin)
+        named, key = checkpoint.parse_vkey((source.root / "vkey").read_text())
+        proof = self.proof(origin, index)
+        proofs.require_proved(proof, self.entry(origin, index), named, key)
+        witness, its_key = checkpoint.parse_witness_vkey(self._witness.vkey)
+        if origin == self._own.origin:
+            return Proved(source.size, source.time_ms, "", 0)
+        at = checkpoint.cosigned_at(proofs.read(proof)[2], witness, its_key)
+        return Proved(source.size, source.time_ms, witness, at)
 
     def close(self) -> None:
         self.index.close()

@@ -15,8 +15,9 @@ from trust.reasons import Reason, Unverifiable, visible
 OPERATOR = "operator"
 """The role that registers agents, nodes, servers and people, and kills."""
 AUTHOR = "author"
-AUDITOR = "auditor"
 """The role that activates bundles."""
+AUDITOR = "auditor"
+"""The role that reads the ledger."""
 
 
 _NAME = re.compile(r"[a-z][a-z0-9_-]{0,62}")
@@ -46,10 +47,10 @@ class People:
 
     async def register(self, name: str, roles: list[str], by: str) -> str:
         """The new person's token; shown once."""
-        if _NAME.fullmatch(name) is None or not roles or not all(_NAME.fullmatch(role) for role in roles):
-            raise Unverifiable(
-                Reason.MALFORMED_REQUEST, f'"{visible(name)}": names and roles have 1 to 63 of a-z, 0-9, "-" and "_"'
-            )
+        for one in (name, *roles):
+            require_name(one)
+        if not roles:
+            raise Unverifiable(Reason.MALFORMED_REQUEST, f"{name}: expected at least one role")
         token = new_token()
         async with self._records.deciding:
             if self._records.store.get(Person, name) is not None:
@@ -58,6 +59,15 @@ class People:
                 entries.Person("registered", name, by, sorted(roles), sha256_hex(token.encode()))
             )
         return token
+
+
+def require_name(name: str) -> str:
+    """*name* if people, roles and what they keep may be called so, or :class:`Unverifiable`."""
+    if _NAME.fullmatch(name) is None:
+        raise Unverifiable(
+            Reason.MALFORMED_REQUEST, f'"{visible(name)}": expected a letter, then up to 62 of a-z, 0-9, "-" and "_"'
+        )
+    return name
 
 
 def require_role(person: Person, roles: tuple[str, ...]) -> str:

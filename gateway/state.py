@@ -18,6 +18,22 @@ class Person(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     token_sha256: str
 
 
+class Visit(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A person who signed in to the console: under the SHA-256 of the cookie's secret; ``expires_at``: Unix seconds."""
+
+    visit: str
+    person: str
+    expires_at: int
+
+
+class SavedQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """``asked``: the console's query."""
+
+    name: str
+    by: str
+    asked: str
+
+
 class AgentKey(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """``key``: raw, base64url. ``until_us``: when it ends (Unix microseconds); 0 while it is the current one."""
 

@@ -41,6 +41,7 @@ class Witness:
         self._mirrors: dict[str, Mirror] = {}
         self._busy: dict[str, asyncio.Lock] = {}
         self._listeners: list[Callable[[str], None]] = []
+        self._seen_us: dict[str, int] = {}
 
     def listen(self, listener: Callable[[str], None]) -> None:
         """Call *listener* with the origin of each log that was cosigned further."""
@@ -57,6 +58,10 @@ class Witness:
         """Where the copies lie of which something was cosigned."""
         paths = (self.path(log.origin) for log in self.logs())
         return [path for path in paths if (path / "checkpoint").exists()]
+
+    def seen_us(self, known: LogRecord) -> int:
+        """When *known* was last cosigned, also if it had not grown; Unix microseconds."""
+        return max(known.at_us, self._seen_us.get(known.origin, 0))
 
     def path(self, origin: str) -> Path:
         """Where the copy of a log lies."""
@@ -93,6 +98,7 @@ class Witness:
             async with self._records.deciding:
                 await self._records.change(entries.Witness(origin, sealed.size, root, sealed.time_ms))
         await asyncio.to_thread(mirror.keep, sealed, note + line)
+        self._seen_us[origin] = self._clock.wall_us()
         for listener in self._listeners:
             listener(origin)
         return Received(mirror.size, line.decode())

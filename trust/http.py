@@ -130,7 +130,7 @@ def check_host(host: str | None, accepted: Collection[str]) -> str:
     return host.lower()
 
 
-def check_origin(origin: str | None, accepted: Collection[str]) -> None:
+def check_origin(origin: str | None, accepted: Collection[str], scheme: str = "http") -> None:
     """A browser's page may call us only if it is ours (DNS rebinding)."""
-    if origin is not None and origin.lower() not in {f"http://{host}" for host in accepted}:
+    if origin is not None and origin.lower() not in {f"{scheme}://{host}" for host in accepted}:
         raise Unverifiable(Reason.AMBIGUOUS_HEADERS, f'Origin "{visible(origin)}" is not accepted')

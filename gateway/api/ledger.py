@@ -37,6 +37,7 @@ class Ledger:
         add("GET", "/v1/ledger/facets", self._facets)
         add("GET", "/v1/ledger/entry", self._entry)
         add("GET", "/v1/ledger/logs", self._logs)
+        add("GET", "/v1/ledger/gaps", self._gaps)
         add("GET", "/v1/runs/{run}/timeline", self._timeline)
         access.person("POST", "/v1/ledger/renew", self._renew, OPERATOR)
 
@@ -68,7 +69,22 @@ class Ledger:
         )
 
     async def _logs(self, _incoming: Incoming, _person: Person) -> Response:
-        return json_response({"logs": await self._s.ledgers.state()})
+        logs = [
+            {
+                "origin": log.origin,
+                "sealed": log.sealed,
+                "indexed": log.indexed,
+                "sealed_ms": log.sealed_ms,
+                "witnessed_us": log.seen_us,
+                "wrong": log.record.wrong if log.record is not None else "",
+            }
+            for log in await self._s.ledgers.state()
+        ]
+        return json_response({"logs": logs})
+
+    async def _gaps(self, incoming: Incoming, person: Person) -> Response:
+        since = asked_in(incoming).since_us
+        return json_response({"gaps": msgspec.to_builtins(await self._s.ledgers.gaps(since, person.name))})
 
     async def _renew(self, incoming: Incoming, person: Person) -> Response:
         asked = decode(incoming, _Renew)

@@ -8,23 +8,28 @@ from gateway.api.administration import Administration
 from gateway.api.decisions import Decisions
 from gateway.api.ledger import Ledger
 from gateway.api.workloads import Workloads
+from gateway.console.door import ROOT
+from gateway.console.pages import redirect
+from gateway.console.site import Console
 
 
 class Api:
     """``routes`` answer what the gateway serves."""
 
-    def __init__(self, services: Services) -> None:
+    def __init__(self, services: Services, console: Console) -> None:
         self.services = services
         access = Access(services)
         access.anyone("GET", "/", self._home)
         access.anyone("GET", "/livez", self._livez)
         access.anyone("GET", "/readyz", self._readyz)
-        for part in (Workloads(services), Decisions(services), Administration(services), Ledger(services)):
+        for part in (Workloads(services), Decisions(services), Administration(services), Ledger(services), console):
             part.add_to(access)
         self.routes = access.routes
 
-    async def _home(self, _incoming: Incoming) -> Response:
-        text = "Licet gateway. Approve with `licet approvals`, ask with `licet audit`.\n"
+    async def _home(self, incoming: Incoming) -> Response:
+        if "text/html" in (incoming.header("accept") or ""):
+            return redirect(ROOT)
+        text = "Licet gateway. The console is at /console; or use `licet approvals` and `licet audit`.\n"
         return Response(text=text, headers={"Cache-Control": "no-store"})
 
     async def _livez(self, _incoming: Incoming) -> Response:

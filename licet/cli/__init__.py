@@ -5,7 +5,7 @@ from __future__ import annotations
 import typer
 
 from licet import __version__
-from licet.cli import agents, approvals, asking, check, config, nodes, people, policy, run, serve, servers, up
+from licet.cli import agents, approvals, asking, check, config, console, nodes, people, policy, run, serve, servers, up
 
 app = typer.Typer(
     help="Licet: every action of an agent is checked, recorded, and only then done.",
@@ -35,5 +35,6 @@ app.command("sidecar")(serve.sidecar)
 app.command("node")(serve.node)
 app.command("run", context_settings={"ignore_unknown_options": True, "allow_extra_args": True})(run.run)
 app.command("check")(check.check)
+app.command("console")(console.console)
 for group in (config, agents, nodes, servers, people, policy, approvals, asking):
     app.add_typer(group.app)

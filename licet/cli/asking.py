@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import base64
-import datetime
-import re
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
@@ -17,28 +16,19 @@ from licet.cli.audit import app
 from licet.cli.gateway_api import As, gateway
 from licet.cli.output import FAILED, USAGE, Json, fail, reporting, say, show, table
 from trust.canonical import read_object
-from trust.ledger import checkpoint, proofs, words
+from trust.ledger import checkpoint, moments, proofs, words
 from trust.ledger.rows import Row
 from trust.ledger.tiles import write_atomically
 
-_AGO: Final = re.compile(r"(\d+)\s*(s|m|h|d|w)")
-_SECONDS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 7 * 86_400}
 PAGE: Final = 500
 
 
 def moment(text: str) -> int:
-    """``2h``, ``7d`` (ago), or ``2026-11-21``, ``2026-11-21T10:00`` (UTC unless it says otherwise), as Unix
-    microseconds."""
-    ago = _AGO.fullmatch(text)
-    now = datetime.datetime.now(datetime.UTC)
-    if ago is not None:
-        return int((now.timestamp() - int(ago[1]) * _SECONDS[ago[2]]) * 1e6)
+    """What somebody wrote as a moment, as Unix microseconds."""
     try:
-        found = datetime.datetime.fromisoformat(text)
-    except ValueError:
-        told = f'"{text}": expected how long ago (90s, 30m, 2h, 7d, 1w) or a time (2026-11-21 or 2026-11-21T10:00, UTC)'
-        raise fail(told, USAGE) from None
-    return int((found if found.tzinfo else found.replace(tzinfo=datetime.UTC)).timestamp() * 1e6)
+        return moments.parse(text, time.time_ns() // 1000)
+    except ValueError as bad:
+        raise fail(str(bad), USAGE) from None
 
 
 @app.command("query")
@@ -46,6 +36,7 @@ def moment(text: str) -> int:
 def query(
     agent: str = typer.Option("", help="Whose."),
     principal: str = typer.Option("", help="For whom."),
+    owner: str = typer.Option("", help="Of whose agents."),
     tool: str = typer.Option("", help="server/tool, or the tool's name."),
     server: str = typer.Option(""),
     decision: str = typer.Option("", help="allow, deny, hold; or how it ended: done, failed, unknown …"),
@@ -65,7 +56,7 @@ def query(
 ) -> None:
     """Entries of all logs that say this; each can be proved with `licet audit prove`."""
     asked = {
-        "agent": agent, "principal": principal, "tool": tool, "server": server, "decision": decision,
+        "agent": agent, "principal": principal, "owner": owner, "tool": tool, "server": server, "decision": decision,
         "reason": reason, "policy": policy, "node": node, "approval": approval, "run": run, "kind": kind,
         "origin": origin, "by": by,
     }  # fmt: skip

@@ -9,9 +9,9 @@ from pathlib import Path
 import msgspec
 import typer
 
+from edge.judging import Judge
 from licet import ledgers
 from licet.cli.output import FAILED, USAGE, Json, console, fail, reporting, say, show
-from licet.judging import Judge
 from licet.settings import load
 from trust.ledger import checkpoint, words
 from trust.ledger.entries import Line

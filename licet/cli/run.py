@@ -24,7 +24,7 @@ def agent_environment(settings: Settings, server: str = "workbench", token: str 
         "LICET_URL": f"http://{host}",
         "LICET_TOKEN": token,
         "LICET_MCP_URL": f"http://agent:{token}@{host}/mcp/{server}",
-        "LICET_CONSOLE_URL": f"{settings.gateway.url}/",
+        "LICET_CONSOLE_URL": f"{settings.gateway.url}/console",
         **dict.fromkeys(("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy"), proxy),
         "NO_PROXY": host,
         "no_proxy": host,

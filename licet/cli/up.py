@@ -80,6 +80,9 @@ def _tell(launcher: Launcher) -> None:
         f"  node      {settings.api('node').url}   workbench over {launcher.sandbox}"
         + ("" if sandboxed() else " (no bubblewrap: programs run without a sandbox)"),
         "",
+        "The console, signed in as the operator (once, within 15 minutes; then `licet console`):",
+        f"  {_console(launcher)}",
+        "",
         "Connect an MCP client (no change in it):",
         f"  {found['LICET_MCP_URL']}",
         "",
@@ -105,6 +108,12 @@ def _tell(launcher: Launcher) -> None:
     ]
     for line in lines:
         say(line)
+
+
+def _console(launcher: Launcher) -> str:
+    """A link that signs the operator in."""
+    told = launcher.gateway.call("POST", "/v1/console/links").body
+    return launcher.settings.gateway.url + str(told["path"])
 
 
 def _play(launcher: Launcher) -> None:

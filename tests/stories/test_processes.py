@@ -18,8 +18,8 @@ from typing import Any
 import aiohttp
 import pytest
 
+from edge.judging import Judge
 from licet import ledgers
-from licet.judging import Judge
 from tests.mesh import REPOSITORY
 from tests.stories.test_mcp_clients import free_port
 from trust.ledger.entries import Dispatch, Intent, Outcome

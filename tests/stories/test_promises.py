@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from licet.judging import Judge
+from edge.judging import Judge
 from tests.mesh import Mesh, policy_files
 from tests.trust.test_ledger import FailingDisk
 from trust.canonical import digest_of

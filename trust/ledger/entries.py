@@ -253,6 +253,26 @@ class Person(_Entry, frozen=True, tag="person"):
     token_sha256: str = ""
 
 
+class SignIn(_Entry, frozen=True, tag="signin"):
+    """A person opened or ended a visit to the console. ``visit``: SHA-256 of the secret in its cookie; ``how``: what
+    proved who it is; ``expires_at``: Unix seconds."""
+
+    event: Literal["signed_in", "signed_out"]
+    person: str
+    visit: str
+    how: str = ""
+    expires_at: int = 0
+
+
+class SavedQuery(_Entry, frozen=True, tag="saved_query"):
+    """A question to the ledger was kept under a name for everybody who may ask; ``asked``: the console's query."""
+
+    event: Literal["saved", "removed"]
+    name: str
+    by: str
+    asked: str = ""
+
+
 class Kill(_Entry, frozen=True, tag="kill"):
     """Everything of ``target`` (an agent, ``team:NAME`` or ``all``) stops (``lifted``: may go on)."""
 
@@ -413,6 +433,8 @@ AnyEntry = (
     | Session
     | Server
     | Person
+    | SignIn
+    | SavedQuery
     | Kill
     | Revocation
     | Delegation

@@ -7,13 +7,14 @@ from typing import Any, Final
 import msgspec
 
 from trust.ledger import words
-from trust.ledger.entries import Deed, Intent, Judgement, Line, Refusal
+from trust.ledger.entries import Agent, Approval, Deed, Intent, Judgement, Line, Refusal, SignIn
 
 
 class Row(msgspec.Struct, frozen=True):
     """``origin`` and ``index`` are the entry's place, ``wall_us`` its time (Unix microseconds). Everything else is
     empty where it does not apply. ``decision``: allow, deny, hold, or how an outcome ended, or an event.
-    ``policies``: those that decided. ``words``: the entry in one line."""
+    ``policies``: those that decided. ``owner``: of the agent, as the decision knew it. ``words``: the entry in one
+    line."""
 
     origin: str
     index: int
@@ -24,6 +25,7 @@ class Row(msgspec.Struct, frozen=True):
     reason: str = ""
     agent: str = ""
     principal: str = ""
+    owner: str = ""
     run: str = ""
     decision_id: str = ""
     action_id: str = ""
@@ -45,10 +47,17 @@ def row(line: Line) -> Row:
         found |= {name: getattr(deed, name) for name in _OF_A_DEED}
     if isinstance(judgement, Judgement):
         found |= {"decision": judgement.decision, "policies": tuple(judgement.policies)}
+        found["owner"] = judgement.facts.get("agent", {}).get("owner", "")
+    if isinstance(entry, Agent):
+        found["owner"] = entry.owner
     if isinstance(entry, Refusal):
         found["decision"] = "deny"
     elif isinstance(entry, Intent):
         found["decision"] = "allow"
+    if isinstance(entry, Approval) and entry.request is not None:
+        found |= {name: str(entry.request.get(name, "")) for name in _OF_A_DEED}
+    if isinstance(entry, SignIn):
+        found["by"] = entry.person
     found["decision"] = found.get("decision") or getattr(entry, "status", "") or getattr(entry, "event", "")
     found["approval"] = getattr(entry, "approval", "") or ""
     return Row(

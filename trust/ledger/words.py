@@ -73,6 +73,11 @@ def words(entry: AnyEntry) -> str:
         case entries.Person():
             roles = f" as {', '.join(entry.roles)}" if entry.roles else ""
             return f"{entry.person} {entry.event}{roles}{_who(entry.by)}"
+        case entries.SignIn():
+            how = f" by {entry.how}" if entry.how else ""
+            return f"{entry.person} {entry.event.replace('_', ' ')}{how}"
+        case entries.SavedQuery():
+            return f"query {visible(entry.name)} {entry.event}{_who(entry.by)}: {visible(entry.asked, MAX_SHOWN)}"
         case entries.Kill():
             what = "stopped" if entry.event == "killed" else "may go on"
             return f"{entry.target} {what}{_who(entry.by)}{_why(entry.reason)}"

@@ -9,7 +9,7 @@ Cedar does. Parts are asked in Cedar's order and no further than Cedar goes: ``x
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
@@ -113,6 +113,35 @@ def _together(parts: Sequence[Part], operator: str) -> Truth:
     settles: Truth = "false" if operator == "and" else "true"
     other: Truth = "true" if operator == "and" else "false"
     return settles if settles in truths else other
+
+
+_MARKS: Final = {"true": "✓", "false": "✗", "error": "!", "not reached": "·"}
+
+
+def lines(part: Part, depth: int = 0) -> Iterator[tuple[int, str]]:
+    """*part* as a tree for people: (depth, text); of alternatives only those that matter."""
+    if not part.operator:
+        yield (
+            depth,
+            f"{_MARKS[part.truth]} {part.text}" + (f"   is {part.truth}" if part.truth != "not reached" else ""),
+        )
+        return
+    name = "all of" if part.operator == "and" else "any of"
+    told = [p for p in part.parts if p.truth == part.truth] if part.operator == "or" else part.parts
+    yield depth, f"{_MARKS[part.truth]} {name} {len(part.parts)} is {part.truth}"
+    for inner in told:
+        yield from lines(inner, depth + 1)
+
+
+def settled(part: Part) -> str:
+    """The part that settled it, on one line."""
+    if part.operator == "and":
+        return next((settled(p) for p in part.parts if p.truth == part.truth), f"all of it is {part.truth}")
+    if part.operator == "or" and part.truth == "false":
+        return f"none of {len(part.parts)} alternatives is true"
+    if part.operator == "or":
+        return next((settled(p) for p in part.parts if p.truth == part.truth), f"it is {part.truth}")
+    return f"{_MARKS[part.truth]} {part.text}   is {part.truth}"
 
 
 def _set(expression: pst.Expr) -> cedar.PolicySet:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 
@@ -18,6 +19,9 @@ from trust.policy.cedar import Uid
 from trust.policy.engine import Request, World
 from trust.reasons import Unverifiable
 
+MAX_COMPILED: Final = 16
+"""A bundle is compiled in some ten milliseconds and holds some megabytes; neighbouring decisions share one."""
+
 
 class Judge:
     """For the ledger of one process, whose home holds ``bundles/`` and ``blobs/``."""
@@ -26,7 +30,7 @@ class Judge:
         self._bundles = home / "bundles"
         self._signer = _signer(home)
         self._blobs = Blobs(home / "blobs")
-        self._compiled: dict[str, Compiled | None] = {}
+        self._compiled: OrderedDict[str, Compiled | None] = OrderedDict()
 
     def __call__(self, line: Line) -> str | None:
         entry: Any = line.entry
@@ -38,6 +42,8 @@ class Judge:
         """The bundle with exactly this digest, or :class:`Undecidable`."""
         if digest not in self._compiled:
             self._compiled[digest] = self._load(digest)
+            if len(self._compiled) > MAX_COMPILED:
+                self._compiled.popitem(last=False)
         found = self._compiled[digest]
         if found is None:
             raise Undecidable(f"bundle {digest} is not here")

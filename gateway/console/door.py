@@ -1,0 +1,120 @@
+"""The console's door: who is signed in, what the page may be, and what a form must bring along."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Any, Final
+from urllib.parse import parse_qsl, quote
+
+import msgspec
+
+from edge.http import Incoming, Response, StreamResponse
+from edge.routes import Routes
+from gateway.console.pages import Pages, redirect
+from gateway.console.visits import Guest, Visits, require_own_form
+from gateway.people import require_role
+from gateway.records import Records
+from trust.ledger import entries
+from trust.reasons import TABLE, Reason, Unverifiable
+from trust.verdict import Refusal
+
+ROOT: Final = "/console"
+MAX_FIELDS: Final = 100
+Handler = Callable[..., Awaitable[StreamResponse]]
+
+
+class Section(msgspec.Struct, frozen=True):
+    """One place in the navigation, and who sees it."""
+
+    path: str
+    title: str
+    roles: tuple[str, ...]
+
+
+class Door:
+    """Adds pages and forms behind the question who is signed in."""
+
+    def __init__(self, routes: Routes, pages: Pages, visits: Visits, records: Records) -> None:
+        self._routes = routes
+        self._pages = pages
+        self._visits = visits
+        self._records = records
+        self.sections: list[Section] = []
+
+    def anyone(self, method: str, path: str, handler: Handler) -> None:
+        self._routes.add(method, ROOT + path, handler)
+
+    def section(self, path: str, title: str, *roles: str) -> None:
+        """A place in the navigation."""
+        self.sections.append(Section(ROOT + path, title, roles))
+
+    def page(self, path: str, handler: Handler, *roles: str) -> None:
+        """For who is signed in with one of *roles*; who is not is sent to sign in."""
+
+        async def handle(incoming: Incoming, **parameters: str) -> StreamResponse:
+            guest = self._visits.guest(incoming)
+            if guest is None:
+                return redirect(f"{ROOT}/sign-in?next={quote(incoming.target, safe='')}")
+            _require(guest, roles)
+            return await handler(incoming, guest, **parameters)
+
+        self._routes.add("GET", ROOT + path, handle)
+
+    def form(self, path: str, handler: Handler, *roles: str) -> None:
+        """What a page sends. That somebody did it is recorded before it is done."""
+
+        async def handle(incoming: Incoming, **parameters: str) -> StreamResponse:
+            guest = self._visits.guest(incoming)
+            if guest is None:
+                raise Unverifiable(Reason.UNAUTHENTICATED, "nobody is signed in here any more; sign in again")
+            fields = form(incoming)
+            require_own_form(incoming, guest, fields.pop("csrf", ""))
+            role = _require(guest, roles)
+            await self._records.note(entries.Admin(f"POST {incoming.path}", guest.person.name, role))
+            return await handler(incoming, guest, fields, **parameters)
+
+        self._routes.add("POST", ROOT + path, handle)
+
+    def show(
+        self, template: str, incoming: Incoming, guest: Guest | None, status: int = 200, **values: Any
+    ) -> Response:
+        """A page with everything that stands around it."""
+        seen = [s for s in self.sections if guest is not None and (not s.roles or guest.may(*s.roles))]
+        here = incoming.path
+        return self._pages.page(template, status, guest=guest, sections=seen, here=here, **values)
+
+    def refusal(self, incoming: Incoming, no: Refusal, decision_id: str) -> Response:
+        """A refusal as a page; it is recorded already."""
+        row = TABLE[no.reason]
+        guest = self._visits.guest(incoming)
+        values = {"sentence": row.sentence, "detail": no.detail, "reason": str(no.reason), "decision_id": decision_id}
+        return self.show("refusal", incoming, guest, row.status, **values)
+
+
+def _require(guest: Guest, roles: tuple[str, ...]) -> str:
+    if not roles:
+        return guest.person.roles[0]
+    try:
+        return require_role(guest.person, roles)
+    except Unverifiable as bad:
+        bad.caller = f"person {guest.person.name}"
+        raise
+
+
+def form(incoming: Incoming) -> dict[str, str]:
+    """The fields of a form, each at most once, or :class:`Unverifiable`."""
+    kind = (incoming.header("content-type") or "").partition(";")[0].strip().lower()
+    if kind != "application/x-www-form-urlencoded":
+        raise Unverifiable(Reason.MALFORMED_REQUEST, "expected application/x-www-form-urlencoded")
+    return pairs(incoming.body.decode("utf-8", "replace"))
+
+
+def pairs(text: str) -> dict[str, str]:
+    """The pairs of a query or a form; empty values are left out."""
+    try:
+        found = parse_qsl(text, keep_blank_values=True, max_num_fields=MAX_FIELDS, errors="strict")
+    except (ValueError, UnicodeDecodeError) as bad:
+        raise Unverifiable(Reason.MALFORMED_REQUEST, f"not a form: {bad}") from None
+    if len({name for name, _ in found}) != len(found):
+        raise Unverifiable(Reason.MALFORMED_REQUEST, "a field stands more than once")
+    return {name: value for name, value in found if value}

@@ -1,0 +1,133 @@
+"""The Ledger pages: what all logs say, found by what it says; one entry with its proof."""
+
+from __future__ import annotations
+
+import json
+from typing import Final
+
+from edge.clock import SystemClock
+from edge.http import Incoming, Response, StreamResponse
+from gateway.console.asked import TEXTS, Asked
+from gateway.console.door import ROOT, Door, pairs
+from gateway.console.pages import redirect
+from gateway.console.visits import Guest
+from gateway.console.why import Whys
+from gateway.ledgers import Ledgers
+from gateway.people import AUDITOR, OPERATOR, require_name
+from gateway.records import Records
+from gateway.state import SavedQuery
+from trust.ledger import entries
+from trust.ledger.rows import row
+from trust.reasons import Reason, Unverifiable, visible
+
+HERE: Final = "/ledger"
+READERS: Final = (AUDITOR, OPERATOR)
+FACETS: Final = ("decision", "agent", "tool", "reason", "owner", "node", "kind")
+MAX_SAVED: Final = 200
+MAX_QUERY: Final = 2_000
+
+
+class LedgerPages:
+    """For whoever may read the record. That they read it is recorded."""
+
+    def __init__(self, ledgers: Ledgers, records: Records, whys: Whys, clock: SystemClock) -> None:
+        self._ledgers = ledgers
+        self._records = records
+        self._whys = whys
+        self._clock = clock
+
+    def add_to(self, door: Door) -> None:
+        self._door = door
+        door.section(HERE, "Ledger", *READERS)
+        door.page(HERE, self._search, *READERS)
+        door.page(f"{HERE}/news", self._news, *READERS)
+        door.page(f"{HERE}/entry", self._entry, *READERS)
+        door.page(f"{HERE}/proof", self._proof, *READERS)
+        door.form(f"{HERE}/saved", self._save, *READERS)
+        door.form(f"{HERE}/forget", self._forget, *READERS)
+
+    async def _search(self, incoming: Incoming, guest: Guest) -> Response:
+        asked = Asked(pairs(incoming.query), self._clock.wall_us())
+        page = await self._ledgers.find(asked.filter, guest.person.name)
+        facets = await self._ledgers.index.facets(asked.filter, FACETS)
+        return self._door.show(
+            "ledger",
+            incoming,
+            guest,
+            asked=asked,
+            texts=TEXTS,
+            rows=page.rows,
+            next=page.next,
+            facets=facets,
+            logs=await self._ledgers.state(),
+            saved=list(self._records.store.all(SavedQuery)),
+            newest_us=max((one.wall_us for one in page.rows), default=self._clock.wall_us()),
+        )
+
+    async def _news(self, incoming: Incoming, guest: Guest) -> Response:
+        """How much is new; only a number, and so not recorded as reading."""
+        fields = pairs(incoming.query)
+        shown = fields.pop("shown_us", "")
+        if not shown.isdecimal() or len(shown) > 17:
+            raise Unverifiable(Reason.MALFORMED_REQUEST, "shown_us: expected the time of the newest entry shown")
+        asked = Asked(fields, self._clock.wall_us())
+        count = await self._ledgers.index.news(asked.filter, int(shown))
+        return self._door.show("ledger_news", incoming, guest, count=count, asked=asked)
+
+    async def _entry(self, incoming: Incoming, guest: Guest) -> Response:
+        origin, index = place(incoming)
+        data = await self._ledgers.read(origin, index, guest.person.name)
+        line = entries.decode(data)
+        return self._door.show(
+            "entry",
+            incoming,
+            guest,
+            row=row(line),
+            line=line,
+            proved=self._ledgers.proved(origin, index),
+            why=await self._whys.of(line),
+            text=json.dumps(json.loads(data), indent=2, ensure_ascii=False).split("\n"),
+        )
+
+    async def _proof(self, incoming: Incoming, guest: Guest) -> StreamResponse:
+        """The proof as a file."""
+        origin, index = place(incoming)
+        await self._records.note(entries.Query(guest.person.name, "proof", f"{origin}#{index}", 1))
+        name = f"{origin.replace('/', '_')}-{index}.tlog-proof"
+        headers = {
+            "Content-Type": "text/plain; charset=utf-8",
+            "Content-Disposition": f'attachment; filename="{name}"',
+            "X-Content-Type-Options": "nosniff",
+            "Cache-Control": "no-store",
+        }
+        return Response(body=self._ledgers.proof(origin, index), headers=headers)
+
+    async def _save(self, _incoming: Incoming, guest: Guest, fields: dict[str, str]) -> Response:
+        """Keep a question under a name, for everybody who may ask."""
+        name, asked = require_name(fields.get("name", "")), fields.get("asked", "")
+        if len(asked) > MAX_QUERY:
+            raise Unverifiable(Reason.MALFORMED_REQUEST, f"the query has {len(asked)} characters of {MAX_QUERY}")
+        asked = Asked(pairs(asked), self._clock.wall_us()).query()
+        async with self._records.deciding:
+            known = {one.name for one in self._records.store.all(SavedQuery)}
+            if name not in known and len(known) >= MAX_SAVED:
+                raise Unverifiable(Reason.OVERLOADED, f"{MAX_SAVED} queries are saved; remove one first")
+            await self._records.change(entries.SavedQuery("saved", name, guest.person.name, asked))
+        return redirect(f"{ROOT}{HERE}?{asked}")
+
+    async def _forget(self, _incoming: Incoming, guest: Guest, fields: dict[str, str]) -> Response:
+        name = fields.get("name", "")
+        async with self._records.deciding:
+            if self._records.store.get(SavedQuery, name) is None:
+                raise Unverifiable(Reason.NOT_FOUND, f'no query is saved as "{visible(name)}"')
+            await self._records.change(entries.SavedQuery("removed", name, guest.person.name))
+        return redirect(f"{ROOT}{HERE}")
+
+
+def place(incoming: Incoming) -> tuple[str, int]:
+    """Origin and index in a query, or :class:`Unverifiable`."""
+    fields = pairs(incoming.query)
+    index = fields.get("index", "")
+    if not index.isdecimal() or len(index) > 12 or set(fields) != {"origin", "index"}:
+        raise Unverifiable(Reason.MALFORMED_REQUEST, "expected origin=…&index=NUMBER")
+    return fields["origin"], int(index)

@@ -1,0 +1,102 @@
+"""The console, assembled: signing in, what pages load, live signals, and each part's pages."""
+
+from __future__ import annotations
+
+from edge.http import Incoming, Response, StreamResponse, json_response
+from gateway.api.access import Access, Services
+from gateway.console.assets import FOR_EVER, Assets
+from gateway.console.door import ROOT, Door, form, pairs
+from gateway.console.gaps import GapPages
+from gateway.console.ledger import LedgerPages
+from gateway.console.pages import Pages, redirect
+from gateway.console.runs import RunPages
+from gateway.console.signals import Signals
+from gateway.console.visits import LINK_S, Guest, Visits, require_own_form
+from gateway.console.why import Whys
+from gateway.state import Person
+from trust.reasons import Reason, Unverifiable
+from trust.verdict import Refusal
+
+
+class Console:
+    """Every page below ``/console``. :meth:`close` ends the streams that are open."""
+
+    def __init__(self, services: Services) -> None:
+        self._assets = Assets()
+        self._visits = Visits(services.records, services.clock, secure=services.certificates is not None)
+        self._signals = Signals()
+        self._services = services
+
+    def add_to(self, access: Access) -> None:
+        s = self._services
+        door = self._door = Door(access.routes, Pages(self._assets), self._visits, s.records)
+        access.person("POST", "/v1/console/links", self._link)
+        door.anyone("GET", "/assets/{digest}/{name}", self._asset)
+        door.anyone("GET", "/sign-in", self._sign_in)
+        door.anyone("GET", "/enter", self._ask_to_enter)
+        door.anyone("POST", "/enter", self._enter)
+        door.page("", self._home)
+        door.page("/events", self._events)
+        door.form("/sign-out", self._leave)
+        whys = Whys(s.ledgers.home)
+        LedgerPages(s.ledgers, s.records, whys, s.clock).add_to(door)
+        RunPages(s.ledgers, whys, s.clock).add_to(door)
+        GapPages(s.ledgers, s.clock).add_to(door)
+        s.ledgers.listen(lambda: self._signals.tell("ledger"))
+
+    def refusal(self, incoming: Incoming, no: Refusal, decision_id: str) -> Response:
+        """A recorded refusal, as a page."""
+        return self._door.refusal(incoming, no, decision_id)
+
+    def close(self) -> None:
+        self._signals.close()
+
+    async def _link(self, incoming: Incoming, person: Person) -> Response:
+        """A one-time link for who brings a person's token."""
+        code = self._visits.link(person)
+        return json_response({"path": f"{ROOT}/enter?code={code}", "person": person.name, "seconds": LINK_S}, 201)
+
+    async def _asset(self, _incoming: Incoming, digest: str, name: str) -> Response:
+        found = self._assets.get(digest, name)
+        if found is None:
+            raise Unverifiable(Reason.NOT_FOUND, f"no asset {name} of this version; load the page again")
+        headers = {"Content-Type": found[1], "Cache-Control": FOR_EVER, "X-Content-Type-Options": "nosniff"}
+        return Response(body=found[0], headers=headers)
+
+    async def _sign_in(self, incoming: Incoming) -> Response:
+        following = own_path(pairs(incoming.query).get("next", ""))
+        if self._visits.guest(incoming) is not None:
+            return redirect(following)
+        return self._door.show("sign_in", incoming, None, next=following)
+
+    async def _ask_to_enter(self, incoming: Incoming) -> Response:
+        """A button, because whatever looks at links in advance must not use one up."""
+        code = pairs(incoming.query).get("code", "")
+        return self._door.show("enter", incoming, None, person=self._visits.whose(code), code=code)
+
+    async def _enter(self, incoming: Incoming) -> Response:
+        require_own_form(incoming, None, "")
+        return redirect(ROOT, await self._visits.enter(form(incoming).get("code", "")))
+
+    async def _leave(self, _incoming: Incoming, guest: Guest, _fields: dict[str, str]) -> Response:
+        return redirect(f"{ROOT}/sign-in", await self._visits.leave(guest))
+
+    async def _home(self, incoming: Incoming, guest: Guest) -> Response:
+        """The first place that this person may see."""
+        for section in self._door.sections:
+            if guest.may(*section.roles):
+                return redirect(section.path)
+        return self._door.show("nothing", incoming, guest)
+
+    async def _events(self, incoming: Incoming, _guest: Guest) -> StreamResponse:
+        if self._signals.full:
+            raise Unverifiable(Reason.OVERLOADED, "too many pages are live already")
+        return await self._signals.serve(incoming)
+
+
+def own_path(text: str) -> str:
+    """*text* if it is a page of the console, else its home: a sign-in must not lead anywhere else."""
+    path = text.partition("?")[0]
+    ours = path == ROOT or path.startswith(f"{ROOT}/")
+    safe = text.isascii() and text.isprintable() and "\\" not in text and ".." not in path and "//" not in path
+    return text if ours and safe and not path.startswith((f"{ROOT}/enter", f"{ROOT}/sign-in")) else ROOT

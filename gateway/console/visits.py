@@ -1,0 +1,126 @@
+"""Signing in to the console: a one-time link, then a cookie whose secret only the browser has.
+
+A link is made by whoever has a person's token (``licet console``, ``licet up``), works once, for fifteen minutes. What
+it opens is a visit: an entry in the ledger, so that a restart ends none and a removed person has none.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import secrets
+from typing import Final
+
+import msgspec
+
+from edge.clock import SystemClock
+from edge.http import Incoming
+from gateway.records import Records
+from gateway.state import Person, Visit
+from trust.canonical import sha256_hex
+from trust.ledger import entries
+from trust.reasons import Reason, Unverifiable
+
+LINK_S: Final = 15 * 60
+VISIT_S: Final = 12 * 60 * 60
+MAX_LINKS: Final = 1_000
+
+
+class Guest(msgspec.Struct, frozen=True):
+    """Who looks at a page; ``csrf`` stands in each of its forms."""
+
+    person: Person
+    visit: str
+    csrf: str
+
+    def may(self, *roles: str) -> bool:
+        return any(role in self.person.roles for role in roles)
+
+
+class _Link(msgspec.Struct, frozen=True):
+    person: str
+    expires_at: float
+
+
+class Visits:
+    """Of one gateway. Links are in memory only: after a restart one asks for another."""
+
+    def __init__(self, records: Records, clock: SystemClock, *, secure: bool) -> None:
+        self._records = records
+        self._clock = clock
+        self._links: dict[str, _Link] = {}
+        self._cookie = "__Host-licet" if secure else "licet"
+        self._flags = "; Secure" if secure else ""
+
+    def link(self, person: Person) -> str:
+        """The code of a link that signs *person* in, once."""
+        now = self._clock.now()
+        self._links = {digest: link for digest, link in self._links.items() if link.expires_at > now}
+        if len(self._links) >= MAX_LINKS:
+            raise Unverifiable(Reason.OVERLOADED, f"{MAX_LINKS} sign-in links are open; they end within {LINK_S} s")
+        code = secrets.token_urlsafe(32)
+        self._links[_digest(code)] = _Link(person.name, now + LINK_S)
+        return code
+
+    def whose(self, code: str) -> str:
+        """Whom a link would sign in, or :class:`Unverifiable`; the link is not used up."""
+        link = self._links.get(_digest(code))
+        if link is None or link.expires_at <= self._clock.now():
+            raise Unverifiable(
+                Reason.UNAUTHENTICATED,
+                "this link was used already, or is older than 15 minutes; `licet console` makes another one",
+            )
+        return link.person
+
+    async def enter(self, code: str) -> str:
+        """Use up a link; the ``Set-Cookie`` of the visit that it opens."""
+        name = self.whose(code)
+        del self._links[_digest(code)]
+        secret = secrets.token_urlsafe(32)
+        until = int(self._clock.now()) + VISIT_S
+        async with self._records.deciding:
+            await self._records.change(entries.SignIn("signed_in", name, _digest(secret), "link", until))
+        return f"{self._cookie}={secret}; Path=/; HttpOnly; SameSite=Strict; Max-Age={VISIT_S}{self._flags}"
+
+    async def leave(self, guest: Guest) -> str:
+        """End a visit; the ``Set-Cookie`` that forgets it."""
+        async with self._records.deciding:
+            await self._records.change(entries.SignIn("signed_out", guest.person.name, guest.visit))
+        return f"{self._cookie}=; Path=/; HttpOnly; SameSite=Strict; Max-Age=0{self._flags}"
+
+    def guest(self, incoming: Incoming) -> Guest | None:
+        """Who is signed in, if anybody is."""
+        secret = _cookie(incoming.header("cookie") or "", self._cookie)
+        visit = self._records.store.get(Visit, _digest(secret)) if secret else None
+        if visit is None or visit.expires_at <= self._clock.now():
+            return None
+        person = self._records.store.get(Person, visit.person)
+        return Guest(person, visit.visit, _csrf(secret)) if person is not None else None
+
+
+def require_own_form(incoming: Incoming, guest: Guest | None, token: str) -> None:
+    """That a form comes from our own page, or :class:`Unverifiable`: by what the browser says of where it comes from,
+    and by the token that only our page could know."""
+    site = incoming.header("sec-fetch-site")
+    if site not in (None, "same-origin"):
+        raise Unverifiable(Reason.NOT_YOURS, f"a form from another place (Sec-Fetch-Site: {site})")
+    if site is None and incoming.header("origin") is None:
+        raise Unverifiable(Reason.NOT_YOURS, "a form without Origin and Sec-Fetch-Site: no browser sends it so")
+    if guest is not None and not hmac.compare_digest(token, guest.csrf):
+        raise Unverifiable(Reason.NOT_YOURS, "a form without the page's own token; load the page again")
+
+
+def _digest(secret: str) -> str:
+    return sha256_hex(secret.encode())
+
+
+def _csrf(secret: str) -> str:
+    return hmac.new(secret.encode(), b"licet csrf", hashlib.sha256).hexdigest()
+
+
+def _cookie(header: str, name: str) -> str:
+    for pair in header.split(";"):
+        key, _, value = pair.strip().partition("=")
+        if key == name:
+            return value
+    return ""

@@ -1,0 +1,22 @@
+"""``licet console``: a link that signs one person in to the console, once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from licet.cli.gateway_api import As, gateway
+from licet.cli.output import Json, reporting, say, show
+
+
+@reporting
+def console(token_file: Path | None = As, as_json: bool = Json) -> None:
+    """Print a link that signs you in to the console: it works once, for fifteen minutes."""
+    api = gateway(token_file)
+    told = api.call("POST", "/v1/console/links").body
+    url = api.url.rstrip("/") + told["path"]
+
+    def people() -> None:
+        say(f"Sign in as {told['person']}, once, within {told['seconds'] // 60} minutes:")
+        print(f"  {url}")
+
+    show({"url": url, "person": told["person"], "seconds": told["seconds"]}, as_json, people)

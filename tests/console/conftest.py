@@ -1,0 +1,84 @@
+"""A real Chromium (Debian's), and pages of a running mesh in it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+from playwright.async_api import Browser, BrowserContext, ConsoleMessage, Page, async_playwright
+
+from tests.mesh import REPOSITORY, Mesh
+
+AXE = REPOSITORY / "gateway/console/npm/node_modules/axe-core/axe.min.js"
+DESK = {"width": 1280, "height": 900}
+PHONE = {"width": 390, "height": 844}
+
+
+@pytest.fixture
+async def browser() -> AsyncIterator[Browser]:
+    async with async_playwright() as play:
+        found = shutil.which("chromium")
+        assert found, "chromium is a Debian package that `make debian` installs"
+        browser = await play.chromium.launch(executable_path=found, args=["--no-sandbox"])
+        yield browser
+        await browser.close()
+
+
+@dataclass
+class Screen:
+    """One person's browser: pages, and everything that the browser complained about."""
+
+    mesh: Mesh
+    context: BrowserContext
+    page: Page
+    complaints: list[str] = field(default_factory=list)
+
+    async def go(self, path: str) -> int:
+        answer = await self.page.goto(self.mesh.gateway_url + path)
+        assert answer is not None
+        return answer.status
+
+    async def violations(self, shot: Path | None = None) -> list[Any]:
+        """What axe says of the page as it is, by WCAG 2.2 AA, in light and in dark."""
+        found = []
+        for scheme in ("light", "dark"):
+            await self.page.emulate_media(color_scheme=scheme)
+            if shot is not None:
+                await self.page.screenshot(path=shot.with_name(f"{shot.name}-{scheme}.png"), full_page=True)
+            await self.page.evaluate(AXE.read_text())  # through the debugger, which the page's policy does not bind
+            tags = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice"]
+            told = await self.page.evaluate(f"axe.run(document, {{runOnly: {json.dumps(tags)}}})")
+            found += [
+                (scheme, one["id"], [node["html"] for node in one["nodes"]][:3]) for one in told["violations"]
+            ]
+        return found
+
+
+async def screen(
+    mesh: Mesh, browser: Browser, who: str = "operator", *, viewport: Any = None, javascript: bool = True
+) -> Screen:
+    """A browser in which *who* has signed in by a one-time link, as a person does."""
+    context = await browser.new_context(
+        viewport=viewport or DESK, java_script_enabled=javascript, ignore_https_errors=mesh.tls
+    )
+    page = await context.new_page()
+    made = Screen(mesh, context, page)
+
+    def hear(message: ConsoleMessage) -> None:
+        if message.type in ("error", "warning"):
+            made.complaints.append(message.text)
+
+    page.on("console", hear)
+    page.on("pageerror", lambda error: made.complaints.append(str(error)))
+    if who:
+        told = await mesh.admin("POST", "/v1/console/links", who=who)
+        assert told.status == 201, told.body
+        await made.go(told.json["path"])
+        await page.get_by_role("button", name="Sign in").click()
+        await page.wait_for_url("**/console**")
+    return made
