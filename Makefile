@@ -2,9 +2,10 @@
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
+NPM    := gateway/console/npm/node_modules/
 PIP    := $(BIN)/python -m pip --disable-pip-version-check --no-input
 
-.PHONY: up demo test quick soak bench lint lock inventory map debian clean
+.PHONY: up demo test quick soak bench lint lock inventory map assets debian clean
 
 up: $(VENV)/run.done
 	@$(BIN)/licet up
@@ -12,13 +13,13 @@ up: $(VENV)/run.done
 demo: $(VENV)/run.done
 	@$(BIN)/licet up --demo
 
-test: $(VENV)/test.done debian lint
+test: $(VENV)/test.done $(NPM).done debian lint
 	@$(BIN)/python -m pytest -q -n 2 --dist loadgroup
 
-quick: $(VENV)/test.done
+quick: $(VENV)/test.done $(NPM).done
 	@$(BIN)/python -m pytest -q -n 2 -m "not slow and not soak" --dist loadgroup
 
-soak: $(VENV)/test.done debian
+soak: $(VENV)/test.done $(NPM).done debian
 	@$(BIN)/python -m pytest -q --soak -m "not slow" tests/trust tests/sidecar tests/gateway
 	@$(BIN)/python -m pytest -q --soak -m soak -n 2 --dist loadgroup
 
@@ -31,6 +32,10 @@ lint: $(VENV)/test.done
 # The map in README.md and the inventory beside the default policies are made from the code.
 map: $(VENV)/test.done
 	@$(BIN)/python -m tests.house
+
+# What the console's pages load, from npm by its lock file into the package.
+assets: $(NPM).done
+	@$(BIN)/python -m gateway.console.assets
 
 inventory: $(VENV)/test.done
 	@$(BIN)/python -m licet.workbench --inventory > policies/inventory.json
@@ -57,8 +62,13 @@ $(VENV)/test.done: requirements/test.lock $(VENV)/run.done
 	@$(PIP) install -q --require-hashes -r requirements/test.lock
 	@touch $@
 
+$(NPM).done: gateway/console/npm/package-lock.json
+	@deploy/debian-packages npm
+	@cd gateway/console/npm && npm ci --silent --ignore-scripts --no-audit --no-fund
+	@touch $@
+
 debian:
-	@deploy/debian-packages git bubblewrap redis-server openssh-client
+	@deploy/debian-packages git bubblewrap redis-server openssh-client chromium
 
 clean:
-	@rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	@rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis $(NPM)

@@ -177,7 +177,8 @@ class Server(web.Server):
 
 def caller_of(request: web.BaseRequest) -> str:
     """Where a request came from, for the record of one that nobody could identify."""
-    return visible(f"{request.remote or 'unknown'} {request.method} {request.raw_path}", 160)
+    path, mark, _ = request.raw_path.partition("?")  # a query may hold what must not be kept, such as a sign-in code
+    return visible(f"{request.remote or 'unknown'} {request.method} {path}{mark and '?…'}", 160)
 
 
 def problem(refusal: Refusal, decision_id: str = "", extra: dict[str, Any] | None = None) -> web.Response:

@@ -47,6 +47,20 @@ class CertificateAuthority:
             key = ed25519.Ed25519PublicKey.from_public_bytes(public)
         except ValueError:
             raise Unverifiable(Reason.MALFORMED_REQUEST, "expected an Ed25519 public key of 32 bytes") from None
+        return self._certify(subject, hosts, key, now)
+
+    def issue_with_key(self, subject: str, hosts: Sequence[str], now: float) -> tuple[bytes, bytes]:
+        """A certificate and its new key (both PEM) for a listener that browsers reach: they know no Ed25519 there."""
+        key = ec.generate_private_key(ec.SECP256R1())
+        return self._certify(subject, hosts, key.public_key(), now), _pem(key)
+
+    def _certify(
+        self,
+        subject: str,
+        hosts: Sequence[str],
+        key: ed25519.Ed25519PublicKey | ec.EllipticCurvePublicKey,
+        now: float,
+    ) -> bytes:
         moment = datetime.datetime.fromtimestamp(now, datetime.UTC)
         usages = [ExtendedKeyUsageOID.CLIENT_AUTH, ExtendedKeyUsageOID.SERVER_AUTH]
         names: list[x509.GeneralName] = [x509.UniformResourceIdentifier(subject), *map(_host, hosts)]
@@ -86,9 +100,14 @@ def _create(key_path: Path, path: Path, trust_domain: str) -> None:
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
         .sign(key, hashes.SHA256())
     )
-    pem = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
     write_atomically(path, made.public_bytes(serialization.Encoding.PEM), flush=True)
-    write_atomically(key_path, pem, flush=True)
+    write_atomically(key_path, _pem(key), flush=True)
+
+
+def _pem(key: ec.EllipticCurvePrivateKey) -> bytes:
+    return key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
 
 
 def _usage(*, signs_certificates: bool) -> x509.KeyUsage:

@@ -12,7 +12,6 @@ from edge.clock import SystemClock
 from gateway.authority import LIFE, CertificateAuthority
 from gateway.config import GatewayConfig
 from gateway.state import NodeRecord
-from trust.identity.keys import SecretKey
 from trust.identity.wit import Workload
 from trust.ledger.tiles import write_atomically
 from trust.reasons import Reason, Unverifiable
@@ -64,11 +63,11 @@ class Certificates:
 
     def _own(self, now: float) -> tuple[Path, Path]:
         """A fresh certificate of the gateway's own, with its key."""
-        key = SecretKey.generate()
         paths = self._home / "tls.pem", self._home / "tls.key"
         if self._authority is not None:
-            write_atomically(paths[0], self._authority.issue(self._name, self._hosts, key.public.raw, now), flush=True)
-            write_atomically(paths[1], key.pem, flush=True)
+            certificate, key = self._authority.issue_with_key(self._name, self._hosts, now)
+            write_atomically(paths[0], certificate, flush=True)
+            write_atomically(paths[1], key, flush=True)
         self._renewed = now
         return paths
 

@@ -53,9 +53,7 @@ class Screen:
             await self.page.evaluate(AXE.read_text())  # through the debugger, which the page's policy does not bind
             tags = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice"]
             told = await self.page.evaluate(f"axe.run(document, {{runOnly: {json.dumps(tags)}}})")
-            found += [
-                (scheme, one["id"], [node["html"] for node in one["nodes"]][:3]) for one in told["violations"]
-            ]
+            found += [(scheme, one["id"], [node["html"] for node in one["nodes"]][:3]) for one in told["violations"]]
         return found
 
 
@@ -64,7 +62,7 @@ async def screen(
 ) -> Screen:
     """A browser in which *who* has signed in by a one-time link, as a person does."""
     context = await browser.new_context(
-        viewport=viewport or DESK, java_script_enabled=javascript, ignore_https_errors=mesh.tls
+        viewport=viewport or DESK, reduced_motion="reduce", java_script_enabled=javascript, ignore_https_errors=mesh.tls
     )
     page = await context.new_page()
     made = Screen(mesh, context, page)
