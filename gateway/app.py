@@ -228,7 +228,7 @@ class Gateway:
         if self._shared is not None:
             await self._shared.close()
         await self.ledger.close()
-        self.ledgers.close()
+        await self.ledgers.close()
         self._store.close()
 
 

@@ -30,6 +30,8 @@ SILENT_US: Final = 10 * 1_000_000
 """A log is shipped at least once a second, also when it does not grow."""
 SKEW_US: Final = 5 * 1_000_000
 STEP_BACK_US: Final = 1_000_000
+BEHIND: Final = 2_000
+"""Entries; the index follows once a second, and a busy second brings some."""
 MOST: Final = 200
 """Of one kind."""
 
@@ -72,7 +74,7 @@ async def find(index: Index, logs: Sequence[LogState], since_us: int, now_us: in
 def _of_a_log(log: LogState, now_us: int) -> list[Gap]:
     found = []
     behind = log.sealed - log.indexed
-    if behind > 0:
+    if behind > BEHIND:
         found.append(Gap("unsealed", log.origin, -1, now_us, f"{behind} entries are not searchable yet"))
     record = log.record
     if record is None:

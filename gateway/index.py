@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
@@ -268,6 +268,42 @@ class Index:
         values.append(after_us)
         sql = f"SELECT 1 FROM entry e JOIN source s ON s.id = e.source {_where(where)} LIMIT ?"  # noqa: S608
         return len(self._db.execute(sql, (*values, *_NOISE, MAX_ROWS)).fetchall())
+
+    async def count(self, asked: Filter) -> int:
+        """How many entries answer *asked*."""
+
+        def work() -> int:
+            where, values = _conditions(asked)
+            sql = f"SELECT count(*) FROM entry e JOIN source s ON s.id = e.source {_where(where)}"  # noqa: S608
+            return int(self._db.execute(sql, values).fetchone()[0])
+
+        return await self._in_thread(work)
+
+    async def rows(self, origin: str, start: int, end: int, most: int) -> AsyncIterator[list[Row]]:
+        """The rows of one log from index *start* to *end* (excluded), at most *most* at a time."""
+        columns = ", ".join(f'e."{name}"' for name in _COLUMNS)
+        sql = (
+            f"SELECT s.origin, e.source, {columns} FROM entry e JOIN source s ON s.id = e.source "  # noqa: S608
+            "WHERE s.origin = ? AND e.place >= ? AND e.place < ? ORDER BY e.place LIMIT ?"
+        )
+        while start < end:
+            found = [_row(one) for one in await self.ask(sql, (origin, start, end, most))]
+            if not found:
+                return
+            yield found
+            start = found[-1].index + 1
+
+    async def from_the_newest(self, most: int) -> dict[str, int]:
+        """Where to begin in each log, so that about the newest *most* entries of all are read."""
+        reach = await self.reach()
+        if sum(reach.values()) <= most:
+            return dict.fromkeys(reach, 0)
+        found = await self.ask("SELECT wall_us FROM entry ORDER BY wall_us DESC LIMIT 1 OFFSET ?", (most,))
+        sql = (
+            "SELECT s.origin, min(e.place) FROM source s JOIN entry e ON e.source = s.id WHERE e.wall_us > ? GROUP BY 1"
+        )
+        begin = dict(await self.ask(sql, found[0]))
+        return {origin: begin.get(origin, end) for origin, end in reach.items()}
 
     async def runs(self, since_us: int, agent: str) -> list[RunSummary]:
         """The runs that did something since then (Unix microseconds), the newest first."""

@@ -17,6 +17,7 @@ from gateway import gaps
 from gateway.gaps import Gap, LogState
 from gateway.index import Filter, Index, Page, RunSummary, Source
 from gateway.records import Records
+from gateway.sql import Answer, Room
 from gateway.witness import Witness
 from trust.ledger import checkpoint, entries, proofs
 from trust.ledger.merkle import TILE_WIDTH
@@ -25,6 +26,8 @@ from trust.ledger.tiles import read_entries
 from trust.reasons import Reason, Unverifiable, visible
 
 INTERVAL_S: Final = 1.0
+MAX_ASKED: Final = 20_000
+"""Characters of a question, as it is recorded."""
 _log = logging.getLogger("licet.gateway")
 
 
@@ -72,6 +75,7 @@ class Ledgers:
         self._listeners: list[Callable[[], None]] = []
         self.home = path.parent
         self.index = Index(path, self.sources)
+        self._room = Room(self.index)
         witness.listen(lambda _origin: self._wake.set())
 
     def sources(self) -> Iterator[Source]:
@@ -119,6 +123,21 @@ class Ledgers:
         found = await self.index.runs(since_us, agent)
         await self._records.note(entries.Query(by, "runs", f"since_us={since_us} agent={agent}", len(found)))
         return found
+
+    async def sql(self, text: str, by: str) -> Answer:
+        """What *by* asks in SQL; that it was asked is recorded before it is answered."""
+        await self._records.note(entries.Query(by, "sql", text[:MAX_ASKED], 0))
+        return await self._room.ask(text)
+
+    async def exporting(self, asked: Filter, how: str, by: str) -> None:
+        """Record that *by* takes away what answers *asked*, before the first of it is given."""
+        count = await self.index.count(asked)
+        await self._records.note(entries.Query(by, f"export {how}", told(asked), count))
+
+    def bundle(self, origin: str, number: int) -> list[bytes]:
+        """The entries from index ``number * 256`` on, at most 256, as far as they are sealed."""
+        source = self.sealed(origin)
+        return list(read_entries(source.root, min(source.size, (number + 1) * TILE_WIDTH), number))
 
     async def state(self) -> list[LogState]:
         """Each log, those included of which nothing was witnessed yet; our own first."""
@@ -184,7 +203,8 @@ class Ledgers:
         at = checkpoint.cosigned_at(proofs.read(proof)[2], witness, its_key)
         return Proved(source.size, source.time_ms, witness, at)
 
-    def close(self) -> None:
+    async def close(self) -> None:
+        await self._room.close()
         self.index.close()
 
 
@@ -192,4 +212,4 @@ def told(asked: Filter) -> str:
     """A filter in words, as it is recorded."""
     given = {name: getattr(asked, name) for name in asked.__struct_fields__}
     defaults = Filter()
-    return " ".join(f"{name}={value}" for name, value in given.items() if value != getattr(defaults, name))[:2000]
+    return " ".join(f"{name}={value}" for name, value in given.items() if value != getattr(defaults, name))[:MAX_ASKED]

@@ -50,6 +50,7 @@ DOORS = {
     "pydantic": {"edge.config", "gateway.config", "sidecar.config"},
     "sqlite3": {"gateway.store", "gateway.index"},
     "redis": {"edge.shared_nonces"},
+    "duckdb": {"gateway.duck"},
     "jinja2": {"gateway.console.pages"},
     "mcp": {"licet.workbench.server", "licet.demo"},
 }

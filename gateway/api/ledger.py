@@ -8,14 +8,20 @@ from urllib.parse import parse_qs
 
 import msgspec
 
-from edge.http import Incoming, Response, json_response
+from edge.http import Incoming, Response, StreamResponse, json_response, relay
+from gateway import exporting
 from gateway.api.access import Access, Services, decode
 from gateway.index import MAX_ROWS, Filter
+from gateway.ledgers import Ledgers
 from gateway.people import AUDITOR, OPERATOR
 from gateway.state import Person
 from trust.reasons import Reason, Unverifiable, visible
 
 FACETS: Final = ("kind", "decision", "reason", "agent", "server", "tool", "node")
+
+
+class _Sql(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    sql: str
 
 
 class _Renew(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -38,6 +44,8 @@ class Ledger:
         add("GET", "/v1/ledger/entry", self._entry)
         add("GET", "/v1/ledger/logs", self._logs)
         add("GET", "/v1/ledger/gaps", self._gaps)
+        add("GET", "/v1/ledger/export", self._export)
+        access.person("POST", "/v1/ledger/sql", self._sql, AUDITOR, OPERATOR)
         add("GET", "/v1/runs/{run}/timeline", self._timeline)
         access.person("POST", "/v1/ledger/renew", self._renew, OPERATOR)
 
@@ -86,6 +94,15 @@ class Ledger:
         since = asked_in(incoming).since_us
         return json_response({"gaps": msgspec.to_builtins(await self._s.ledgers.gaps(since, person.name))})
 
+    async def _sql(self, incoming: Incoming, person: Person) -> Response:
+        return json_response(msgspec.to_builtins(await self._s.ledgers.sql(decode(incoming, _Sql).sql, person.name)))
+
+    async def _export(self, incoming: Incoming, person: Person) -> StreamResponse:
+        """Everything that answers the question, as a file."""
+        fields = parse_qs(incoming.query, keep_blank_values=True)
+        wanted = exporting.form(fields.pop("format", [""])[0])
+        return await export(self._s.ledgers, incoming, asked_of(fields), wanted, person.name)
+
     async def _renew(self, incoming: Incoming, person: Person) -> Response:
         asked = decode(incoming, _Renew)
         await self._s.witness.renew(asked.origin, person.name, asked.reason)
@@ -93,13 +110,33 @@ class Ledger:
         return json_response({"renewed": asked.origin}, 201)
 
 
+async def export(
+    ledgers: Ledgers, incoming: Incoming, asked: Filter, wanted: exporting.Form, by: str
+) -> StreamResponse:
+    """The file; it is recorded before it begins."""
+    await ledgers.exporting(asked, wanted, by)
+    headers = {
+        "Content-Type": exporting.TYPES[wanted],
+        "Content-Disposition": f'attachment; filename="licet-ledger.{exporting.SUFFIXES[wanted]}"',
+        "X-Content-Type-Options": "nosniff",
+        "Cache-Control": "no-store",
+    }
+    response, _ = await relay(incoming, exporting.Exporter(ledgers, asked, wanted).chunks(), 200, headers)
+    return response
+
+
 _NUMBERS: Final = frozenset({"since_us", "until_us", "limit"})
 
 
 def asked_in(incoming: Incoming) -> Filter:
     """The filter in a query, or :class:`Unverifiable` that says what is wrong with it."""
+    return asked_of(parse_qs(incoming.query, keep_blank_values=True))
+
+
+def asked_of(fields: dict[str, list[str]]) -> Filter:
+    """The filter in the fields of a query."""
     given: dict[str, Any] = {}
-    for name, values in parse_qs(incoming.query, keep_blank_values=True).items():
+    for name, values in fields.items():
         if name not in Filter.__struct_fields__ or len(values) > 1:
             known = ", ".join(Filter.__struct_fields__)
             raise Unverifiable(

@@ -7,6 +7,8 @@ from typing import Final
 
 from edge.clock import SystemClock
 from edge.http import Incoming, Response, StreamResponse
+from gateway import exporting
+from gateway.api.ledger import export
 from gateway.console.asked import TEXTS, Asked
 from gateway.console.door import ROOT, Door, pairs
 from gateway.console.pages import redirect
@@ -43,6 +45,7 @@ class LedgerPages:
         door.page(f"{HERE}/news", self._news, *READERS)
         door.page(f"{HERE}/entry", self._entry, *READERS)
         door.page(f"{HERE}/proof", self._proof, *READERS)
+        door.page(f"{HERE}/export", self._export, *READERS)
         door.form(f"{HERE}/saved", self._save, *READERS)
         door.form(f"{HERE}/forget", self._forget, *READERS)
 
@@ -56,6 +59,7 @@ class LedgerPages:
             guest,
             asked=asked,
             texts=TEXTS,
+            forms=tuple(exporting.TYPES),
             rows=page.rows,
             next=page.next,
             facets=facets,
@@ -101,6 +105,12 @@ class LedgerPages:
             "Cache-Control": "no-store",
         }
         return Response(body=self._ledgers.proof(origin, index), headers=headers)
+
+    async def _export(self, incoming: Incoming, guest: Guest) -> StreamResponse:
+        fields = pairs(incoming.query)
+        wanted = exporting.form(fields.pop("format", ""))
+        asked = Asked(fields, self._clock.wall_us())
+        return await export(self._ledgers, incoming, asked.filter, wanted, guest.person.name)
 
     async def _save(self, _incoming: Incoming, guest: Guest, fields: dict[str, str]) -> Response:
         """Keep a question under a name, for everybody who may ask."""

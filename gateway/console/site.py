@@ -11,6 +11,7 @@ from gateway.console.ledger import LedgerPages
 from gateway.console.pages import Pages, redirect
 from gateway.console.runs import RunPages
 from gateway.console.signals import Signals
+from gateway.console.sql import SqlPage
 from gateway.console.visits import LINK_S, Guest, Visits, require_own_form
 from gateway.console.why import Whys
 from gateway.state import Person
@@ -42,6 +43,7 @@ class Console:
         LedgerPages(s.ledgers, s.records, whys, s.clock).add_to(door)
         RunPages(s.ledgers, whys, s.clock).add_to(door)
         GapPages(s.ledgers, s.clock).add_to(door)
+        SqlPage(s.ledgers).add_to(door)
         s.ledgers.listen(lambda: self._signals.tell("ledger"))
 
     def refusal(self, incoming: Incoming, no: Refusal, decision_id: str) -> Response:

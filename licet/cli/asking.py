@@ -1,10 +1,12 @@
-"""``licet audit query, timeline, who-approved, prove, logs, renew``: what the gateway knows of all logs together."""
+"""``licet audit query, export, sql, gaps, timeline, who-approved, prove, logs, renew``: all logs together."""
 
 from __future__ import annotations
 
 import base64
+import functools
+import inspect
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlencode
@@ -31,9 +33,7 @@ def moment(text: str) -> int:
         raise fail(str(bad), USAGE) from None
 
 
-@app.command("query")
-@reporting
-def query(
+def asked_for(
     agent: str = typer.Option("", help="Whose."),
     principal: str = typer.Option("", help="For whom."),
     owner: str = typer.Option("", help="Of whose agents."),
@@ -50,20 +50,114 @@ def query(
     by: str = typer.Option("", help="What a person did."),
     since: str = typer.Option("", help="How long ago (2h, 7d), or a time (2026-11-21T10:00, UTC)."),
     until: str = typer.Option("", help="The same, excluded."),
-    count: int = typer.Option(50, "-n", min=1, help="How many, the newest first."),
-    token_file: Path | None = As,
-    as_json: bool = Json,
-) -> None:
-    """Entries of all logs that say this; each can be proved with `licet audit prove`."""
-    asked = {
+) -> dict[str, str]:
+    """What the options of a question come to, as the gateway's filter."""
+    texts = {
         "agent": agent, "principal": principal, "owner": owner, "tool": tool, "server": server, "decision": decision,
         "reason": reason, "policy": policy, "node": node, "approval": approval, "run": run, "kind": kind,
         "origin": origin, "by": by,
     }  # fmt: skip
     times = {"since_us": moment(since) if since else 0, "until_us": moment(until) if until else 0}
-    given = {name: str(value) for name, value in (asked | times).items() if value}
+    return {name: str(value) for name, value in (texts | times).items() if value}
+
+
+def asking(command: Callable[..., None]) -> Callable[..., None]:
+    """*command* with the options of :func:`asked_for` before its own; its first argument is what they come to."""
+    options = inspect.signature(asked_for, eval_str=True).parameters
+    own = list(inspect.signature(command, eval_str=True).parameters.values())[1:]
+
+    @functools.wraps(command)
+    def asks(**given: Any) -> None:
+        command(asked_for(**{name: given.pop(name) for name in options}), **given)
+
+    asks.__signature__ = inspect.Signature([*options.values(), *own])  # type: ignore[attr-defined]
+    asks.__annotations__ = {one.name: one.annotation for one in (*options.values(), *own)}
+    return asks
+
+
+@app.command("query")
+@reporting
+@asking
+def query(
+    given: dict[str, str],
+    count: int = typer.Option(50, "-n", min=1, help="How many, the newest first."),
+    token_file: Path | None = As,
+    as_json: bool = Json,
+) -> None:
+    """Entries of all logs that say this; each can be proved with `licet audit prove`."""
     found = list(_pages(given, count, token_file))
     show([msgspec.to_builtins(row) for row in found], as_json, lambda: _rows(found))
+
+
+@app.command("export")
+@reporting
+@asking
+def export(
+    given: dict[str, str],
+    form: str = typer.Option("jsonl", "--format", help="csv, jsonl (the exact entries), parquet, ocsf, cloudevents."),
+    out: Path = typer.Option(..., "--out", "-o", help="The file to write."),
+    token_file: Path | None = As,
+    as_json: bool = Json,
+) -> None:
+    """Everything that says this, as a file for other programs."""
+    path = f"/v1/ledger/export?{urlencode({**given, 'format': form})}"
+    size = _save(gateway(token_file).download(path), out)
+    show({"path": str(out), "bytes": size}, as_json, lambda: say(f"{out}: {size} bytes"))
+
+
+def _save(pieces: Iterator[bytes], out: Path) -> int:
+    """How many bytes were written. What was there stays until all of the new is."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    partial = out.with_name(f".{out.name}.partial")
+    try:
+        with partial.open("wb") as file:
+            size = sum(file.write(piece) for piece in pieces)
+        partial.replace(out)
+    finally:
+        partial.unlink(missing_ok=True)
+    return size
+
+
+@app.command("sql")
+@reporting
+def sql(
+    question: str = typer.Argument(help="One SELECT over the table `entries`, in DuckDB's SQL."),
+    token_file: Path | None = As,
+    as_json: bool = Json,
+) -> None:
+    """Ask in SQL: at most 10,000 rows and 10 seconds; what is asked is recorded."""
+    told = gateway(token_file).call("POST", "/v1/ledger/sql", {"sql": question}).body
+
+    def people() -> None:
+        rows = [tuple("" if cell is None else str(cell) for cell in row) for row in told["rows"]]
+        table(tuple(told["columns"]), rows, "no rows")
+        more = ", and there are more" if told["more"] else ""
+        part = f", the newest of {told['entries']}" if told["loaded"] < told["entries"] else ""
+        say(f"{len(rows)} rows{more}, over {told['loaded']} entries{part}", "dim")
+
+    show(told, as_json, people)
+
+
+@app.command("gaps")
+@reporting
+def gaps(
+    since: str = typer.Option("7d", help="How long ago (2h, 7d), or a time (2026-11-21T10:00, UTC)."),
+    token_file: Path | None = As,
+    as_json: bool = Json,
+) -> None:
+    """What the logs do not say: lost tails, missing intents, unknown outcomes, clocks that jump, silent logs."""
+    found = gateway(token_file).call("GET", f"/v1/ledger/gaps?since_us={moment(since)}").body["gaps"]
+
+    def people() -> None:
+        if not found:
+            say("nothing is missing: every log is witnessed and searchable, every action has an outcome", "green")
+        for gap in found:
+            where = f"{gap['origin']}#{gap['index']}" if gap["index"] >= 0 else gap["origin"]
+            say(f"{gap['kind'].replace('_', ' '):<12} {where}: {gap['words']}", "yellow")
+
+    show(found, as_json, people)
+    if found:
+        raise typer.Exit(FAILED)
 
 
 def _pages(given: dict[str, str], count: int, token_file: Path | None) -> Iterator[Row]:

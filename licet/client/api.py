@@ -6,7 +6,8 @@ import http.client
 import json
 import urllib.error
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -57,6 +58,17 @@ class Api:
 
     def call_bytes(self, method: str, path: str, data: bytes) -> Answer:
         """The same with a body that is JSON already, exactly as it is; empty: no body."""
+        with self._open(method, path, data) as response:
+            return Answer(response.status, _headers(response.headers), _decoded(response.read()))
+
+    def download(self, path: str) -> Iterator[bytes]:
+        """What a GET answers, piece by piece, to its end; :class:`Unavailable` if it breaks off before."""
+        with self._open("GET", path, b"") as response:
+            while piece := response.read(1 << 16):
+                yield piece
+
+    @contextmanager
+    def _open(self, method: str, path: str, data: bytes) -> Iterator[Any]:
         headers = {**({"Content-Type": "application/json"} if data else {}), **self.headers}
         if self.token:
             headers["Authorization"] = f"Bearer {self.token}"
@@ -70,7 +82,7 @@ class Api:
         opener = urllib.request.build_opener(*handlers)
         try:
             with opener.open(request, timeout=self.timeout_s) as response:
-                return Answer(response.status, _headers(response.headers), _decoded(response.read()))
+                yield response
         except urllib.error.HTTPError as bad:
             told = _decoded(bad.read())
             raise ApiError(bad.code, told if isinstance(told, dict) else {"detail": told}) from None

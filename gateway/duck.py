@@ -1,0 +1,147 @@
+"""DuckDB in a process of its own: nothing that somebody asks there can reach a file, a network, a secret or us.
+
+``python -m gateway.duck``: rows come in over stdin and are inserted; then questions are answered, as JSON. The database
+is in memory; external access is off and the configuration locked before the first row is there; one statement that only
+reads is accepted at a time; the operating system lets this process write no file. Whoever started it ends it when a
+question takes too long. ``python -m gateway.duck --parquet FILE`` writes the rows that come in to a Parquet file.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import struct
+import sys
+from typing import Any, BinaryIO, Final
+
+import duckdb
+
+LENGTH: Final = struct.Struct(">I")
+MAX_MESSAGE: Final = 256 << 20
+TEXTS: Final = (
+    "origin", "kind", "decision", "reason", "agent", "principal", "owner", "run", "decision_id", "action_id",
+    "approval", "server", "tool", "node", "by", "words",
+)  # fmt: skip
+COLUMNS: Final = {
+    "time": "TIMESTAMP",
+    "index": "BIGINT",
+    "step": "INTEGER",
+    **dict.fromkeys(TEXTS, "VARCHAR"),
+    "policies": "VARCHAR[]",
+}
+_JSON: Final = {**dict.fromkeys(COLUMNS, "VARCHAR"), "index": "BIGINT", "step": "INTEGER", "policies": ["VARCHAR"]}
+_LOCKED: Final = (
+    "SET autoinstall_known_extensions = false",
+    "SET autoload_known_extensions = false",
+    "SET python_enable_replacements = false",
+    "SET python_scan_all_frames = false",
+    "SET threads = 1",
+    "SET memory_limit = '1GB'",
+    "SET temp_directory = ''",
+    "SET max_temp_directory_size = '0KB'",
+    "SET enable_external_access = false",
+    "SET lock_configuration = true",
+)
+MAX_CELL: Final = 10_000
+MAX_TOLD: Final = 16 << 20
+"""Characters in one answer."""
+
+
+class NotAsked(Exception):
+    """A statement that does not only read."""
+
+
+def opened(*, locked: bool) -> duckdb.DuckDBPyConnection:
+    """A database in memory with the empty table ``entries``."""
+    found = duckdb.connect(":memory:")
+    columns = ", ".join(f'"{name}" {kind}' for name, kind in COLUMNS.items())
+    found.execute(f"CREATE TABLE entries ({columns})")
+    for setting in _LOCKED if locked else ():
+        found.execute(setting)
+    return found
+
+
+def insert(database: duckdb.DuckDBPyConnection, rows: str) -> None:
+    """*rows*: a JSON array of objects with the names of :data:`COLUMNS`, ``time`` as RFC 3339."""
+    named = ", ".join(f'r."{name}"' + ("::TIMESTAMP" if name == "time" else "") for name in COLUMNS)
+    form = json.dumps([_JSON])
+    database.execute(
+        f"INSERT INTO entries SELECT {named} FROM (SELECT unnest(from_json(?::JSON, '{form}')) AS r)",  # noqa: S608
+        [rows],
+    )
+
+
+def ask(database: duckdb.DuckDBPyConnection, sql: str, most: int) -> dict[str, Any]:
+    """``{columns, rows, more}``: at most *most* rows, every cell a string, a number, true, false or null."""
+    statements = database.extract_statements(sql)
+    if len(statements) != 1:
+        raise NotAsked(f"{len(statements)} statements; expected exactly one")
+    kind = statements[0].type
+    if kind not in (duckdb.StatementType.SELECT, duckdb.StatementType.EXPLAIN):
+        raise NotAsked(f"a statement of the type {kind.name}; expected one that only reads (SELECT)")
+    answer = database.execute(statements[0])
+    names = [column[0] for column in answer.description or []]
+    found = answer.fetchmany(most + 1)
+    rows: list[list[Any]] = []
+    told = 0
+    for row in found[:most]:
+        cells = [_cell(value) for value in row]
+        told += sum(len(cell) for cell in cells if isinstance(cell, str))
+        if told > MAX_TOLD:
+            return {"columns": names, "rows": rows, "more": True}
+        rows.append(cells)
+    return {"columns": names, "rows": rows, "more": len(found) > most}
+
+
+def _cell(value: Any) -> Any:
+    if value is None or isinstance(value, bool | int):
+        return value if not isinstance(value, int) or abs(value) < 1 << 53 else str(value)
+    if isinstance(value, float):
+        return value if value == value and abs(value) != float("inf") else str(value)
+    return str(value)[:MAX_CELL]
+
+
+def read(source: BinaryIO) -> Any:
+    """The next message, or None when there is no more."""
+    head = source.read(LENGTH.size)
+    if len(head) < LENGTH.size:
+        return None
+    (length,) = LENGTH.unpack(head)
+    return json.loads(source.read(length))
+
+
+def write(target: BinaryIO, message: Any) -> None:
+    data = json.dumps(message).encode()
+    target.write(LENGTH.pack(len(data)) + data)
+    target.flush()
+
+
+def serve() -> None:
+    """Answer what comes in until the other side ends."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    database = opened(locked=True)
+    while (message := read(sys.stdin.buffer)) is not None:
+        if "rows" in message:
+            insert(database, json.dumps(message["rows"]))
+            continue
+        try:
+            told = ask(database, message["sql"], message["most"])
+        except (duckdb.Error, NotAsked, RuntimeError, MemoryError) as bad:
+            told = {"error": str(bad).partition("\n\n")[0][:2000] or type(bad).__name__}
+        write(sys.stdout.buffer, told)
+
+
+def parquet(path: str) -> None:
+    """Write the rows that come in to *path*."""
+    database = opened(locked=False)
+    while (message := read(sys.stdin.buffer)) is not None:
+        insert(database, json.dumps(message["rows"]))
+    database.execute("COPY entries TO ? (FORMAT parquet, COMPRESSION zstd)", [path])
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--parquet"]:
+        parquet(sys.argv[2])
+    else:
+        serve()
