@@ -23,6 +23,7 @@ from gateway.console.door import ROOT
 from gateway.console.site import Console
 from gateway.delegations import Delegations
 from gateway.dispatch import Dispatcher
+from gateway.evidence import Packer
 from gateway.feed import Feed
 from gateway.ledgers import Ledgers
 from gateway.offers import Inventories
@@ -144,6 +145,7 @@ class Gateway:
             certificates=self._tls,
             witness=self.witness,
             ledgers=self.ledgers,
+            packer=Packer(self.ledgers, self.ledger.origin, self.witness.vkey, key.public),
             key=key,
             clock=clock,
             trust_domain=domain,

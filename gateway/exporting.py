@@ -94,7 +94,7 @@ class Exporter:
         number, place = divmod(index, TILE_WIDTH)
         key = (origin, number)
         if key not in self._bundles or place >= len(self._bundles[key]):
-            self._bundles[key] = self._ledgers.bundle(origin, number)
+            self._bundles[key] = self._ledgers.sealed(origin).bundle(number)
             if len(self._bundles) > MAX_BUNDLES:
                 self._bundles.popitem(last=False)
         self._bundles.move_to_end(key)

@@ -217,25 +217,25 @@ class Index:
             f"ORDER BY e.wall_us {order}, e.source {order}, e.place {order} LIMIT ?"
         )
         found = self._db.execute(sql, (*values, limit + 1)).fetchall()
-        page = [_row(one) for one in found[:limit]]
-        more = found[limit - 1] if len(found) > limit else None
-        return Page(page, f"{more[3]}.{more[1]}.{more[2]}" if more is not None else "")
+        return _page(found, limit)
 
-    async def run(self, run: str) -> Page:
-        """Everything of one run, the oldest first, with what names only its actions or approvals."""
-        return await self._in_thread(lambda: self._run(run))
+    async def run(self, run: str, after: str = "") -> Page:
+        """Everything of one run, the oldest first, with what names only its actions or approvals; page by page."""
+        return await self._in_thread(lambda: self._run(run, after))
 
-    def _run(self, run: str) -> Page:
+    def _run(self, run: str, after: str) -> Page:
         columns = ", ".join(f'e."{name}"' for name in _COLUMNS)
         named = "SELECT {0} FROM entry WHERE run = ?1 AND run <> '' AND {0} <> ''"
         sql = (
             f"SELECT s.origin, e.source, {columns} FROM entry e JOIN source s ON s.id = e.source "  # noqa: S608
-            f"WHERE (e.run = ?1 AND e.run <> '') "
+            f"WHERE ((e.run = ?1 AND e.run <> '') "
             f"OR (e.action_id <> '' AND e.action_id IN ({named.format('action_id')})) "
-            f"OR (e.approval <> '' AND e.approval IN ({named.format('approval')})) "
-            f"ORDER BY e.wall_us, e.source, e.place LIMIT ?2"
+            f"OR (e.approval <> '' AND e.approval IN ({named.format('approval')}))) "
+            f"AND (e.wall_us, e.source, e.place) > (?2, ?3, ?4) "
+            f"ORDER BY e.wall_us, e.source, e.place LIMIT ?5"
         )
-        return Page([_row(one) for one in self._db.execute(sql, (run, MAX_ROWS)).fetchall()])
+        start = _cursor(after) if after else [-1, -1, -1]
+        return _page(self._db.execute(sql, (run, *start, MAX_ROWS + 1)).fetchall(), MAX_ROWS)
 
     async def facets(self, asked: Filter, names: tuple[str, ...], most: int = 12) -> dict[str, list[tuple[str, int]]]:
         """For each of *names* the values that occur most among the newest of what is asked for, with how often."""
@@ -354,6 +354,12 @@ def _conditions(asked: Filter) -> tuple[list[str], list[Any]]:
         where.append("(e.source, e.place) IN (SELECT source, place FROM policy WHERE policy = ?)")
         values.append(asked.policy)
     return where, values
+
+
+def _page(found: list[tuple[Any, ...]], limit: int) -> Page:
+    """At most *limit* of what was found, and where it goes on if there is more."""
+    more = found[limit - 1] if len(found) > limit else None
+    return Page([_row(one) for one in found[:limit]], f"{more[3]}.{more[1]}.{more[2]}" if more is not None else "")
 
 
 def _where(conditions: list[str]) -> str:

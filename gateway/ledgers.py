@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Final, Self
@@ -22,6 +22,7 @@ from gateway.witness import Witness
 from trust.ledger import checkpoint, entries, proofs
 from trust.ledger.merkle import TILE_WIDTH
 from trust.ledger.proofs import Tree
+from trust.ledger.rows import Row
 from trust.ledger.tiles import read_entries
 from trust.reasons import Reason, Unverifiable, visible
 
@@ -51,6 +52,21 @@ class Sealed(msgspec.Struct, frozen=True):
         """Every entry from index *start* on."""
         bundle = start // TILE_WIDTH
         return islice(read_entries(self.root, self.size, bundle), start - bundle * TILE_WIDTH, None)
+
+    def bundle(self, number: int) -> list[bytes]:
+        """The entries from index ``number * 256`` on, at most 256."""
+        return list(read_entries(self.root, min(self.size, (number + 1) * TILE_WIDTH), number))
+
+    def entry(self, index: int) -> bytes:
+        """The exact bytes of one entry, or :class:`Unverifiable`."""
+        if not 0 <= index < self.size:
+            raise Unverifiable(Reason.NOT_FOUND, f"{self.origin} has {self.size} sealed entries; there is no {index}")
+        number, place = divmod(index, TILE_WIDTH)
+        return self.bundle(number)[place]
+
+    def proof(self, index: int) -> bytes:
+        """A C2SP tlog-proof of one entry, under this checkpoint with its cosignatures."""
+        return proofs.write(index, Tree(self.root, self.size).inclusion(index), self.note)
 
 
 class Proved(msgspec.Struct, frozen=True):
@@ -103,18 +119,35 @@ class Ledgers:
                 continue
             self._wake.clear()
 
-    async def find(self, asked: Filter, by: str) -> Page:
-        """What *by* asks for; that it was asked is recorded."""
+    @staticmethod
+    async def _asked(page: Awaitable[Page]) -> Page:
         try:
-            page = await self.index.find(asked)
+            return await page
         except ValueError as bad:
             raise Unverifiable(Reason.MALFORMED_REQUEST, str(bad)) from None
+
+    async def whole_run(self, run: str, most: int, by: str) -> list[Row]:
+        """All of one run, as evidence; at most one row more than *most*."""
+        found: list[Row] = []
+        after = ""
+        while len(found) <= most:
+            page = await self.index.run(run, after)
+            found += page.rows
+            after = page.next
+            if not after:
+                break
+        await self._records.note(entries.Query(by, "evidence", run, len(found)))
+        return found[: most + 1]
+
+    async def find(self, asked: Filter, by: str) -> Page:
+        """What *by* asks for; that it was asked is recorded."""
+        page = await self._asked(self.index.find(asked))
         await self._records.note(entries.Query(by, "find", told(asked), len(page.rows)))
         return page
 
-    async def run(self, run: str, by: str) -> Page:
+    async def run(self, run: str, by: str, after: str = "") -> Page:
         """Everything of one run in all logs, the oldest first; what only names the action or the approval too."""
-        page = await self.index.run(run)
+        page = await self._asked(self.index.run(run, after))
         await self._records.note(entries.Query(by, "timeline", run, len(page.rows)))
         return page
 
@@ -133,11 +166,6 @@ class Ledgers:
         """Record that *by* takes away what answers *asked*, before the first of it is given."""
         count = await self.index.count(asked)
         await self._records.note(entries.Query(by, f"export {how}", told(asked), count))
-
-    def bundle(self, origin: str, number: int) -> list[bytes]:
-        """The entries from index ``number * 256`` on, at most 256, as far as they are sealed."""
-        source = self.sealed(origin)
-        return list(read_entries(source.root, min(source.size, (number + 1) * TILE_WIDTH), number))
 
     async def state(self) -> list[LogState]:
         """Each log, those included of which nothing was witnessed yet; our own first."""
@@ -171,32 +199,16 @@ class Ledgers:
 
     async def read(self, origin: str, index: int, by: str) -> bytes:
         """The exact bytes of one entry; that *by* read it is recorded."""
-        data = self.entry(origin, index)
+        data = self.sealed(origin).entry(index)
         await self._records.note(entries.Query(by, "entry", f"{origin}#{index}", 1))
         return data
-
-    def entry(self, origin: str, index: int) -> bytes:
-        """The exact bytes of one sealed entry, or :class:`Unverifiable`. Whoever shows them records that."""
-        source = self.sealed(origin)
-        if not 0 <= index < source.size:
-            raise Unverifiable(Reason.NOT_FOUND, f"{origin} has {source.size} sealed entries; there is no {index}")
-        number, place = divmod(index, TILE_WIDTH)
-        for at, data in enumerate(read_entries(source.root, min(source.size, (number + 1) * TILE_WIDTH), number)):
-            if at == place:
-                return data
-        raise Unverifiable(Reason.NOT_FOUND, f"{origin}#{index} was pruned; only its hash is kept")
-
-    def proof(self, origin: str, index: int) -> bytes:
-        """A C2SP tlog-proof of one entry, under the last checkpoint with its cosignatures."""
-        source = self.sealed(origin)
-        return proofs.write(index, Tree(source.root, source.size).inclusion(index), source.note)
 
     def proved(self, origin: str, index: int) -> Proved:
         """The proof of one entry, checked now from its exact bytes; :class:`Unverifiable` if it does not hold."""
         source = self.sealed(origin)
         named, key = checkpoint.parse_vkey((source.root / "vkey").read_text())
-        proof = self.proof(origin, index)
-        proofs.require_proved(proof, self.entry(origin, index), named, key)
+        proof = source.proof(index)
+        proofs.require_proved(proof, source.entry(index), named, key)
         witness, its_key = checkpoint.parse_witness_vkey(self._witness.vkey)
         if origin == self._own.origin:
             return Proved(source.size, source.time_ms, "", 0)

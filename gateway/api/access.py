@@ -24,6 +24,7 @@ from gateway.callers import Callers, Sender
 from gateway.certificates import Certificates
 from gateway.delegations import Delegations
 from gateway.dispatch import Dispatcher
+from gateway.evidence import Packer
 from gateway.feed import Feed
 from gateway.ledgers import Ledgers
 from gateway.people import People, require_role
@@ -66,6 +67,7 @@ class Services:
     certificates: Certificates | None
     witness: Witness
     ledgers: Ledgers
+    packer: Packer
     key: SecretKey
     clock: SystemClock
     trust_domain: str

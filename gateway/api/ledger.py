@@ -45,6 +45,7 @@ class Ledger:
         add("GET", "/v1/ledger/logs", self._logs)
         add("GET", "/v1/ledger/gaps", self._gaps)
         add("GET", "/v1/ledger/export", self._export)
+        add("GET", "/v1/runs/{run}/evidence", self._evidence)
         access.person("POST", "/v1/ledger/sql", self._sql, AUDITOR, OPERATOR)
         add("GET", "/v1/runs/{run}/timeline", self._timeline)
         access.person("POST", "/v1/ledger/renew", self._renew, OPERATOR)
@@ -58,8 +59,12 @@ class Ledger:
 
     async def _timeline(self, incoming: Incoming, person: Person, run: str) -> Response:
         """Everything of one run, the oldest first; what nodes and gateway know by the action is found through it."""
-        page = await self._s.ledgers.run(run, person.name)
+        after = parse_qs(incoming.query).get("after", [""])[0]
+        page = await self._s.ledgers.run(run, person.name, after)
         return json_response(msgspec.to_builtins(page))
+
+    async def _evidence(self, _incoming: Incoming, person: Person, run: str) -> Response:
+        return evidence_file(run, await self._s.packer.pack(run, person.name))
 
     async def _entry(self, incoming: Incoming, person: Person) -> Response:
         asked = {name: values[0] for name, values in parse_qs(incoming.query).items()}
@@ -70,7 +75,7 @@ class Ledger:
         return json_response(
             {
                 "entry": base64.b64encode(data).decode("ascii"),
-                "proof": self._s.ledgers.proof(origin, int(index)).decode(),
+                "proof": self._s.ledgers.sealed(origin).proof(int(index)).decode(),
                 "vkey": self._s.ledgers.vkey(origin),
                 "witness": self._s.witness.vkey,
             }
@@ -108,6 +113,17 @@ class Ledger:
         await self._s.witness.renew(asked.origin, person.name, asked.reason)
         await self._s.ledgers.index.forget(asked.origin)
         return json_response({"renewed": asked.origin}, 201)
+
+
+def evidence_file(run: str, data: bytes) -> Response:
+    """A pack, to be kept."""
+    headers = {
+        "Content-Type": "application/zip",
+        "Content-Disposition": f'attachment; filename="evidence-{run}.zip"',
+        "X-Content-Type-Options": "nosniff",
+        "Cache-Control": "no-store",
+    }
+    return Response(body=data, headers=headers)
 
 
 async def export(

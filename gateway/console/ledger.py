@@ -104,7 +104,7 @@ class LedgerPages:
             "X-Content-Type-Options": "nosniff",
             "Cache-Control": "no-store",
         }
-        return Response(body=self._ledgers.proof(origin, index), headers=headers)
+        return Response(body=self._ledgers.sealed(origin).proof(index), headers=headers)
 
     async def _export(self, incoming: Incoming, guest: Guest) -> StreamResponse:
         fields = pairs(incoming.query)

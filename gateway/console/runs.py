@@ -8,11 +8,13 @@ import msgspec
 
 from edge.clock import SystemClock
 from edge.http import Incoming, Response
+from gateway.api.ledger import evidence_file
 from gateway.console.asked import Asked
 from gateway.console.door import Door, pairs
 from gateway.console.ledger import READERS
 from gateway.console.visits import Guest
 from gateway.console.why import Why, Whys
+from gateway.evidence import Packer
 from gateway.ledgers import Ledgers
 from trust.ledger import entries
 from trust.ledger.rows import Row
@@ -49,8 +51,9 @@ class Act(msgspec.Struct):
 class RunPages:
     """Across all logs."""
 
-    def __init__(self, ledgers: Ledgers, whys: Whys, clock: SystemClock) -> None:
+    def __init__(self, ledgers: Ledgers, packer: Packer, whys: Whys, clock: SystemClock) -> None:
         self._ledgers = ledgers
+        self._packer = packer
         self._whys = whys
         self._clock = clock
 
@@ -59,6 +62,7 @@ class RunPages:
         door.section(HERE, "Runs", *READERS)
         door.page(HERE, self._list, *READERS)
         door.page(HERE + "/{run}", self._one, *READERS)
+        door.page(HERE + "/{run}/evidence", self._evidence, *READERS)
 
     async def _list(self, incoming: Incoming, guest: Guest) -> Response:
         asked = Asked(pairs(incoming.query), self._clock.wall_us())
@@ -67,15 +71,19 @@ class RunPages:
         return self._door.show("runs", incoming, guest, runs=runs, asked=asked)
 
     async def _one(self, incoming: Incoming, guest: Guest, run: str) -> Response:
-        page = await self._ledgers.run(run, guest.person.name)
+        after = pairs(incoming.query).get("after", "")
+        page = await self._ledgers.run(run, guest.person.name, after)
         if not page.rows:
             raise Unverifiable(Reason.NOT_FOUND, f"no log has a run {run} (the index is about a second behind)")
         explained = {}
         for row in [row for row in page.rows if row.kind in _DECIDES][:MAX_EXPLAINED]:
-            why = await self._whys.of(entries.decode(self._ledgers.entry(row.origin, row.index)))
+            why = await self._whys.of(entries.decode(self._ledgers.sealed(row.origin).entry(row.index)))
             explained[row.origin, row.index] = why
         acts = gathered(page.rows, explained)
-        return self._door.show("run", incoming, guest, run=run, acts=acts, rows=page.rows, more=page.next)
+        return self._door.show("run", incoming, guest, run=run, acts=acts, rows=page.rows, next=page.next)
+
+    async def _evidence(self, _incoming: Incoming, guest: Guest, run: str) -> Response:
+        return evidence_file(run, await self._packer.pack(run, guest.person.name))
 
 
 def gathered(rows: list[Row], explained: dict[tuple[str, int], Why | None]) -> list[Act]:

@@ -41,7 +41,7 @@ class Console:
         door.form("/sign-out", self._leave)
         whys = Whys(s.ledgers.home)
         LedgerPages(s.ledgers, s.records, whys, s.clock).add_to(door)
-        RunPages(s.ledgers, whys, s.clock).add_to(door)
+        RunPages(s.ledgers, s.packer, whys, s.clock).add_to(door)
         GapPages(s.ledgers, s.clock).add_to(door)
         SqlPage(s.ledgers).add_to(door)
         s.ledgers.listen(lambda: self._signals.tell("ledger"))

@@ -95,14 +95,23 @@ def query(
 def export(
     given: dict[str, str],
     form: str = typer.Option("jsonl", "--format", help="csv, jsonl (the exact entries), parquet, ocsf, cloudevents."),
+    evidence: str = typer.Option("", metavar="RUN", help="Instead: all of one run with its proofs, as a pack."),
     out: Path = typer.Option(..., "--out", "-o", help="The file to write."),
     token_file: Path | None = As,
     as_json: bool = Json,
 ) -> None:
-    """Everything that says this, as a file for other programs."""
-    path = f"/v1/ledger/export?{urlencode({**given, 'format': form})}"
-    size = _save(gateway(token_file).download(path), out)
-    show({"path": str(out), "bytes": size}, as_json, lambda: say(f"{out}: {size} bytes"))
+    """Everything that says this, as a file for other programs; or one run as evidence for an outsider."""
+    if evidence and given:
+        raise fail("--evidence takes all of one run: leave out the other filters", USAGE)
+    asked = f"/v1/ledger/export?{urlencode({**given, 'format': form})}"
+    size = _save(gateway(token_file).download(f"/v1/runs/{evidence}/evidence" if evidence else asked), out)
+
+    def people() -> None:
+        say(f"{out}: {size} bytes")
+        if evidence:
+            say(f"whoever you hand it to verifies it with nothing but Python: python3 {out}", "dim")
+
+    show({"path": str(out), "bytes": size}, as_json, people)
 
 
 def _save(pieces: Iterator[bytes], out: Path) -> int:

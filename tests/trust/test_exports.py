@@ -95,7 +95,8 @@ def test_ocsf_events_have_what_their_class_requires() -> None:
         if "service" in api:  # the model asks for more than the schema does
             api["service"] |= {"uid": "", "version": ""}
         API.model_validate(api)
-        User.model_validate({"uid": "x", **event["actor"]["user"]})
+        user = {"uid": "x", "type_id": 1, "account": {"name": "", "type_id": 99, "type": "", "uid": "", "labels": []}}
+        User.model_validate({**user, **event["actor"]["user"]})
         assert event["raw_data"].encode() == data
         assert ("security_control" in event["metadata"].get("profiles", [])) == ("action_id" in event)
 

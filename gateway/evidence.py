@@ -1,0 +1,128 @@
+"""An evidence pack: everything about one run, with proofs, bundles, keys, and a verifier that needs only Python.
+
+The pack is a ZIP that Python runs (``python3 evidence.zip``). Its form is :data:`trust.verifier.pack.FORMAT`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+import zipfile
+from collections.abc import Iterable
+from typing import Any, Final
+
+from edge.blobs import Blobs
+from gateway.ledgers import Ledgers
+from trust.identity.keys import PublicKey, b64url
+from trust.ledger import entries
+from trust.ledger.rows import Row
+from trust.reasons import Reason, Unverifiable, visible
+from trust.verifier import SOURCE
+from trust.verifier.pack import FORMAT
+
+MAX_ENTRIES: Final = 20_000
+_EARLIEST: Final = (1980, 1, 1, 0, 0, 0)
+"""The time of every file in the pack: two packs of the same evidence are the same bytes."""
+_README: Final = """This is the evidence of one run, as the logs of a Licet mesh recorded it.
+
+Verify it with nothing but Python (3.8 or later):
+
+    python3 {name}
+
+It checks, from the exact bytes in entries/, that each entry stands in its log (proofs/, C2SP tlog-proof), that the
+log's key signed it and the witness cosigned it, that each decision follows from its recorded facts by the policies that
+were active (bundles/), and that what needed people had them. Give keys that you hold yourself with --key and --witness.
+
+The verifier itself is verifier/*.py: about a thousand lines, written to be read.
+"""
+
+
+class Packer:
+    """Makes packs. *gateway*: the origin of its own log; *witness*: its verifier key as one."""
+
+    def __init__(self, ledgers: Ledgers, gateway: str, witness: str, key: PublicKey) -> None:
+        self._ledgers = ledgers
+        self._gateway = gateway
+        self._witness = witness
+        self._key = key
+        self._bundles = ledgers.home / "bundles"
+        self._blobs = Blobs(ledgers.home / "blobs")
+
+    async def pack(self, run: str, by: str) -> bytes:
+        """The evidence of *run*; that *by* took it is recorded first."""
+        rows = await self._ledgers.whole_run(run, MAX_ENTRIES, by)
+        if not rows:
+            raise Unverifiable(Reason.NOT_FOUND, f"no log has a run {visible(run)} (the index is a second behind)")
+        if len(rows) > MAX_ENTRIES:
+            raise Unverifiable(Reason.MALFORMED_REQUEST, f"this run has more than {MAX_ENTRIES} entries")
+        return await asyncio.to_thread(self._write, run, rows)
+
+    def _write(self, run: str, rows: list[Row]) -> bytes:
+        files: dict[str, bytes] = {}
+        listed: list[dict[str, Any]] = []
+        bundles: set[str] = set()
+        arguments: set[str] = set()
+        for origin in sorted({row.origin for row in rows}):
+            log = self._ledgers.sealed(origin)
+            for row in (one for one in rows if one.origin == origin):
+                name = f"{origin.replace('/', '_')}/{row.index}"
+                entry, proof = f"entries/{name}.json", f"proofs/{name}.tlog-proof"
+                files[entry], files[proof] = log.entry(row.index), log.proof(row.index)
+                listed.append({"origin": origin, "index": row.index, "file": entry, "proof": proof})
+                _named(files[entry], bundles, arguments)
+        files |= self._kept(bundles, arguments)
+        manifest = {
+            "format": FORMAT,
+            "run": run,
+            "gateway": self._gateway,
+            "gateway_key": b64url(self._key.raw),
+            "witness": self._witness,
+            "logs": {origin: self._ledgers.vkey(origin) for origin in sorted({row.origin for row in rows})},
+            "entries": listed,
+            "bundles": sorted(name for name in bundles if f"bundles/{name}.bundle" in files),
+        }
+        files["manifest.json"] = json.dumps(manifest, indent=1).encode()
+        files["README.txt"] = _README.format(name=f"evidence-{run}.zip").encode()
+        for path in sorted(SOURCE.glob("*.py")):
+            files[f"verifier/{path.name}"] = path.read_bytes()
+        files["__main__.py"] = _MAIN
+        return _zipped(files)
+
+    def _kept(self, bundles: Iterable[str], arguments: Iterable[str]) -> dict[str, bytes]:
+        """What decisions name, as far as it is here."""
+        found: dict[str, bytes] = {}
+        for digest in bundles:
+            path = self._bundles / f"{digest}.bundle"
+            if path.exists():
+                found[f"bundles/{digest}.bundle"] = path.read_bytes()
+        for digest in arguments:
+            kept = self._blobs.get(digest)
+            if kept is not None:
+                found[f"arguments/{digest}.json"] = kept
+        return found
+
+
+_MAIN: Final = b"""import sys
+from verifier.__main__ import main
+
+sys.exit(main(sys.argv[1:], sys.path[0]))
+"""
+
+
+def _named(data: bytes, bundles: set[str], arguments: set[str]) -> None:
+    """Add what an entry refers to by its digest."""
+    entry: Any = entries.decode(data).entry
+    judgement, deed = getattr(entry, "judgement", None), getattr(entry, "deed", None)
+    if judgement is not None:
+        bundles.add(judgement.bundle)
+    if deed is not None and deed.arguments is None:
+        arguments.add(deed.arguments_sha256)
+
+
+def _zipped(files: dict[str, bytes]) -> bytes:
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, data in sorted(files.items()):
+            archive.writestr(zipfile.ZipInfo(name, _EARLIEST), data, zipfile.ZIP_DEFLATED)
+    return out.getvalue()
