@@ -7,6 +7,8 @@ import time
 from functools import lru_cache
 from typing import Final
 
+from trust.trace import Trace, continued
+
 _CROCKFORD: Final = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
 
 
@@ -59,6 +61,16 @@ def new_id(prefix: str) -> str:
 @lru_cache(maxsize=2)
 def _moment(milliseconds: int) -> str:
     return "".join(_CROCKFORD[milliseconds >> shift & 31] for shift in range(45, -5, -5))
+
+
+def new_trace(header: str | None) -> Trace:
+    """Now, in the trace that a ``traceparent`` names, or in a new one."""
+    return continued(header, _pool.take(24).hex(), time.time_ns())
+
+
+def new_span(trace: Trace) -> Trace:
+    """Another span below *trace*'s."""
+    return Trace(trace.trace_id, _pool.take(8).hex(), trace.span_id, time.time_ns())
 
 
 def new_nonce() -> str:

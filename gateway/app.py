@@ -12,6 +12,7 @@ from edge.clock import SystemClock, new_id
 from edge.durable import DurableLedger
 from edge.http import Border, Incoming, Listener, Response, Server, StreamResponse, caller_of, problem, require_c_parser
 from edge.shared_nonces import SharedNonces
+from edge.telemetry import Telemetry
 from gateway.api.access import Services
 from gateway.api.routes import Api
 from gateway.approvals.desk import Desk
@@ -58,6 +59,7 @@ class Gateway:
     def __init__(self, config: GatewayConfig, disk: Disk | None = None) -> None:
         self.config = config
         self._disk = disk
+        self.telemetry = Telemetry()
         self.port = 0
 
     async def start(self) -> None:
@@ -126,6 +128,7 @@ class Gateway:
             key,
             clock,
             _credentials(config),
+            self.telemetry,
         )
         services = Services(
             records=self.records,
@@ -152,7 +155,9 @@ class Gateway:
             audience=audience,
         )
         self._console = Console(services)
-        self._api = Api(services, self._console)
+        self._api = Api(services, self._console, self.telemetry.metrics)
+        self._watch(nodes)
+        self.telemetry.open(config.otlp or "", "licet-gateway", "main", VERSION)
         hosts: set[str] = set()
         border = Border(hosts, max_body=MAX_DISPATCH_BYTES, scheme="https" if self._tls else "http")
         server = Server(self._serve, self._refuse_unread, border)
@@ -164,6 +169,31 @@ class Gateway:
             asyncio.create_task(self.standings.work()),
             asyncio.create_task(self.ledgers.work()),
         ]
+
+    def _watch(self, nodes: Nodes) -> None:
+        """What is worth an alarm."""
+        watch, now = self.telemetry.tally.watch, SystemClock().mono
+        watch("licet_ledger_entries", "Entries in this process's ledger.", lambda: self.ledger.size)
+        watch("licet_ledger_broken", "1 if nothing can be recorded any more.", lambda: float(bool(self.ledger.fault)))
+        watch("licet_approvals_pending", "Requests that wait for a person.", lambda: self.desk.pending)
+        watch(
+            "licet_nodes_alive",
+            "Nodes whose lease runs.",
+            lambda: sum(one.lease_s > 0 for one in nodes.candidates(now())),
+        )
+        watch(
+            "licet_logs_witnessed", "Logs of sidecars and nodes that are witnessed.", lambda: len(self.witness.logs())
+        )
+        watch(
+            "licet_logs_contradicted",
+            "Logs that contradict what was witnessed of them.",
+            lambda: sum(bool(log.wrong) for log in self.witness.logs()),
+        )
+        watch(
+            "licet_bundle_version",
+            "The version of the active policy bundle; 0 without one.",
+            lambda: self.bundles.sealed.content.version if self.bundles.sealed else 0,
+        )
 
     async def _first_operator(self, people: People) -> None:
         """On the first start somebody must be able to register the others."""
@@ -208,6 +238,7 @@ class Gateway:
 
     async def _refuse(self, no: Refusal, caller: str, decision_id: str) -> Response:
         """Recorded before the caller hears of it; if that fails, the ledger's fault is the answer."""
+        self.telemetry.tally.count("licet_refusals", (("reason", str(no.reason)),))
         try:
             await self.records.note(
                 entries.Refusal(no.step, str(no.reason), no.detail[:2000], decision_id, caller=caller)
@@ -232,6 +263,7 @@ class Gateway:
         await self.ledger.close()
         await self.ledgers.close()
         self._store.close()
+        await asyncio.to_thread(self.telemetry.close)
 
 
 def _is_page(incoming: Incoming) -> bool:

@@ -7,7 +7,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from edge.config import ExistingFile, Name, Port, Seconds, Section, SegmentBytes, WholeSeconds
+from edge.config import BaseUrl, ExistingFile, Name, Port, Seconds, Section, SegmentBytes, WholeSeconds
 from trust.standing.breaker import Limits
 
 
@@ -42,7 +42,8 @@ class GatewayConfig(Section):
     """Section ``[gateway]``. Times in seconds. ``nonces``: a Redis (``redis://host:port/0``) that remembers used nonces
     for several processes and across restarts; without one, this process does. ``tls``: ``own`` makes a certificate
     authority in ``home`` (``ca.pem`` there is for everybody), ``files`` takes the three files that are named; either
-    way workloads must show certificates."""
+    way workloads must show certificates. ``otlp``: the collector (OTLP over HTTP) that traces and metrics are sent to;
+    without one, none are."""
 
     home: Path = Path(".licet/gateway")
     host: str = Field("127.0.0.1", min_length=1)
@@ -58,6 +59,7 @@ class GatewayConfig(Section):
     tls_certificate: ExistingFile | None = None
     tls_key: ExistingFile | None = None
     tls_authority: ExistingFile | None = None
+    otlp: BaseUrl | None = None
     nonces: str = Field("", pattern=r"^(rediss?|unix)://.+$|^$")
     breaker: BreakerConfig = BreakerConfig()
 

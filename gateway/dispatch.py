@@ -16,9 +16,11 @@ from typing import Any, Final
 import msgspec
 
 from edge.client import Broken, Client, Unreachable
-from edge.clock import SystemClock, new_id
+from edge.clock import SystemClock, new_id, new_span
 from edge.http import Incoming, Response, StreamResponse, problem
 from edge.stopping import Stopped, until
+from edge.telemetry import Telemetry
+from edge.tracing import UNSEEN, Attributes
 from gateway.approvals.desk import Desk
 from gateway.callers import Sender
 from gateway.passing import Ending, Passed, is_stream, pass_on, passed
@@ -82,8 +84,10 @@ class Dispatcher:
         key: SecretKey,
         clock: SystemClock,
         credentials: dict[str, dict[str, str]],
+        telemetry: Telemetry,
     ) -> None:
         self._records = records
+        self._telemetry = telemetry
         self._statements = statements
         self._servers = servers
         self._stops = stops
@@ -111,7 +115,19 @@ class Dispatcher:
 
     async def dispatch(self, incoming: Incoming, sender: Sender) -> StreamResponse:
         """Route the action in *incoming*; the node's answer, streamed."""
+        marks = self._telemetry.tracer.marks()
         asked = await self._statements.read(incoming, sender)
+        if marks is UNSEEN:
+            return await self._dispatch(incoming, asked)
+        marks.at("8 believe")
+        asked = msgspec.structs.replace(asked, trace=new_span(asked.action.trace), marks=marks)
+        try:
+            return await self._dispatch(incoming, asked)
+        finally:
+            about: Attributes = {"licet.action_id": asked.action.id, "licet.tool": asked.action.name}
+            self._telemetry.tracer.told("licet route", asked.trace, marks, about, failed=False)
+
+    async def _dispatch(self, incoming: Incoming, asked: Asked) -> StreamResponse:
         _require_key_for_high_risk(asked)
         try:
             await self._require_closed(asked)
@@ -146,6 +162,7 @@ class Dispatcher:
         now = self._clock.now()
         self._seen.spend(asked.action.id, now + REMEMBER_S, now)
         verdict = self._statements.judge(asked, approved=asked.dispatch.approval is not None)
+        asked.marks.at("8 decide again")
         if isinstance(verdict, Hold):
             verdict = Refusal(8, Reason.PERMIT_INVALID, "a person must decide, and no approval was given")
         if isinstance(verdict, Refusal):
@@ -237,10 +254,14 @@ class Dispatcher:
             authority=asked.mandate.tokens,
         )
         trace = sent.choice.trace()
+        asked.marks.at("8 choose a node")
         await self._records.note(self._entry(asked, node, entitled.id, trace))
+        asked.marks.at("8 record")
         self._statements.require_unchanged(asked)
         body = wire.encode(
-            Execute(action.server, dispatch.method, dispatch.headers, credentials),
+            Execute(
+                action.server, dispatch.method, dispatch.headers, credentials, asked.span.trace_id, asked.span.span_id
+            ),
             action.payload.body,
         )
         headers = {"Content-Type": wire.EXECUTE_TYPE, wire.TICKET_HEADER: self._sealed(entitled, asked)}
@@ -257,6 +278,7 @@ class Dispatcher:
                 why = f"it was ended while it ran ({self._statements.stopped(asked)}); whether it happened is not known"
                 raise Unverifiable(Reason.OUTCOME_UNKNOWN, why) from None
         self._nodes.succeeded(node.name)
+        asked.marks.at("9 execute")
         await self._ended(asked, node, started, answer.how, answer.status, answer.size)
         return answer.response
 
@@ -301,6 +323,9 @@ class Dispatcher:
         """What the gateway saw of the end: recorded, counted for the agent, and for the circuit breakers, unless it was
         ended *by_us*: a stop of one agent must not stop its server for the others."""
         action, agent = asked.action, asked.agent.name
+        took_ns, labels = self._clock.mono_ns() - started, (("status", how),)
+        self._telemetry.tally.count("licet_dispatches", labels)
+        self._telemetry.tally.took("licet_dispatch_seconds", took_ns / 1e9, labels)
         risk = asked.bundle.inventory.tool(action.server, action.tool).manifest.risk
         outcome = entries.Outcome(
             action_id=action.id,
@@ -310,7 +335,7 @@ class Dispatcher:
             step=8,
             node=node.name,
             upstream_status=status,
-            duration_us=(self._clock.mono_ns() - started) // 1000,
+            duration_us=took_ns // 1000,
             response_bytes=size,
             agent=agent,
             risk=risk,

@@ -10,6 +10,7 @@ import msgspec
 
 from edge.clock import SystemClock
 from edge.http import Incoming
+from edge.tracing import UNSEEN, Marks
 from gateway.approvals.desk import Desk
 from gateway.bundles import Bundles
 from gateway.callers import Sender
@@ -33,13 +34,15 @@ from trust.policy.terms import Terms
 from trust.reasons import Reason, Unverifiable, visible
 from trust.standing.rules import COUNTED
 from trust.standing.score import Standing
+from trust.trace import NO_TRACE, Trace
 from trust.verdict import Hold, Permit, Refusal, decide
 from trust.wire import Dispatch
 
 
 class Asked(msgspec.Struct, frozen=True):
     """One dispatch whose statement agrees with its bytes. ``standing`` and ``delegators`` are those of the moment;
-    ``signers`` have the keys that all this rests on: the sidecar's, and that of an agent that holds its own."""
+    ``signers`` have the keys that all this rests on: the sidecar's, and that of an agent that holds its own. ``trace``:
+    the gateway's own span, if somebody collects spans; ``marks``: when its parts ended."""
 
     dispatch: Dispatch
     action: Action
@@ -50,6 +53,13 @@ class Asked(msgspec.Struct, frozen=True):
     mandate: Mandate
     delegators: tuple[Agent, ...]
     standing: Standing
+    trace: Trace = NO_TRACE
+    marks: Marks = UNSEEN
+
+    @property
+    def span(self) -> Trace:
+        """What the node's own span lies below."""
+        return self.trace if self.trace.trace_id else self.action.trace
 
 
 class Statements:

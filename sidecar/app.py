@@ -10,7 +10,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from edge import tls
+from edge import metrics, tls
 from edge.backoff import Backoff
 from edge.blobs import Blobs
 from edge.client import Broken, Client, Unreachable
@@ -28,6 +28,7 @@ from edge.http import (
     require_free,
 )
 from edge.routes import RouteHandler, Routes
+from edge.telemetry import Telemetry
 from sidecar.answers import Refused
 from sidecar.callers import DELEGATION_HEADER, Callers
 from sidecar.config import SidecarConfig
@@ -68,6 +69,7 @@ class Sidecar:
         self.config = config
         self._disk = disk
         self._in_flight = 0
+        self.telemetry = Telemetry()
         self.port = 0
         self.token = ""
 
@@ -124,6 +126,8 @@ class Sidecar:
         self._guests = Guests(config.guests, self.identity, self.world, clock, self._serve_agent)
         self._callers = Callers(self.own, self.token, self._mandates, self._oauth, self._guests)
         self._routes = self._make_routes()
+        self._watch()
+        self.telemetry.open(config.otlp or "", "licet-sidecar", self.identity.name, VERSION)
         await self._listen()
         self._tasks = [
             asyncio.create_task(self.world.follow_bundle()),
@@ -144,6 +148,22 @@ class Sidecar:
             SystemClock(),
             self._run,
             self.config.hold_wait_s,
+            self.telemetry,
+        )
+
+    def _watch(self) -> None:
+        """What is worth an alarm."""
+        watch, world = self.telemetry.tally.watch, self.world
+        watch("licet_in_flight", "Requests that are being answered.", lambda: self._in_flight)
+        watch("licet_ready", "1 if every check of readiness holds.", lambda: float(all(self.checks().values())))
+        watch("licet_ledger_entries", "Entries in this process's ledger.", lambda: self.ledger.size)
+        watch("licet_ledger_broken", "1 if nothing can be recorded any more.", lambda: float(bool(self.ledger.fault)))
+        watch("licet_facts_age_seconds", "Since the gateway was last heard.", world.age_s)
+        watch("licet_unwitnessed_seconds", "Since all of the ledger was witnessed.", self.shipper.unwitnessed_s)
+        watch(
+            "licet_bundle_version",
+            "The version of the policy bundle in use; 0 without one.",
+            lambda: world.bundle.content.version if world.bundle else 0,
         )
 
     async def _listen(self) -> None:
@@ -161,6 +181,7 @@ class Sidecar:
         routes, served = Routes(), self._served
         routes.add("GET", "/livez", self._livez)
         routes.add("GET", "/readyz", self._readyz)
+        routes.add("GET", metrics.PATH, self.telemetry.metrics.serve)
         routes.add("POST", "/v1/actions", served(lambda agent: agent.actions.act))
         routes.add("GET", "/v1/approvals/{approval}", served(lambda agent: agent.actions.approval))
         routes.add("POST", "/v1/approvals/{approval}/claim", served(lambda agent: agent.actions.claim))
@@ -247,6 +268,7 @@ class Sidecar:
         return await self._refuse(no, caller)
 
     async def _refuse(self, no: Refusal, caller: str) -> StreamResponse:
+        self.telemetry.tally.count("licet_refusals", (("reason", str(no.reason)),))
         refused: Refused = await self.pipeline.refuse_with(no, new_id("dec"), caller=caller)
         response = await actions.respond(refused)
         if no.reason is Reason.UNAUTHENTICATED:
@@ -293,6 +315,7 @@ class Sidecar:
         await self._listener.close()
         await self._client.close()
         await self.ledger.close()
+        await asyncio.to_thread(self.telemetry.close)
 
 
 def _run(home: Path, clock: SystemClock) -> str:

@@ -23,7 +23,8 @@ from edge.config import (
 
 class _Workload(Section):
     """What sidecar and node have in common. ``gateway_ca``: the certificate of the authority that a gateway with https
-    is believed by; the own certificate comes from the gateway, unless ``tls_certificate`` and ``tls_key`` name one."""
+    is believed by; the own certificate comes from the gateway, unless ``tls_certificate`` and ``tls_key`` name one.
+    ``otlp``: the collector (OTLP over HTTP) that traces and metrics are sent to; without one, none are."""
 
     gateway_url: BaseUrl = "http://127.0.0.1:7400"
     gateway_ca: ExistingFile | None = None
@@ -31,6 +32,7 @@ class _Workload(Section):
     key_service: str = ""
     tls_certificate: ExistingFile | None = None
     tls_key: ExistingFile | None = None
+    otlp: BaseUrl | None = None
 
     @model_validator(mode="after")
     def _secured(self) -> Self:

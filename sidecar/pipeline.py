@@ -16,8 +16,10 @@ import msgspec
 
 from edge.blobs import Blobs
 from edge.client import Broken, Unreachable
-from edge.clock import SystemClock, new_id
+from edge.clock import SystemClock, new_id, new_span
 from edge.durable import DurableLedger
+from edge.telemetry import Telemetry
+from edge.tracing import Marks
 from sidecar.answers import Allowed, Answer, Audit, Held, Refused
 from sidecar.chains import Chains, Opened
 from sidecar.forward import Forwarded, forward, refusal_of
@@ -25,6 +27,7 @@ from sidecar.identity import Identity
 from sidecar.memory import Memory
 from sidecar.reports import Reports
 from sidecar.stream import End, Stream
+from sidecar.told import tell
 from sidecar.world import View
 from trust import feed, report, wire
 from trust.action import Action
@@ -88,8 +91,10 @@ class Pipeline:
         ledger: DurableLedger,
         blobs: Blobs,
         clock: SystemClock,
+        telemetry: Telemetry,
     ) -> None:
         self._agent = agent
+        self._telemetry = telemetry
         self._chains = chains
         self._reports = reports
         self._identity = identity
@@ -102,29 +107,44 @@ class Pipeline:
     async def act(
         self, action: Action, caller: Caller, place: Place = ANYWHERE, *, approval: str | None = None
     ) -> Answer:
-        """Steps 2 to 10 for *action*; with *approval*, its claim."""
+        """Steps 2 to 10 for *action*; with *approval*, its claim. What is told of it follows what was recorded."""
+        began, marks = self._clock.mono_ns(), self._telemetry.tracer.marks(action.trace.received_ns)
+        marks.at("1 receive")
+        answer = await self._act(action, caller, place, approval, marks)
+        tell(self._telemetry, action, answer, marks, (self._clock.mono_ns() - began) / 1e9)
+        return answer
+
+    async def _act(self, action: Action, caller: Caller, place: Place, approval: str | None, marks: Marks) -> Answer:
         delegated: Opened | None = None
         try:
             delegated = await self._chains.open(caller.chain) if caller.chain else None  # 2
-            judged = self._judge(action, caller, delegated, place, approval)
+            judged = self._judge(action, caller, delegated, place, approval, marks)
         except Unverifiable as bad:
             no = Refusal.of(_step_of(bad.reason), bad)
-            return await self._refuse(action, no, caller, None)
-        verdict = decide(action, judged.finding, approval)  # 5
+            refused = await self._refuse(action, no, caller, None)
+            marks.at("6 record")
+            return refused
+        verdict = decide(action, judged.finding, approval)
+        marks.at("5 decide")
         if isinstance(verdict, Refusal):
-            return await self._refuse(action, verdict, caller, judged)
+            refused = await self._refuse(action, verdict, caller, judged)
+            marks.at("6 record")
+            return refused
         if isinstance(verdict, Hold):
-            return await self._hold(judged, verdict)
+            held = await self._hold(judged, verdict)
+            marks.at("7 hold")
+            return held
         manifest = judged.tool.manifest
         self._memory.permitted(action.run, action.name, manifest.labels, self._clock.now(), manifest.cents)
         self._memory.began()
-        return await self._permitted(judged, verdict)
+        return await self._permitted(judged, verdict, marks)
 
     def _judge(
-        self, action: Action, caller: Caller, delegated: Opened | None, place: Place, approval: str | None
+        self, action: Action, caller: Caller, delegated: Opened | None, place: Place, approval: str | None, marks: Marks
     ) -> Judged:
         """Steps 2, 3 and 4: plain code that reads what is in memory."""
         told = self._identify()
+        marks.at("2 identify")
         bundle = self._current_bundle()
         tool = bundle.inventory.tool(action.server, action.tool)
         if delegated is not None and tool.manifest.category != "protocol":
@@ -134,7 +154,9 @@ class Pipeline:
             self._world.require_witnessed()
         self._require_closed(told, action.server)
         facts = self._recall(action, told, tool, delegated)
+        marks.at("3 recall")
         finding = judge.evaluate(bundle, tool, action.arguments, facts, action.server, approved=approval is not None)
+        marks.at("4 evaluate")
         mandate = facts.mandate
         digest = action.digest(told.agent.name, mandate.principal, mandate.tokens, tool.digest)
         return Judged(action, caller, bundle, tool, facts, digest, finding, approval, place)
@@ -270,7 +292,7 @@ class Pipeline:
     def _judgement(self, judged: Judged, decision: entries.Decision) -> entries.Judgement:
         return report.judgement(judged.bundle.digest, decision, judged.facts, judged.finding)
 
-    async def _permitted(self, judged: Judged, permit: Permit) -> Answer:
+    async def _permitted(self, judged: Judged, permit: Permit, marks: Marks) -> Answer:
         """The intent is durable before anything leaves."""
         action = judged.action
         try:
@@ -289,7 +311,10 @@ class Pipeline:
         except EntryTooLarge as bad:
             self._memory.ended()
             return await self._refuse(action, Refusal(6, Reason.BODY_TOO_LARGE, str(bad)), judged.caller, None)
-        return await self._route(judged, permit, Audit(self._ledger.origin, stamp.seq))
+        marks.at("6 record")
+        answer = await self._route(judged, permit, Audit(self._ledger.origin, stamp.seq))
+        marks.at("8 route")
+        return answer
 
     # 7 hold
 
@@ -359,7 +384,8 @@ class Pipeline:
             if caller.chain and caller.chain != stored.chain:
                 raise Unverifiable(Reason.NOT_YOURS, "this was asked for under another authority")
             fresh = msgspec.structs.replace(stored, action_id=new_id("act"), decision_id=decision_id)
-            action = msgspec.structs.replace(wire.action_of(fresh, body)[0], idempotency_key=key)
+            made, _ = wire.action_of(fresh, body)
+            action = msgspec.structs.replace(made, idempotency_key=key, trace=new_span(made.trace))
         except (Unreachable, Broken) as bad:
             no = Refusal(7, Reason.GATEWAY_UNREACHABLE, str(bad))
             return await self.refuse_with(no, decision_id, approval=approval)
@@ -393,8 +419,8 @@ class Pipeline:
             proof=judged.caller.proof,
             approval=judged.approval,
             place=judged.place,
-            trace_id=action.trace_id,
-            span_id=action.span_id,
+            trace_id=action.trace.trace_id,
+            span_id=action.trace.span_id,
         )
 
     async def _route(self, judged: Judged, permit: Permit, audit: Audit) -> Answer:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from edge.blobs import Blobs
 from edge.clock import SystemClock
 from edge.durable import DurableLedger
+from edge.telemetry import Telemetry
 from sidecar.chains import Chains
 from sidecar.identity import Identity
 from sidecar.ingress.actions import Actions
@@ -33,12 +34,15 @@ class Served:
         clock: SystemClock,
         run: str,
         hold_wait_s: float,
+        telemetry: Telemetry,
     ) -> None:
         self.agent = agent
         self.view = view
         self.chains = Chains(agent, own_keys, identity, view, clock)
         self._reports = Reports(agent, identity, past.refusals)
-        self.pipeline = Pipeline(agent, identity, view, self.chains, self._reports, past.memory, ledger, blobs, clock)
+        self.pipeline = Pipeline(
+            agent, identity, view, self.chains, self._reports, past.memory, ledger, blobs, clock, telemetry
+        )
         self.actions = Actions(self.pipeline, run, Repeats(past.keys, clock.now))
         self.mcp = Mcp(self.pipeline, clock, run, hold_wait_s)
 

@@ -68,6 +68,7 @@ class Mesh:
     credentials: tuple[Any, ...] = ()
     nonces: str = ""
     tls: bool = False
+    otlp: str | None = None
     breaker: BreakerConfig = field(default_factory=BreakerConfig)
     others: dict[str, Sidecar] = field(default_factory=dict)
     tokens: dict[str, str] = field(default_factory=dict)
@@ -114,6 +115,7 @@ class Mesh:
             credentials=self.credentials,
             nonces=self.nonces,
             tls="own" if self.tls else "off",
+            otlp=self.otlp,
             breaker=self.breaker,
         )
         self.gateway = Gateway(config, self.gateway_disk)
@@ -132,6 +134,7 @@ class Mesh:
                 enrolment_token=self.node_token,
                 heartbeat_s=0.2,
                 recheck_s=self.recheck_s,
+                otlp=self.otlp,
                 segment_bytes=SEGMENT,
                 servers=tuple(self.servers) or (workbench(self.sandbox),),
             )
@@ -147,6 +150,7 @@ class Mesh:
                 gateway_ca=self.gateway_ca,
                 enrolment_token=self.agent_token,
                 hold_wait_s=self.hold_wait_s,
+                otlp=self.otlp,
                 segment_bytes=SEGMENT,
             ),
             self.sidecar_disk,
@@ -232,6 +236,11 @@ class Mesh:
         return await self.request(
             "POST", f"{self.url}/v1/actions", token=self.sidecar.token, json={"tool": tool, "args": args, **more}
         )
+
+    async def call_with(self, tool: str, args: dict[str, Any], headers: dict[str, str]) -> Answer:
+        """The same with headers of the agent's own."""
+        url, body = f"{self.url}/v1/actions", {"tool": tool, "args": args}
+        return await self.request("POST", url, token=self.sidecar.token, json=body, headers=headers)
 
     async def claim(self, approval: str) -> Answer:
         return await self.request("POST", f"{self.url}/v1/approvals/{approval}/claim", token=self.sidecar.token)

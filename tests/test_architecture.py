@@ -51,6 +51,8 @@ DOORS = {
     "sqlite3": {"gateway.store", "gateway.index"},
     "redis": {"edge.shared_nonces"},
     "duckdb": {"gateway.duck"},
+    "opentelemetry": {"edge.otlp"},
+    "prometheus_client": {"edge.metrics"},
     "jinja2": {"gateway.console.pages"},
     "mcp": {"licet.workbench.server", "licet.demo"},
 }

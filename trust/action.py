@@ -8,6 +8,7 @@ from typing import Literal
 import msgspec
 
 from trust.canonical import JsonObject, jcs, sha256_hex
+from trust.trace import NO_TRACE, Trace
 
 Protocol = Literal["native", "mcp"]
 
@@ -42,8 +43,7 @@ class Action(msgspec.Struct, frozen=True, dict=True):
     payload: Payload
     run: str
     idempotency_key: str = ""
-    trace_id: str = ""
-    span_id: str = ""
+    trace: Trace = NO_TRACE
 
     @cached_property
     def payload_digest(self) -> str:

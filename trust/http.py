@@ -38,6 +38,7 @@ _ONCE: Final = frozenset(
         "workload-identity-token",
         "licet-ticket",
         "licet-delegation",
+        "traceparent",
         "content-digest",
         "signature",
         "signature-input",

@@ -35,8 +35,8 @@ def deed(
         arguments=action.arguments if is_inline(action) else None,
         authority=list(authority),
         idempotency_key=action.idempotency_key,
-        trace_id=action.trace_id,
-        span_id=action.span_id,
+        trace_id=action.trace.trace_id,
+        span_id=action.trace.span_id,
     )
 
 

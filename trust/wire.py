@@ -14,6 +14,7 @@ from trust.action import Action, Payload
 from trust.canonical import MAX_DEPTH, read_object
 from trust.mcp import Message, read_message
 from trust.reasons import Reason, Unverifiable
+from trust.trace import Trace
 
 DISPATCH_TYPE: Final = "application/licet-dispatch"
 EXECUTE_TYPE: Final = "application/licet-execute"
@@ -86,6 +87,8 @@ class Execute(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     method: str
     headers: list[tuple[str, str]]
     credentials: dict[str, str] = {}
+    trace_id: Annotated[str, msgspec.Meta(max_length=64)] = ""
+    span_id: Annotated[str, msgspec.Meta(max_length=64)] = ""
 
 
 Statement = TypeVar("Statement", Dispatch, Execute)
@@ -145,7 +148,6 @@ def action_of(dispatch: Dispatch, body: bytes) -> tuple[Action, Message]:
         arguments=message.arguments,
         payload=payload,
         run=dispatch.run,
-        trace_id=dispatch.trace_id,
-        span_id=dispatch.span_id,
+        trace=Trace(dispatch.trace_id, dispatch.span_id),
     )
     return action, message

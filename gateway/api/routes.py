@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from edge.http import Incoming, Response, json_response
+from edge.metrics import PATH, Metrics
 from gateway.api.access import Access, Services
 from gateway.api.administration import Administration
 from gateway.api.decisions import Decisions
@@ -16,12 +17,13 @@ from gateway.console.site import Console
 class Api:
     """``routes`` answer what the gateway serves."""
 
-    def __init__(self, services: Services, console: Console) -> None:
+    def __init__(self, services: Services, console: Console, metrics: Metrics) -> None:
         self.services = services
         access = Access(services)
         access.anyone("GET", "/", self._home)
         access.anyone("GET", "/livez", self._livez)
         access.anyone("GET", "/readyz", self._readyz)
+        access.anyone("GET", PATH, metrics.serve)
         for part in (Workloads(services), Decisions(services), Administration(services), Ledger(services), console):
             part.add_to(access)
         self.routes = access.routes

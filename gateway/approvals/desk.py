@@ -88,6 +88,11 @@ class Desk:
     def all(self) -> list[ApprovalRecord]:
         return list(self._records.store.all(ApprovalRecord))
 
+    @property
+    def pending(self) -> int:
+        """How many wait for a person."""
+        return sum(one.state == "pending" for one in self._live())
+
     async def request(self, action: Action, dispatch: Dispatch, terms: Terms) -> ApprovalRecord:
         """The request for *action*: the one that is there already, or a new one.
 

@@ -6,7 +6,7 @@ from typing import Any, Final
 
 import msgspec
 
-from edge.clock import new_id
+from edge.clock import new_id, new_trace
 from edge.http import Incoming, Response, StreamResponse, json_response, problem
 from sidecar.answers import Allowed, Answer, Held, Refused
 from sidecar.ingress.common import audit_member, decision_headers, require_run
@@ -17,6 +17,8 @@ from trust.action import Action
 from trust.canonical import JsonObject, digest_of, read_object
 from trust.policy.inventory import require_server_name, require_tool_name
 from trust.reasons import Reason, Unverifiable, visible
+from trust.trace import HEADER as TRACEPARENT
+from trust.trace import Trace
 from trust.verdict import Refusal
 from trust.wire import Place
 
@@ -41,7 +43,7 @@ class Actions:
 
     async def act(self, incoming: Incoming, caller: Caller) -> StreamResponse:
         asked, arguments = _read(incoming)
-        action = self._action(asked, arguments)
+        action = self._action(asked, arguments, new_trace(incoming.header(TRACEPARENT)))
         key = asked.idempotency_key
         if key is None:
             return await respond(await self._pipeline.act(action, caller, asked.place))
@@ -57,7 +59,7 @@ class Actions:
         told = await self._repeats.once(key, under, do)
         return Response(status=told.status, headers=told.headers, body=told.body)
 
-    def _action(self, asked: _Asked, arguments: JsonObject) -> Action:
+    def _action(self, asked: _Asked, arguments: JsonObject, trace: Trace) -> Action:
         server, slash, tool = asked.tool.partition("/")
         if not slash:
             raise Unverifiable(
@@ -71,7 +73,7 @@ class Actions:
         payload = mcp.payload(message, body, headers, known)
         run = require_run(asked.run or self._default_run)
         key = asked.idempotency_key or ""
-        return Action(action_id, new_id("dec"), "native", server, tool, arguments, payload, run, key)
+        return Action(action_id, new_id("dec"), "native", server, tool, arguments, payload, run, key, trace)
 
     async def approval(self, _incoming: Incoming, caller: Caller, approval: str) -> StreamResponse:
         """The state of one approval; for the agent in full, not for programs that it left with less."""

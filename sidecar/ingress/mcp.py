@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Any, Final
 
-from edge.clock import SystemClock, new_id
+from edge.clock import SystemClock, new_id, new_trace
 from edge.http import Incoming, Response, StreamResponse, relay
 from sidecar.answers import Allowed, Answer, Held, Refused
 from sidecar.ingress.common import decision_headers
@@ -22,6 +22,7 @@ from trust.canonical import JsonObject, jcs
 from trust.mcp import Message
 from trust.policy.inventory import require_server_name
 from trust.reasons import TABLE, Reason, Unverifiable
+from trust.trace import HEADER as TRACEPARENT
 from trust.verdict import Refusal
 
 COMMENT_EVERY_S: Final = 5.0
@@ -69,7 +70,8 @@ class Mcp:
         tool = self._pipeline.tool(server, message.tool)
         payload = mcp.payload(message, incoming.body, headers, tool)
         run, ids = self._default_run, (new_id("act"), new_id("dec"))
-        return Action(*ids, "mcp", server, message.tool, message.arguments, payload, run)
+        trace = new_trace(headers.get(TRACEPARENT))
+        return Action(*ids, "mcp", server, message.tool, message.arguments, payload, run, trace=trace)
 
     async def _answer(self, call: _Call, answer: Answer) -> StreamResponse:
         match answer:

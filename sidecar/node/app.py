@@ -15,9 +15,9 @@ from typing import Final
 
 import msgspec
 
-from edge import http, tls
+from edge import http, metrics, tls
 from edge.client import Broken, Client, Unreachable
-from edge.clock import SystemClock, new_id
+from edge.clock import SystemClock, new_id, new_span
 from edge.durable import DurableLedger
 from edge.http import (
     Border,
@@ -35,6 +35,8 @@ from edge.http import (
 )
 from edge.routes import Routes
 from edge.stopping import Stopped, until
+from edge.telemetry import Telemetry
+from edge.tracing import UNSEEN, Attributes, Marks
 from sidecar.config import NodeConfig, ToolServer
 from sidecar.identity import Identity, detail_of
 from sidecar.node.admission import inventory_of, unlisted
@@ -55,6 +57,8 @@ from trust.ledger import entries
 from trust.ledger.writer import LedgerUnavailable
 from trust.policy.inventory import RISK_HIGH, Server, Tool
 from trust.reasons import Reason, Unverifiable
+from trust.trace import HEADER as TRACEPARENT
+from trust.trace import Trace, traceparent
 from trust.verdict import Refusal
 from trust.wire import Execute
 
@@ -79,6 +83,7 @@ class Node:
 
     def __init__(self, config: NodeConfig) -> None:
         self.config = config
+        self.telemetry = Telemetry()
         self.port = 0
         self._epoch = 0
         self._renewed = float("-inf")
@@ -124,12 +129,15 @@ class Node:
         )
         self.shipper = Shipper(self.identity, self.ledger.root, self._clock)
         await self.ledger.append(entries.Start(VERSION, self.ledger.size))
+        self._watch()
+        self.telemetry.open(config.otlp or "", "licet-node", self.identity.name, VERSION)
         hosts: set[str] = set()
         border = Border(hosts, frozenset({wire.TICKET_HEADER}), MAX_EXECUTE_BYTES)
         self._routes = Routes()
         self._routes.add("GET", "/livez", self._livez)
         self._routes.add("GET", "/readyz", self._readyz)
         self._routes.add("POST", "/v1/execute", self._execute)
+        self._routes.add("GET", metrics.PATH, self.telemetry.metrics.serve)
         self._listener = Listener(http.Server(self._serve, self._refuse, border))
         self.port = await self._listener.open(config.host, config.port, self._incoming)
         hosts.update(f"{name}:{self.port}" for name in (config.host, "localhost", *config.hostnames))
@@ -150,6 +158,14 @@ class Node:
             asyncio.create_task(listen(self.identity, self._hear)),
             asyncio.create_task(self.shipper.work()),
         ]
+
+    def _watch(self) -> None:
+        """What is worth an alarm."""
+        watch = self.telemetry.tally.watch
+        watch("licet_ledger_entries", "Entries in this process's ledger.", lambda: self.ledger.size)
+        watch("licet_ledger_broken", "1 if nothing can be recorded any more.", lambda: float(bool(self.ledger.fault)))
+        watch("licet_lease_left_seconds", "For how long this node may still start something.", self._lease_left_s)
+        watch("licet_unwitnessed_seconds", "Since all of the ledger was witnessed.", self.shipper.unwitnessed_s)
 
     async def _certify(self) -> None:
         """With TLS: show a certificate to the gateway, and serve under it."""
@@ -342,6 +358,7 @@ class Node:
         return await self._refuse(no, caller_of(incoming.raw))
 
     async def _refuse(self, no: Refusal, caller: str) -> Response:
+        self.telemetry.tally.count("licet_refusals", (("reason", str(no.reason)),))
         decision_id = new_id("dec")
         try:
             await self.ledger.append(
@@ -354,7 +371,20 @@ class Node:
     async def _execute(self, incoming: Incoming) -> StreamResponse:
         """Step 9: open the ticket, check that the bytes are its, spend it, record, pass them on."""
         self._require_gateway(incoming)
+        marks = self.telemetry.tracer.marks()
         execute, body = wire.decode(incoming.body, Execute)
+        if marks is UNSEEN or not execute.trace_id:
+            return await self._run(incoming, execute, body, Trace(execute.trace_id, execute.span_id), marks)
+        trace = new_span(Trace(execute.trace_id, execute.span_id))
+        try:
+            return await self._run(incoming, execute, body, trace, marks)
+        finally:
+            about: Attributes = {"licet.server": execute.server, "licet.node": self.identity.name}
+            self.telemetry.tracer.told("licet 9 execute", trace, marks, about, failed=False)
+
+    async def _run(
+        self, incoming: Incoming, execute: Execute, body: bytes, trace: Trace, marks: Marks
+    ) -> StreamResponse:
         payload = wire.payload_of(execute, body)
         if self._joining.locked():  # the gateway knows the new epoch before this node does
             async with self._joining:
@@ -366,6 +396,8 @@ class Node:
             raise Unverifiable(Reason.TICKET_INVALID, f"ticket: one for risk {tool.manifest.risk} must be signed")
         self._sessions.require_own(entitled, payload)
         self.ledger.append_later(_dispatch(entitled, self.identity.name))
+        marks.at("9 open the ticket")
+        told = {TRACEPARENT: named} if (named := traceparent(trace.trace_id, trace.span_id)) else {}
         started = self._clock.mono_ns()
 
         def stopped() -> bool:
@@ -374,7 +406,10 @@ class Node:
         try:
             async with AsyncExitStack() as stack:
                 async with until(stopped):
-                    replied = await stack.enter_async_context(upstream.exchange(payload, execute.credentials))
+                    replied = await stack.enter_async_context(
+                        upstream.exchange(payload, {**execute.credentials, **told})
+                    )
+                marks.at("9 the tool answers")
                 return await self._answer(incoming, entitled, payload, replied, started)
         except Stopped:
             why = f"{entitled.agent} was stopped" if self._is_stopped(entitled.agent) else "the gateway hung up"
@@ -441,6 +476,9 @@ class Node:
     def _outcome(
         self, entitled: Ticket, status: str, started: int, replied: Replied | None = None, detail: str = ""
     ) -> None:
+        took_ns, labels = self._clock.mono_ns() - started, (("status", status),)
+        self.telemetry.tally.count("licet_executions", labels)
+        self.telemetry.tally.took("licet_execution_seconds", took_ns / 1e9, labels)
         entry = entries.Outcome(
             action_id=entitled.action_id,
             decision_id=entitled.id,
@@ -450,7 +488,7 @@ class Node:
             detail=detail[:2000],
             node=self.identity.name,
             upstream_status=replied.status if replied else 0,
-            duration_us=(self._clock.mono_ns() - started) // 1000,
+            duration_us=took_ns // 1000,
             response_sha256=sha256_hex(replied.body) if replied and replied.chunks is None else "",
             response_bytes=len(replied.body) if replied else 0,
         )
@@ -467,6 +505,7 @@ class Node:
         await self._client.close()
         await self._to_tools.close()
         await self.ledger.close()
+        await asyncio.to_thread(self.telemetry.close)
 
 
 _JSON: Final = {"Content-Type": "application/json"}
