@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gzip
+import json
 import re
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field
@@ -20,7 +21,9 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from edge.tally import BUCKETS_S, Tally
 from edge.tracing import UNSEEN, NoTracer
-from tests.mesh import Mesh
+from sidecar.config import ToolServer
+from tests.mesh import Mesh, policy_files
+from tests.stories.test_mcp_clients import TOOL_MANIFEST, TOOL_POLICY
 from trust.ledger.entries import Intent, Refusal
 from trust.trace import Trace, continued, traceparent
 
@@ -136,8 +139,39 @@ async def test_without_a_collector_nothing_is_told_and_traces_are_still_recorded
 
 
 @pytest.mark.slow
-async def test_the_trace_reaches_a_tool_server_over_http(mesh: Mesh, tmp_path: Path) -> None:
-    """A held action that a person approves stays in the trace of who asked for it."""
+async def test_the_trace_reaches_a_tool_server_over_http(tmp_path: Path, collector: Collector) -> None:
+    """With its own span where the node has one, with the sidecar's where it has none."""
+    heard: list[str] = []
+
+    async def answer(request: web.BaseRequest) -> web.StreamResponse:
+        asked = json.loads(await request.read())
+        if asked["method"] == "tools/call":
+            heard.append(request.headers.get("traceparent", ""))
+        tool = {"name": "add", "description": "Add.", "inputSchema": {"type": "object", "properties": {}}}
+        result = {"tools": [tool]} if asked["method"] == "tools/list" else {"content": []}
+        return web.json_response({"jsonrpc": "2.0", "id": asked.get("id"), "result": result})
+
+    runner = web.ServerRunner(web.Server(answer))
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    manifest = tmp_path / "third.toml"
+    manifest.write_text(TOOL_MANIFEST)
+    url = f"http://127.0.0.1:{runner.addresses[0][1]}/mcp"
+    files = {k: v for k, v in policy_files().items() if not k.startswith("cases/")} | {"third.cedar": TOOL_POLICY}
+    for number, otlp in enumerate((None, collector.url)):
+        third = ToolServer(name="third", url=url, manifest=manifest)
+        async with Mesh(tmp_path / str(number), servers=(third,), otlp=otlp) as mesh:
+            await mesh.activate(files)
+            await mesh.ready()
+            assert (await mesh.call_with("third/add", {}, INCOMING)).status == 200
+            (intent,) = [e for e in mesh.entries() if isinstance(e, Intent)]
+            assert heard[-1].startswith(f"00-{TRACE}-")
+            assert (intent.deed.span_id in heard[-1]) is (otlp is None)
+    await runner.cleanup()
+
+
+@pytest.mark.slow
+async def test_a_held_action_stays_in_the_trace_of_who_asked_for_it(mesh: Mesh) -> None:
     held = await mesh.call_with("workbench/delete_file", NOTES, INCOMING)
     await mesh.vote(held.json["approval"])
     assert (await mesh.claim(held.json["approval"])).status == 200
