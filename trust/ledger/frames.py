@@ -6,16 +6,18 @@ makes a batch durable. Length 0 therefore means: nothing was written here yet.
 
 from __future__ import annotations
 
+import io
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Final
+from typing import BinaryIO, Final
 
 import crc32c
 
 from trust.ledger.entries import MAX_ENTRY_BYTES
 
 HEADER: Final = struct.Struct(">II")
+_PIECE: Final = 1 << 20
 
 
 def frame(data: bytes) -> bytes:
@@ -32,20 +34,30 @@ class Tail:
 
 
 class Scan:
-    """Reads the frames of one segment in order; :attr:`tail` is known when the iteration has ended."""
+    """Reads the frames of one segment in order; :attr:`tail` is known when the iteration has ended. A segment is read
+    piece by piece, however long it is."""
 
-    def __init__(self, segment: bytes) -> None:
-        self._segment = segment
+    def __init__(self, segment: bytes | BinaryIO) -> None:
+        self._segment = io.BytesIO(segment) if isinstance(segment, bytes) else segment
         self.tail: Tail | None = None
 
     def __iter__(self) -> Iterator[bytes]:
-        offset, end = 0, len(self._segment)
-        while offset + HEADER.size <= end:
-            length, checksum = HEADER.unpack_from(self._segment, offset)
-            start = offset + HEADER.size
-            data = self._segment[start : start + length]
-            if not 0 < length <= MAX_ENTRY_BYTES or len(data) < length or crc32c.crc32c(data) != checksum:
+        read, offset = self._segment.read, 0
+        while len(head := read(HEADER.size)) == HEADER.size:
+            length, checksum = HEADER.unpack(head)
+            data = read(length) if 0 < length <= MAX_ENTRY_BYTES else b""
+            if not data or len(data) < length or crc32c.crc32c(data) != checksum:
                 break
             yield data
-            offset = start + length
-        self.tail = Tail(offset, len(self._segment[offset:].rstrip(b"\0")))
+            offset += HEADER.size + length
+        self.tail = Tail(offset, self._torn(offset))
+
+    def _torn(self, offset: int) -> int:
+        """How many bytes there are from *offset* to the last that is not zero."""
+        self._segment.seek(offset)
+        at = torn = 0
+        while piece := self._segment.read(_PIECE):
+            used = len(piece.rstrip(b"\0"))
+            torn = at + used if used else torn
+            at += len(piece)
+        return torn

@@ -194,14 +194,14 @@ def _recover(root: Path, origin: str, key: SecretKey, segments: Segments, boot: 
         if following is not None and following.first <= tiles.edge.size:
             end = following.first
             continue
-        scan = segment.scan()
-        for index, data in enumerate(scan, segment.first):
-            end = index + 1
-            if index >= tiles.edge.size:
-                tiles.append(data, leaf_hash(data))
-                if end == sealed.size and tiles.edge.root() != sealed.root:
-                    raise LedgerDamaged(f"{root}: the first {end} entries are not those that were sealed")
-        tail = scan.tail
+        with segment.scan() as scan:
+            for index, data in enumerate(scan, segment.first):
+                end = index + 1
+                if index >= tiles.edge.size:
+                    tiles.append(data, leaf_hash(data))
+                    if end == sealed.size and tiles.edge.root() != sealed.root:
+                        raise LedgerDamaged(f"{root}: the first {end} entries are not those that were sealed")
+            tail = scan.tail
     if end < sealed.size or tail is None:
         raise LedgerDamaged(f"{root}: the last checkpoint sealed {sealed.size} entries, but only {end} can be read")
     stranded = _stranded(existing[-1], tail)

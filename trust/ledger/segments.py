@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Final
 
@@ -13,6 +15,7 @@ from trust.ledger.frames import Scan, Tail
 from trust.ledger.tiles import write_atomically
 
 SEGMENT_BYTES: Final = 64 << 20
+_BUFFER: Final = 1 << 18
 _SPARE: Final = "spare.segment"
 
 
@@ -23,8 +26,10 @@ class Segment:
     path: Path
     first: int
 
-    def scan(self) -> Scan:
-        return Scan(self.path.read_bytes())
+    @contextmanager
+    def scan(self) -> Iterator[Scan]:
+        with self.path.open("rb", buffering=_BUFFER) as file:
+            yield Scan(file)
 
 
 class ShortWrite(OSError):
@@ -90,9 +95,10 @@ class Segments:
     def frames(self, start: int) -> Iterator[tuple[int, bytes]]:
         """Every (index, entry) from index *start* on, as far as frames are valid."""
         segments = self.all()
-        for segment, following in zip(segments, [*segments[1:], None], strict=True):
+        for segment, following in zip_longest(segments, segments[1:]):
             if following is not None and following.first <= start:
                 continue
-            for index, data in enumerate(segment.scan(), segment.first):
-                if index >= start:
-                    yield index, data
+            with segment.scan() as scan:
+                for index, data in enumerate(scan, segment.first):
+                    if index >= start:
+                        yield index, data

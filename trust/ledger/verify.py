@@ -8,7 +8,7 @@ follows from its recorded facts is asked of *judge*, which the caller builds fro
 from __future__ import annotations
 
 import datetime
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -86,79 +86,94 @@ def verify(
         report.faults.append(bad.detail)
         return report
     report.origin, report.sealed = sealed.origin, sealed.size
-    edge = _check_tiles(root, sealed, report)
-    _check_frames(root, sealed, edge, report, judge)
+    _check(root, sealed, report, judge)
     when = datetime.datetime.fromtimestamp(sealed.time_ms / 1000, datetime.UTC)
     report.sealed_at = when.strftime("%H:%M:%SZ on %Y-%m-%d")
     return report
 
 
-def _check_tiles(root: Path, sealed: Checkpoint, report: Report) -> list[bytes]:
-    """Recompute the tree from the entry bundles; the leaf hashes that the checkpoint covers."""
-    edge, leaves = Edge(), []
-    try:
-        for index, data in enumerate(read_entries(root, sealed.size)):
-            leaf = leaf_hash(data)
-            leaves.append(leaf)
-            for level, number, hashes in edge.append(leaf):
-                if read_hashes(root, level, number, TILE_WIDTH) != hashes:
-                    report.faults.append(f"tile {level}/{number} is not the hashes of the entries below it")
-            _check_entry(data, index, sealed.origin, report)
-        for level, hashes in enumerate(edge.levels):
-            number = sealed.size // TILE_WIDTH ** (level + 1)
-            if hashes and read_hashes(root, level, number, len(hashes)) != hashes:
-                report.faults.append(f"tile {level}/{number} is not the hashes of the entries below it")
-    except Unverifiable as bad:
-        report.faults.append(bad.detail)
-        return leaves
-    if (edge.root() if sealed.size else EMPTY_ROOT) != sealed.root:
-        report.faults.append(f"the first {sealed.size} entries do not have the root that was signed")
-    return leaves
+class _Frames:
+    """The durable frames of a log, asked for in order; what is missing among them is a fault."""
+
+    def __init__(self, root: Path, report: Report) -> None:
+        self._report = report
+        self._frames = iter(Segments(root / "wal", Disk(), SEGMENT_BYTES).frames(0))
+        self.expected = 0
+        self._next = self._read()
+
+    def _read(self) -> tuple[int, bytes] | None:
+        found = next(self._frames, None)
+        if found is not None:
+            if found[0] != self.expected:
+                self._report.faults.append(f"frames {self.expected} to {found[0] - 1} are missing or damaged")
+            self.expected = found[0] + 1
+        return found
+
+    def take(self, index: int) -> bytes | None:
+        """The frame with this index, if there is one."""
+        found = self._next
+        if found is None or found[0] > index:
+            return None
+        self._next = self._read()
+        return found[1]
+
+    def rest(self) -> Iterator[tuple[int, bytes]]:
+        """Those behind the last that was taken."""
+        while self._next is not None:
+            yield self._next
+            self._next = self._read()
 
 
-def _check_frames(root: Path, sealed: Checkpoint, leaves: list[bytes], report: Report, judge: Judge | None) -> None:
-    """The durable frames must be the same entries, and go on without a gap."""
-    expected = 0
+def _check(root: Path, sealed: Checkpoint, report: Report, judge: Judge | None) -> None:
+    """Sealed entries and durable frames side by side, once from beginning to end: the tree is computed again, and the
+    frames must be the same entries and go on without a gap."""
     if not (root / "wal").is_dir():
         report.faults.append(f"{root / 'wal'} is missing: the durable frames")
-        return
-    for index, data in Segments(root / "wal", Disk(), SEGMENT_BYTES).frames(0):
-        if index != expected:
-            report.faults.append(f"frames {expected} to {index - 1} are missing or damaged")
-            expected = index
-        expected += 1
-        if index < len(leaves):
-            if leaf_hash(data) != leaves[index]:
+    frames, edge = _Frames(root, report), Edge()
+    try:
+        for index, data in enumerate(read_entries(root, sealed.size)):
+            for level, number, hashes in edge.append(leaf_hash(data)):
+                _check_tile(root, level, number, hashes, report)
+            frame = frames.take(index)
+            if frame is not None and frame != data:
                 report.faults.append(f"frame {index} is not the entry that was sealed")
-                continue
-        else:
-            _check_entry(data, index, sealed.origin, report)
-        _decide_again(data, index, report, judge)
-    report.entries = expected
-    if expected < sealed.size:
+            _check_entry(data, index, sealed.origin, report, judge)
+        for level, hashes in enumerate(edge.levels):
+            if hashes:
+                _check_tile(root, level, sealed.size // TILE_WIDTH ** (level + 1), hashes, report)
+        if (edge.root() if sealed.size else EMPTY_ROOT) != sealed.root:
+            report.faults.append(f"the first {sealed.size} entries do not have the root that was signed")
+    except Unverifiable as bad:
+        report.faults.append(bad.detail)
+    for index, data in frames.rest():
+        if index >= sealed.size:
+            _check_entry(data, index, sealed.origin, report, judge)
+    report.entries = frames.expected
+    if frames.expected < sealed.size:
         report.faults.append(
-            f"{root / 'wal'}: entry {expected} cannot be read (its checksum or length is wrong), and {sealed.size} "
-            "entries were sealed"
+            f"{root / 'wal'}: entry {frames.expected} cannot be read (its checksum or length is wrong), and "
+            f"{sealed.size} entries were sealed"
         )
 
 
-def _check_entry(data: bytes, index: int, origin: str, report: Report) -> None:
+def _check_tile(root: Path, level: int, number: int, hashes: list[bytes], report: Report) -> None:
+    if read_hashes(root, level, number, len(hashes)) != hashes:
+        report.faults.append(f"tile {level}/{number} is not the hashes of the entries below it")
+
+
+def _check_entry(data: bytes, index: int, origin: str, report: Report, judge: Judge | None) -> None:
     try:
-        stamp = entries.decode(data).stamp
+        line = entries.decode(data)
     except Unverifiable as bad:
         report.faults.append(f"entry {index}: {bad.detail}")
         return
-    if stamp.seq != index or stamp.origin != origin:
-        report.faults.append(f"entry {index} says that it is {stamp.origin}#{stamp.seq}")
+    if line.stamp.seq != index or line.stamp.origin != origin:
+        report.faults.append(f"entry {index} says that it is {line.stamp.origin}#{line.stamp.seq}")
+    if judge is not None:
+        _decide_again(line, index, report, judge)
 
 
-def _decide_again(data: bytes, index: int, report: Report, judge: Judge | None) -> None:
-    if judge is None:
-        return
-    try:
-        line = entries.decode(data)
-    except Unverifiable:
-        return  # already reported by _check_entry
+def _decide_again(line: Line, index: int, report: Report, judge: Judge) -> None:
     if getattr(line.entry, "judgement", None) is None:
         return
     try:
