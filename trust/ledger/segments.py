@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -45,6 +46,8 @@ class Segments:
         self._bytes = segment_bytes
         self._fd = -1
         self._offset = 0
+        self._making = threading.Lock()
+        """Whoever needs the next segment while it is being made waits for it, instead of making it a second time."""
 
     def all(self) -> list[Segment]:
         """In order of their entries."""
@@ -61,18 +64,20 @@ class Segments:
     def start(self, first: int) -> None:
         """Begin a segment whose first entry has index *first*."""
         spare = self.directory / _SPARE
-        if not spare.exists():
-            self._disk.create(spare, self._bytes)
         path = self.directory / f"{first:020d}.segment"
-        self._disk.rename(spare, path)
+        with self._making:
+            if not spare.exists():
+                self._disk.create(spare, self._bytes)
+            self._disk.rename(spare, path)
         self.close()
         self._fd, self._offset = self._disk.open(path), 0
 
     def prepare(self) -> None:
         """Make the next segment ahead of time; filling it inside a commit would stall every action."""
         spare = self.directory / _SPARE
-        if self._offset * 2 > self._bytes and not spare.exists():
-            self._disk.create(spare, self._bytes)
+        with self._making:
+            if self._offset * 2 > self._bytes and not spare.exists():
+                self._disk.create(spare, self._bytes)
 
     def fits(self, size: int) -> bool:
         return self._offset + size <= self._bytes
