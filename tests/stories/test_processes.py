@@ -231,9 +231,3 @@ def crash_once(tmp_path: Path, after: float) -> None:
 @pytest.mark.parametrize("after", [0.4, 1.1])
 def test_kill_9_under_load_loses_no_answer_and_leaves_no_action_without_intent(tmp_path: Path, after: float) -> None:
     crash_once(tmp_path, after)
-
-
-@pytest.mark.soak
-@pytest.mark.parametrize("number", range(30))
-def test_kill_9_at_many_points(tmp_path: Path, number: int) -> None:
-    crash_once(tmp_path, 0.2 + number * 0.061)
