@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import secrets
 import traceback
+from pathlib import Path
 
 from edge.blobs import Blobs
 from edge.client import Client
@@ -50,6 +52,8 @@ from trust.standing.breaker import Breaker
 from trust.verdict import Refusal
 
 VERSION = "0.1.0"
+CONSOLE_HOST = "licet.localhost"
+"""Browsers find it on this machine by themselves (RFC 6761), and nobody else's page is of the same site."""
 _log = logging.getLogger("licet.gateway")
 
 
@@ -154,7 +158,7 @@ class Gateway:
             trust_domain=domain,
             audience=audience,
         )
-        self._console = Console(services)
+        self._console = Console(services, _secret(home / "console.secret"))
         self._api = Api(services, self._console, self.telemetry.metrics)
         self._watch(nodes)
         self.telemetry.open(config.otlp or "", "licet-gateway", "main", VERSION)
@@ -163,12 +167,20 @@ class Gateway:
         server = Server(self._serve, self._refuse_unread, border)
         self._listener = Listener(server)
         self.port = await self._listener.open(config.host, config.port, self._tls.incoming if self._tls else None)
-        hosts.update(f"{name}:{self.port}" for name in (config.host, "localhost", *config.hostnames))
+        names = (config.host, "localhost", CONSOLE_HOST, *config.hostnames)
+        hosts.update(f"{name}:{self.port}" for name in names)
+        console = config.hostnames[0] if config.hostnames else CONSOLE_HOST
+        self._console.origin = f"{border.scheme}://{console}:{self.port}"
         self._tasks = [
             asyncio.create_task(self._tick()),
             asyncio.create_task(self.standings.work()),
             asyncio.create_task(self.ledgers.work()),
         ]
+
+    @property
+    def console(self) -> str:
+        """The origin under which browsers find the console."""
+        return self._console.origin
 
     def _watch(self, nodes: Nodes) -> None:
         """What is worth an alarm."""
@@ -264,6 +276,13 @@ class Gateway:
         await self.ledgers.close()
         self._store.close()
         await asyncio.to_thread(self.telemetry.close)
+
+
+def _secret(path: Path) -> bytes:
+    """32 bytes that only this gateway has."""
+    if not path.exists():
+        write_atomically(path, secrets.token_bytes(32), flush=True)
+    return path.read_bytes()
 
 
 def _is_page(incoming: Incoming) -> bool:

@@ -16,7 +16,7 @@ from trust.identity.wit import Workload
 from trust.ledger.tiles import write_atomically
 from trust.reasons import Reason, Unverifiable
 
-AT_HOME = ("127.0.0.1", "::1", "localhost")
+AT_HOME = ("127.0.0.1", "::1", "localhost", "licet.localhost")
 
 
 def subject(trust_domain: str) -> str:

@@ -1,9 +1,10 @@
 """DuckDB in a process of its own: nothing that somebody asks there can reach a file, a network, a secret or us.
 
-``python -m gateway.duck``: rows come in over stdin and are inserted; then questions are answered, as JSON. The database
+As a program: rows come in over stdin and are inserted; then questions are answered, as JSON. The database
 is in memory; external access is off and the configuration locked before the first row is there; one statement that only
 reads is accepted at a time; the operating system lets this process write no file. Whoever started it ends it when a
-question takes too long. ``python -m gateway.duck --parquet FILE`` writes the rows that come in to a Parquet file.
+question takes too long. With ``--parquet FILE`` it writes the rows that come in to a Parquet file. It is started by its
+path, isolated (``python -I``), so that no directory of somebody else's is looked into for modules.
 """
 
 from __future__ import annotations
@@ -43,8 +44,12 @@ _LOCKED: Final = (
     "SET lock_configuration = true",
 )
 MAX_CELL: Final = 10_000
-MAX_TOLD: Final = 16 << 20
+MAX_TOLD: Final = 8 << 20
 """Characters in one answer."""
+MAX_COLUMNS: Final = 200
+FETCH: Final = 50
+"""Rows that are Python's at a time: what DuckDB's own limit of memory does not count."""
+MAX_ADDRESSES: Final = 4 << 30
 
 
 class NotAsked(Exception):
@@ -77,20 +82,29 @@ def ask(database: duckdb.DuckDBPyConnection, sql: str, most: int) -> dict[str, A
     if len(statements) != 1:
         raise NotAsked(f"{len(statements)} statements; expected exactly one")
     kind = statements[0].type
-    if kind not in (duckdb.StatementType.SELECT, duckdb.StatementType.EXPLAIN):
+    if kind is not duckdb.StatementType.SELECT:  # not EXPLAIN either: with ANALYZE it runs what it explains
         raise NotAsked(f"a statement of the type {kind.name}; expected one that only reads (SELECT)")
-    answer = database.execute(statements[0])
+    database.execute("BEGIN TRANSACTION READ ONLY")
+    try:
+        return _told(database.execute(statements[0]), most)
+    finally:
+        database.execute("ROLLBACK")
+
+
+def _told(answer: duckdb.DuckDBPyConnection, most: int) -> dict[str, Any]:
     names = [column[0] for column in answer.description or []]
-    found = answer.fetchmany(most + 1)
+    if len(names) > MAX_COLUMNS:
+        raise NotAsked(f"{len(names)} columns; expected at most {MAX_COLUMNS}")
     rows: list[list[Any]] = []
     told = 0
-    for row in found[:most]:
-        cells = [_cell(value) for value in row]
-        told += sum(len(cell) for cell in cells if isinstance(cell, str))
-        if told > MAX_TOLD:
-            return {"columns": names, "rows": rows, "more": True}
-        rows.append(cells)
-    return {"columns": names, "rows": rows, "more": len(found) > most}
+    while found := answer.fetchmany(FETCH):
+        for row in found:
+            cells = [_cell(value) for value in row]
+            told += sum(len(str(cell)) + 4 for cell in cells)
+            if told > MAX_TOLD or len(rows) >= most:
+                return {"columns": names, "rows": rows, "more": True}
+            rows.append(cells)
+    return {"columns": names, "rows": rows, "more": False}
 
 
 def _cell(value: Any) -> Any:
@@ -120,6 +134,7 @@ def serve() -> None:
     """Answer what comes in until the other side ends."""
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_AS, (MAX_ADDRESSES, MAX_ADDRESSES))
     database = opened(locked=True)
     while (message := read(sys.stdin.buffer)) is not None:
         if "rows" in message:
@@ -127,7 +142,7 @@ def serve() -> None:
             continue
         try:
             told = ask(database, message["sql"], message["most"])
-        except (duckdb.Error, NotAsked, RuntimeError, MemoryError) as bad:
+        except Exception as bad:  # whatever a question brings about, it is an answer
             told = {"error": str(bad).partition("\n\n")[0][:2000] or type(bad).__name__}
         write(sys.stdout.buffer, told)
 

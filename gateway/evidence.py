@@ -13,15 +13,20 @@ from collections.abc import Iterable
 from typing import Any, Final
 
 from edge.blobs import Blobs
-from gateway.ledgers import Ledgers
+from gateway.index import MAX_ROWS, Filter
+from gateway.ledgers import Ledgers, Sealed
 from trust.identity.keys import PublicKey, b64url
 from trust.ledger import entries
+from trust.ledger.merkle import TILE_WIDTH
 from trust.ledger.rows import Row
 from trust.reasons import Reason, Unverifiable, visible
 from trust.verifier import SOURCE
 from trust.verifier.pack import FORMAT
 
 MAX_ENTRIES: Final = 20_000
+_CONTEXT: Final = ("person", "bundle")
+"""Of the gateway's log, beside the run itself: who had which role, and which policies were active when."""
+AFTER_US: Final = 60 * 1_000_000
 _EARLIEST: Final = (1980, 1, 1, 0, 0, 0)
 """The time of every file in the pack: two packs of the same evidence are the same bytes."""
 _README: Final = """This is the evidence of one run, as the logs of a Licet mesh recorded it.
@@ -38,12 +43,27 @@ The verifier itself is verifier/*.py: about a thousand lines, written to be read
 """
 
 
+class _Reader:
+    """Neighbouring entries lie in one file, which is read once."""
+
+    def __init__(self) -> None:
+        self._number = -1
+        self._bundle: list[bytes] = []
+
+    def __call__(self, log: Sealed, index: int) -> bytes:
+        number, place = divmod(index, TILE_WIDTH)
+        if number != self._number:
+            self._number, self._bundle = number, log.bundle(number)
+        return self._bundle[place]
+
+
 class Packer:
     """Makes packs. *gateway*: the origin of its own log; *witness*: its verifier key as one."""
 
     def __init__(self, ledgers: Ledgers, gateway: str, witness: str, key: PublicKey) -> None:
         self._ledgers = ledgers
         self._gateway = gateway
+        self._one = asyncio.Lock()
         self._witness = witness
         self._key = key
         self._bundles = ledgers.home / "bundles"
@@ -51,12 +71,16 @@ class Packer:
 
     async def pack(self, run: str, by: str) -> bytes:
         """The evidence of *run*; that *by* took it is recorded first."""
-        rows = await self._ledgers.whole_run(run, MAX_ENTRIES, by)
-        if not rows:
-            raise Unverifiable(Reason.NOT_FOUND, f"no log has a run {visible(run)} (the index is a second behind)")
-        if len(rows) > MAX_ENTRIES:
-            raise Unverifiable(Reason.MALFORMED_REQUEST, f"this run has more than {MAX_ENTRIES} entries")
-        return await asyncio.to_thread(self._write, run, rows)
+        async with self._one:
+            rows = await self._ledgers.whole_run(run, MAX_ENTRIES, by)
+            if not rows:
+                raise Unverifiable(Reason.NOT_FOUND, f"no log has a run {visible(run)} (the index is a second behind)")
+            if len(rows) > MAX_ENTRIES:
+                raise Unverifiable(Reason.MALFORMED_REQUEST, f"this run has more than {MAX_ENTRIES} entries")
+            for kind in _CONTEXT:
+                asked = Filter(kind=kind, origin=self._gateway, until_us=rows[-1].wall_us + AFTER_US, limit=MAX_ROWS)
+                rows += (await self._ledgers.index.find(asked)).rows
+            return await asyncio.to_thread(self._write, run, rows)
 
     def _write(self, run: str, rows: list[Row]) -> bytes:
         files: dict[str, bytes] = {}
@@ -64,12 +88,12 @@ class Packer:
         bundles: set[str] = set()
         arguments: set[str] = set()
         for origin in sorted({row.origin for row in rows}):
-            log = self._ledgers.sealed(origin)
-            for row in (one for one in rows if one.origin == origin):
-                name = f"{origin.replace('/', '_')}/{row.index}"
+            log, read = self._ledgers.sealed(origin), _Reader()
+            for index in sorted({row.index for row in rows if row.origin == origin and row.index < log.size}):
+                name = f"{origin.replace('/', '_')}/{index}"
                 entry, proof = f"entries/{name}.json", f"proofs/{name}.tlog-proof"
-                files[entry], files[proof] = log.entry(row.index), log.proof(row.index)
-                listed.append({"origin": origin, "index": row.index, "file": entry, "proof": proof})
+                files[entry], files[proof] = read(log, index), log.proof(index)
+                listed.append({"origin": origin, "index": index, "file": entry, "proof": proof})
                 _named(files[entry], bundles, arguments)
         files |= self._kept(bundles, arguments)
         manifest = {

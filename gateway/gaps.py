@@ -49,7 +49,7 @@ class Gap(msgspec.Struct, frozen=True):
 
 class LogState(msgspec.Struct, frozen=True):
     """One log: how many of its entries are sealed and how many searchable; what the witness last heard of it and when
-    (Unix microseconds). ``record`` is None for the witness's own log."""
+    (Unix microseconds). ``record`` is None for the witness's own log; ``stuck`` says why the index stands still."""
 
     origin: str
     sealed: int
@@ -57,6 +57,7 @@ class LogState(msgspec.Struct, frozen=True):
     sealed_ms: int
     record: LogRecord | None = None
     seen_us: int = 0
+    stuck: str = ""
 
 
 async def find(index: Index, logs: Sequence[LogState], since_us: int, now_us: int) -> list[Gap]:
@@ -73,6 +74,8 @@ async def find(index: Index, logs: Sequence[LogState], since_us: int, now_us: in
 
 def _of_a_log(log: LogState, now_us: int) -> list[Gap]:
     found = []
+    if log.stuck:
+        found.append(Gap("unsealed", log.origin, log.indexed, now_us, f"the index stands still here: {log.stuck}"))
     behind = log.sealed - log.indexed
     if behind > BEHIND:
         found.append(Gap("unsealed", log.origin, -1, now_us, f"{behind} entries are not searchable yet"))

@@ -7,10 +7,12 @@ together. Delete the file and the next start reads everything again, to the same
 from __future__ import annotations
 
 import asyncio
+import logging
 import sqlite3
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import Any, Final, Protocol, TypeVar
@@ -21,6 +23,7 @@ from trust.canonical import sha256_hex
 from trust.ledger import entries, rows
 from trust.ledger.rows import Row
 
+_log = logging.getLogger("licet.gateway")
 BATCH: Final = 2_000
 MAX_ROWS: Final = 1_000
 """In one page."""
@@ -120,10 +123,13 @@ GROUP BY run HAVING ?2 = '' OR max(agent) = ?2 ORDER BY 4 DESC LIMIT ?3
 
 
 class Index:
-    """Of one gateway; works in a thread of its own."""
+    """Of one gateway; works in a thread of its own. ``stuck``: logs that it cannot follow, and why. ``generation``
+    rises when a log is read from its beginning."""
 
     def __init__(self, path: Path, sources: Callable[[], Iterable[Source]]) -> None:
         self._sources = sources
+        self.stuck: dict[str, str] = {}
+        self.generation = 0
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="index")
         self._db: sqlite3.Connection = self._thread.submit(self._open, path).result()
 
@@ -150,10 +156,17 @@ class Index:
         """Read what the logs have beyond the index; how many entries that were."""
         total = 0
         for source in list(self._sources()):
-            while count := await self._in_thread(lambda source=source: self._read(source)):  # type: ignore[misc]
-                total += count
-                if count < BATCH:
-                    break
+            try:
+                while count := await self._in_thread(lambda source=source: self._read(source)):  # type: ignore[misc]
+                    total += count
+                    if count < BATCH:
+                        break
+                self.stuck.pop(source.origin, None)
+            except Exception as bad:
+                # One log that cannot be read must not hide the others; the page of gaps says that it stands still.
+                if source.origin not in self.stuck:
+                    _log.exception("the index cannot follow %s", source.origin)
+                self.stuck[source.origin] = f"{type(bad).__name__}: {bad}"
         return total
 
     def _read(self, source: Source) -> int:
@@ -162,11 +175,20 @@ class Index:
         number, start = self._db.execute("SELECT id, next FROM source WHERE origin = ?", (source.origin,)).fetchone()
         found = [rows.row(entries.decode(data)) for data in islice(source.entries(start), BATCH)]
         if found:
-            self._db.execute("BEGIN IMMEDIATE")
-            self._add(number, found)
-            self._db.execute("UPDATE source SET next = ? WHERE id = ?", (start + len(found), number))
-            self._db.execute("COMMIT")
+            with self._transaction():
+                self._add(number, found)
+                self._db.execute("UPDATE source SET next = ? WHERE id = ?", (start + len(found), number))
         return len(found)
+
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        self._db.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+        except BaseException:
+            self._db.execute("ROLLBACK")
+            raise
+        self._db.execute("COMMIT")
 
     def _add(self, number: int, found: list[Row]) -> None:
         marks = ", ".join("?" for _ in range(len(_COLUMNS) + 1))
@@ -189,12 +211,12 @@ class Index:
         def work() -> None:
             known = self._db.execute("SELECT id FROM source WHERE origin = ?", (origin,)).fetchone()
             if known is not None:
-                self._db.execute("BEGIN IMMEDIATE")
-                for table in ("entry", "policy"):
-                    self._db.execute(f"DELETE FROM {table} WHERE source = ?", known)  # noqa: S608
-                self._db.execute("DELETE FROM source WHERE id = ?", known)
-                self._db.execute("COMMIT")
+                with self._transaction():
+                    for table in ("entry", "policy"):
+                        self._db.execute(f"DELETE FROM {table} WHERE source = ?", known)  # noqa: S608
+                    self._db.execute("DELETE FROM source WHERE id = ?", known)
 
+        self.generation += 1
         await self._in_thread(work)
 
     # Asking
@@ -374,7 +396,7 @@ def _most(counter: Counter[str], most: int) -> list[tuple[str, int]]:
 
 def _cursor(text: str) -> list[int]:
     parts = text.split(".")
-    if len(parts) != 3 or not all(part.isdecimal() and len(part) < 20 for part in parts):
+    if len(parts) != 3 or not all(part.isdecimal() and len(part) < 19 for part in parts):
         raise ValueError('after: expected the "next" of the page before')
     return [int(part) for part in parts]
 

@@ -28,7 +28,7 @@ from trust.reasons import Reason, Unverifiable, visible
 
 INTERVAL_S: Final = 1.0
 MAX_ASKED: Final = 20_000
-"""Characters of a question, as it is recorded."""
+"""Bytes of a question, as it is recorded."""
 _log = logging.getLogger("licet.gateway")
 
 
@@ -96,8 +96,22 @@ class Ledgers:
 
     def sources(self) -> Iterator[Source]:
         """All logs, as far as they are sealed (and, but for our own, cosigned)."""
-        for root in (self._own.root, *self._witness.copies()):
-            yield Sealed.at(root)
+        yield from self._logs()
+
+    def _logs(self) -> list[Sealed]:
+        """Our own first. A copy whose checkpoint cannot be read hides no other."""
+        found = [self._vouched(Sealed.at(self._own.root))]
+        for root in self._witness.copies():
+            try:
+                found.append(Sealed.at(root))
+            except (Unverifiable, OSError) as bad:
+                self.index.stuck[root.name] = str(bad)
+                _log.error("the copy %s cannot be read: %s", root, bad)
+        return found
+
+    def _vouched(self, own: Sealed) -> Sealed:
+        """Our own log has another key than our identity: who believes the identity can believe the log by this."""
+        return msgspec.structs.replace(own, note=own.note + self._witness.vouch(own.note))
 
     def listen(self, listener: Callable[[], None]) -> None:
         """Call *listener* when there is more to be found."""
@@ -159,8 +173,10 @@ class Ledgers:
 
     async def sql(self, text: str, by: str) -> Answer:
         """What *by* asks in SQL; that it was asked is recorded before it is answered."""
-        await self._records.note(entries.Query(by, "sql", text[:MAX_ASKED], 0))
-        return await self._room.ask(text)
+        if len(msgspec.json.encode(text)) > MAX_ASKED:
+            raise Unverifiable(Reason.MALFORMED_REQUEST, f"a question of more than {MAX_ASKED} bytes; ask for less")
+        await self._records.note(entries.Query(by, "sql", text, 0))
+        return await self._room.ask(text, by)
 
     async def exporting(self, asked: Filter, how: str, by: str) -> None:
         """Record that *by* takes away what answers *asked*, before the first of it is given."""
@@ -170,14 +186,17 @@ class Ledgers:
     async def state(self) -> list[LogState]:
         """Each log, those included of which nothing was witnessed yet; our own first."""
         reach = await self.index.reach()
-        sealed = {log.origin: log for log in map(Sealed.at, (self._own.root, *self._witness.copies()))}
+        sealed = {log.origin: log for log in self._logs()}
         own = sealed[self._own.origin]
-        found = [LogState(own.origin, own.size, reach.get(own.origin, 0), own.time_ms)]
+        stuck = self.index.stuck
+        indexed = reach.get(own.origin, 0)
+        found = [LogState(own.origin, own.size, indexed, own.time_ms, stuck=stuck.get(own.origin, ""))]
         for known in self._witness.logs():
             log = sealed.get(known.origin)
             size, time_ms = (log.size, log.time_ms) if log is not None else (0, 0)
             indexed = reach.get(known.origin, 0)
-            found.append(LogState(known.origin, size, indexed, time_ms, known, self._witness.seen_us(known)))
+            seen_us = self._witness.seen_us(known)
+            found.append(LogState(known.origin, size, indexed, time_ms, known, seen_us, stuck.get(known.origin, "")))
         return found
 
     async def gaps(self, since_us: int, by: str) -> list[Gap]:
@@ -192,7 +211,7 @@ class Ledgers:
 
     def sealed(self, origin: str) -> Sealed:
         """The log *origin*, or :class:`Unverifiable`."""
-        known = {log.origin: log for log in map(Sealed.at, (self._own.root, *self._witness.copies()))}
+        known = {log.origin: log for log in self._logs()}
         if origin not in known:
             raise Unverifiable(Reason.NOT_FOUND, f'no log "{visible(origin)}" is here; here are: {", ".join(known)}')
         return known[origin]

@@ -6,10 +6,12 @@ import asyncio
 import sys
 from asyncio.subprocess import PIPE, Process
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any, Final
 
 import msgspec
 
+from gateway import duck
 from gateway.index import Index
 from trust.ledger import exports
 from trust.ledger.rows import Row
@@ -19,7 +21,7 @@ SECONDS: Final = 10.0
 """For one question, from when all rows are there."""
 LOADING_S: Final = 60.0
 MAX_ROWS: Final = 10_000
-MAX_SQL: Final = 20_000
+MAX_WAITING: Final = 4
 MAX_LOADED: Final = 1_000_000
 """The newest rows of the index; more would not fit into the memory that one question may take."""
 BATCH: Final = 5_000
@@ -48,14 +50,26 @@ class Room:
     def __init__(self, index: Index) -> None:
         self._index = index
         self._one = asyncio.Lock()
+        self._asking: set[str] = set()
+        self._generation = index.generation
         self._process: Process | None = None
         self._loaded: dict[str, int] = {}
         self._count = 0
 
-    async def ask(self, sql: str) -> Answer:
-        """What *sql* finds; :class:`Unverifiable` with the database's own words if it cannot be answered."""
-        if len(sql) > MAX_SQL:
-            raise Unverifiable(Reason.MALFORMED_REQUEST, f"{len(sql)} characters; expected at most {MAX_SQL}")
+    async def ask(self, sql: str, by: str) -> Answer:
+        """What *sql* finds; :class:`Unverifiable` with the database's own words if it cannot be answered. One question
+        of each person (*by*) at a time, and few that wait: nobody asks everybody else out of the room."""
+        if by in self._asking:
+            raise Unverifiable(Reason.OVERLOADED, "your last question is still being answered")
+        if len(self._asking) >= MAX_WAITING:
+            raise Unverifiable(Reason.OVERLOADED, f"{MAX_WAITING} people are asking already")
+        self._asking.add(by)
+        try:
+            return await self._ask(sql)
+        finally:
+            self._asking.discard(by)
+
+    async def _ask(self, sql: str) -> Answer:
         async with self._one:
             try:
                 async with asyncio.timeout(LOADING_S):
@@ -82,7 +96,8 @@ class Room:
         """The process with all rows that there are, and how many entries the index has."""
         reach = await self._index.reach()
         total = sum(reach.values())
-        began_anew = any(reach.get(origin, 0) < count for origin, count in self._loaded.items())
+        began_anew = self._generation != self._index.generation
+        self._generation = self._index.generation
         if self._process is None or self._process.returncode is not None or began_anew:
             await self.close()
             self._process = await _start()
@@ -90,7 +105,7 @@ class Room:
             self._count = 0
         for origin, end in reach.items():
             async for rows in self._index.rows(origin, self._loaded.get(origin, 0), end, BATCH):
-                await _send(self._process, {"rows": [shaped(row) for row in rows]})
+                await _send_rows(self._process, rows)
                 self._count += len(rows)
             self._loaded[origin] = end
         return self._process, total
@@ -104,16 +119,27 @@ class Room:
 
 
 async def _start(*arguments: str) -> Process:
-    """With nothing of our environment."""
+    """With nothing of our environment, and no directory from which it would take a module."""
+    command = (sys.executable, "-I", str(Path(duck.__file__).resolve()), *arguments)
     return await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "gateway.duck", *arguments, stdin=PIPE, stdout=PIPE, env={"HOME": "/nonexistent"}
+        *command, stdin=PIPE, stdout=PIPE, env={"HOME": "/nonexistent"}, cwd="/"
     )
 
 
+async def _send_rows(process: Process, rows: list[Row]) -> None:
+    def encoded() -> bytes:
+        return msgspec.json.encode({"rows": [shaped(row) for row in rows]})
+
+    await _send_bytes(process, await asyncio.to_thread(encoded))
+
+
 async def _send(process: Process, message: dict[str, Any]) -> None:
+    await _send_bytes(process, msgspec.json.encode(message))
+
+
+async def _send_bytes(process: Process, data: bytes) -> None:
     if process.stdin is None:
         raise ConnectionError("no way in")
-    data = msgspec.json.encode(message)
     process.stdin.write(len(data).to_bytes(4, "big") + data)
     await process.stdin.drain()
 
@@ -135,7 +161,7 @@ async def parquet(path: str, batches: AsyncIterator[list[Row]]) -> None:
     process = await _start("--parquet", path)
     try:
         async for rows in batches:
-            await _send(process, {"rows": [shaped(row) for row in rows]})
+            await _send_rows(process, rows)
         if process.stdin is not None:
             process.stdin.close()
         if await process.wait():

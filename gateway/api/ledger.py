@@ -69,7 +69,7 @@ class Ledger:
     async def _entry(self, incoming: Incoming, person: Person) -> Response:
         asked = {name: values[0] for name, values in parse_qs(incoming.query).items()}
         origin, index = asked.get("origin", ""), asked.get("index", "")
-        if not index.isdecimal():
+        if not index.isdecimal() or len(index) > 12:
             raise Unverifiable(Reason.MALFORMED_REQUEST, f"index {visible(index)}: expected a number")
         data = await self._s.ledgers.read(origin, int(index), person.name)
         return json_response(

@@ -11,7 +11,7 @@ import msgspec
 from edge.http import Incoming, Response, StreamResponse
 from edge.routes import Routes
 from gateway.console.pages import Pages, redirect
-from gateway.console.visits import Guest, Visits, require_own_form
+from gateway.console.visits import Guest, Visits, require_own_form, require_own_look
 from gateway.people import require_role
 from gateway.records import Records
 from trust.ledger import entries
@@ -34,7 +34,10 @@ class Section(msgspec.Struct, frozen=True):
 class Door:
     """Adds pages and forms behind the question who is signed in."""
 
-    def __init__(self, routes: Routes, pages: Pages, visits: Visits, records: Records) -> None:
+    def __init__(
+        self, routes: Routes, pages: Pages, visits: Visits, records: Records, origin: Callable[[], str]
+    ) -> None:
+        self._origin = origin
         self._routes = routes
         self._pages = pages
         self._visits = visits
@@ -42,7 +45,21 @@ class Door:
         self.sections: list[Section] = []
 
     def anyone(self, method: str, path: str, handler: Handler) -> None:
-        self._routes.add(method, ROOT + path, handler)
+        self._add(method, path, handler)
+
+    def _add(self, method: str, path: str, handler: Handler) -> None:
+        """Under the console's own name only: a browser sends the cookies of 127.0.0.1 to every port there, and behind
+        another port may be an agent."""
+
+        async def handle(incoming: Incoming, **parameters: str) -> StreamResponse:
+            origin = self._origin()
+            if incoming.authority == origin.partition("://")[2]:
+                return await handler(incoming, **parameters)
+            if method == "GET":
+                return redirect(origin + incoming.target)
+            raise Unverifiable(Reason.NOT_YOURS, f"the console is at {origin}{ROOT}")
+
+        self._routes.add(method, ROOT + path, handle)
 
     def section(self, path: str, title: str, *roles: str) -> None:
         """A place in the navigation."""
@@ -55,10 +72,11 @@ class Door:
             guest = self._visits.guest(incoming)
             if guest is None:
                 return redirect(f"{ROOT}/sign-in?next={quote(incoming.target, safe='')}")
+            require_own_look(incoming)
             _require(guest, roles)
             return await handler(incoming, guest, **parameters)
 
-        self._routes.add("GET", ROOT + path, handle)
+        self._add("GET", path, handle)
 
     def form(self, path: str, handler: Handler, *roles: str) -> None:
         """What a page sends. That somebody did it is recorded before it is done."""
@@ -73,7 +91,7 @@ class Door:
             await self._records.note(entries.Admin(f"POST {incoming.path}", guest.person.name, role))
             return await handler(incoming, guest, fields, **parameters)
 
-        self._routes.add("POST", ROOT + path, handle)
+        self._add("POST", path, handle)
 
     def show(
         self, template: str, incoming: Incoming, guest: Guest | None, status: int = 200, **values: Any

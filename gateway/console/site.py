@@ -22,15 +22,18 @@ from trust.verdict import Refusal
 class Console:
     """Every page below ``/console``. :meth:`close` ends the streams that are open."""
 
-    def __init__(self, services: Services) -> None:
+    def __init__(self, services: Services, secret: bytes) -> None:
+        """*secret*: 32 bytes that outlive a restart. ``origin`` is known when the gateway listens."""
+        self.origin = ""
         self._assets = Assets()
-        self._visits = Visits(services.records, services.clock, secure=services.certificates is not None)
+        secure = services.certificates is not None
+        self._visits = Visits(services.records, services.clock, secret, secure=secure)
         self._signals = Signals()
         self._services = services
 
     def add_to(self, access: Access) -> None:
         s = self._services
-        door = self._door = Door(access.routes, Pages(self._assets), self._visits, s.records)
+        door = self._door = Door(access.routes, Pages(self._assets), self._visits, s.records, lambda: self.origin)
         access.person("POST", "/v1/console/links", self._link)
         door.anyone("GET", "/assets/{digest}/{name}", self._asset)
         door.anyone("GET", "/sign-in", self._sign_in)
@@ -56,7 +59,8 @@ class Console:
     async def _link(self, incoming: Incoming, person: Person) -> Response:
         """A one-time link for who brings a person's token."""
         code = self._visits.link(person)
-        return json_response({"path": f"{ROOT}/enter?code={code}", "person": person.name, "seconds": LINK_S}, 201)
+        url = f"{self.origin}{ROOT}/enter?code={code}"
+        return json_response({"url": url, "person": person.name, "seconds": LINK_S}, 201)
 
     async def _asset(self, _incoming: Incoming, digest: str, name: str) -> Response:
         found = self._assets.get(digest, name)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Final
+
+import msgspec
 
 from edge.http import Incoming, Response
 from gateway.console.door import Door
@@ -10,10 +13,13 @@ from gateway.console.ledger import READERS
 from gateway.console.visits import Guest
 from gateway.duck import COLUMNS
 from gateway.ledgers import Ledgers
-from gateway.sql import MAX_ROWS, SECONDS, Answer
+from gateway.sql import SECONDS, Answer
 from trust.reasons import Unverifiable
 
 HERE: Final = "/sql"
+SHOWN: Final = 200
+"""Rows on a page; `licet audit sql` and the API tell more."""
+MAX_CELL: Final = 400
 EXAMPLE: Final = """SELECT agent, reason, count(*) AS refused
 FROM entries
 WHERE kind = 'refusal' AND time > now()::TIMESTAMP - INTERVAL 7 DAY
@@ -33,20 +39,27 @@ class SqlPage:
         door.form(HERE, self._ask, *READERS)
 
     async def _page(self, incoming: Incoming, guest: Guest) -> Response:
-        return self._show(incoming, guest, EXAMPLE)
+        return await self._show(incoming, guest, EXAMPLE)
 
     async def _ask(self, incoming: Incoming, guest: Guest, fields: dict[str, str]) -> Response:
         text = fields.get("sql", "")
         try:
-            return self._show(incoming, guest, text, await self._ledgers.sql(text, guest.person.name))
+            return await self._show(incoming, guest, text, await self._ledgers.sql(text, guest.person.name))
         except Unverifiable as bad:  # what is wrong with the question stands above the question
-            return self._show(incoming, guest, text, problem=bad.detail)
+            return await self._show(incoming, guest, text, problem=bad.detail)
 
-    def _show(
+    async def _show(
         self, incoming: Incoming, guest: Guest, text: str, answer: Answer | None = None, problem: str = ""
     ) -> Response:
         status = 400 if problem else 200
-        return self._door.show(
+        if answer is not None:
+            shown = [
+                [cell[:MAX_CELL] if isinstance(cell, str) else cell for cell in row] for row in answer.rows[:SHOWN]
+            ]
+            answer = msgspec.structs.replace(answer, rows=shown, more=answer.more or len(answer.rows) > SHOWN)
+        # In a thread: a page of many cells must hold up nobody, least of all a kill.
+        return await asyncio.to_thread(
+            self._door.show,
             "sql", incoming, guest, status, text=text.split("\n"), answer=answer, problem=problem, columns=COLUMNS,
-            seconds=SECONDS, most=MAX_ROWS,
+            seconds=SECONDS, most=SHOWN,
         )  # fmt: skip

@@ -14,6 +14,8 @@ MAX_MARKS: Final = 3
 
 def readable(text: str, limit: int = MAX_SHOWN) -> str:
     """*text* with control, bidi, invisible and stacked characters written as ``\\u{…}``; cut at *limit*."""
+    if text.isascii() and text.isprintable():
+        return text if len(text) <= limit else text[:limit] + "…"
     shown: list[str] = []
     marks = 0
     for c in text[:limit]:

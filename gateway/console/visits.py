@@ -23,7 +23,8 @@ from trust.reasons import Reason, Unverifiable
 
 LINK_S: Final = 15 * 60
 VISIT_S: Final = 12 * 60 * 60
-MAX_LINKS: Final = 1_000
+MAX_LINKS: Final = 5
+"""Of one person; another one ends the oldest."""
 
 
 class Guest(msgspec.Struct, frozen=True):
@@ -45,7 +46,8 @@ class _Link(msgspec.Struct, frozen=True):
 class Visits:
     """Of one gateway. Links are in memory only: after a restart one asks for another."""
 
-    def __init__(self, records: Records, clock: SystemClock, *, secure: bool) -> None:
+    def __init__(self, records: Records, clock: SystemClock, secret: bytes, *, secure: bool) -> None:
+        self._secret = secret
         self._records = records
         self._clock = clock
         self._links: dict[str, _Link] = {}
@@ -56,8 +58,9 @@ class Visits:
         """The code of a link that signs *person* in, once."""
         now = self._clock.now()
         self._links = {digest: link for digest, link in self._links.items() if link.expires_at > now}
-        if len(self._links) >= MAX_LINKS:
-            raise Unverifiable(Reason.OVERLOADED, f"{MAX_LINKS} sign-in links are open; they end within {LINK_S} s")
+        own = [digest for digest, link in self._links.items() if link.person == person.name]
+        if len(own) >= MAX_LINKS:
+            del self._links[own[0]]
         code = secrets.token_urlsafe(32)
         self._links[_digest(code)] = _Link(person.name, now + LINK_S)
         return code
@@ -95,7 +98,19 @@ class Visits:
         if visit is None or visit.expires_at <= self._clock.now():
             return None
         person = self._records.store.get(Person, visit.person)
-        return Guest(person, visit.visit, _csrf(secret)) if person is not None else None
+        return Guest(person, visit.visit, self._csrf(visit)) if person is not None else None
+
+    def _csrf(self, visit: Visit) -> str:
+        """Made with what no browser has: who gets hold of a cookie cannot make a form of ours from it."""
+        return hmac.new(self._secret, visit.visit.encode(), hashlib.sha256).hexdigest()
+
+
+def require_own_look(incoming: Incoming) -> None:
+    """That a page is asked for by one of ours, or by a person who goes there: not as an image or a frame elsewhere."""
+    site = incoming.header("sec-fetch-site")
+    goes_there = incoming.header("sec-fetch-mode") == "navigate" and incoming.header("sec-fetch-dest") == "document"
+    if site not in (None, "none", "same-origin") and not goes_there:
+        raise Unverifiable(Reason.NOT_YOURS, f"a page of another place asks for this (Sec-Fetch-Site: {site})")
 
 
 def require_own_form(incoming: Incoming, guest: Guest | None, token: str) -> None:
@@ -112,10 +127,6 @@ def require_own_form(incoming: Incoming, guest: Guest | None, token: str) -> Non
 
 def _digest(secret: str) -> str:
     return sha256_hex(secret.encode())
-
-
-def _csrf(secret: str) -> str:
-    return hmac.new(secret.encode(), b"licet csrf", hashlib.sha256).hexdigest()
 
 
 def _cookie(header: str, name: str) -> str:

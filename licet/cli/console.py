@@ -13,10 +13,9 @@ def console(token_file: Path | None = As, as_json: bool = Json) -> None:
     """Print a link that signs you in to the console: it works once, for fifteen minutes."""
     api = gateway(token_file)
     told = api.call("POST", "/v1/console/links").body
-    url = api.url.rstrip("/") + told["path"]
 
     def people() -> None:
         say(f"Sign in as {told['person']}, once, within {told['seconds'] // 60} minutes:")
-        print(f"  {url}")
+        print(f"  {told['url']}")
 
-    show({"url": url, "person": told["person"], "seconds": told["seconds"]}, as_json, people)
+    show(told, as_json, people)

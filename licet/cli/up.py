@@ -112,8 +112,7 @@ def _tell(launcher: Launcher) -> None:
 
 def _console(launcher: Launcher) -> str:
     """A link that signs the operator in."""
-    told = launcher.gateway.call("POST", "/v1/console/links").body
-    return launcher.settings.gateway.url + str(told["path"])
+    return str(launcher.gateway.call("POST", "/v1/console/links").body["url"])
 
 
 def _play(launcher: Launcher) -> None:

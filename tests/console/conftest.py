@@ -39,7 +39,7 @@ class Screen:
     complaints: list[str] = field(default_factory=list)
 
     async def go(self, path: str) -> int:
-        answer = await self.page.goto(self.mesh.gateway_url + path)
+        answer = await self.page.goto(self.mesh.gateway.console + path)
         assert answer is not None
         return answer.status
 
@@ -76,7 +76,7 @@ async def screen(
     if who:
         told = await mesh.admin("POST", "/v1/console/links", who=who)
         assert told.status == 201, told.body
-        await made.go(told.json["path"])
+        await page.goto(told.json["url"])
         await page.get_by_role("button", name="Sign in").click()
         await page.wait_for_url("**/console**")
     return made

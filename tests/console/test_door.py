@@ -23,14 +23,25 @@ HTML = {"Accept": "text/html"}
 FORM = {"Content-Type": "application/x-www-form-urlencoded"}
 
 
+def host(mesh: Mesh) -> str:
+    """The name under which browsers find the console; where it leads, only they know by themselves."""
+    return str(mesh.gateway.console).partition("://")[2]
+
+
+async def link(mesh: Mesh, who: str = "operator") -> str:
+    """Path and query of a sign-in link."""
+    told = await mesh.admin("POST", "/v1/console/links", who=who)
+    return str(told.json["url"]).removeprefix(mesh.gateway.console)
+
+
 async def get(mesh: Mesh, path: str, cookie: str = "", **headers: str) -> Answer:
-    sent = {**HTML, **({"Cookie": cookie} if cookie else {}), **headers}
+    sent = {**HTML, "Host": host(mesh), **({"Cookie": cookie} if cookie else {}), **headers}
     async with mesh.http.get(mesh.gateway_url + path, headers=sent, allow_redirects=False) as r:
         return Answer(r.status, dict(r.headers), await r.read())
 
 
 async def post(mesh: Mesh, path: str, body: str, cookie: str = "", **headers: str) -> Answer:
-    own = {"Origin": mesh.gateway_url, "Sec-Fetch-Site": "same-origin"}
+    own = {"Host": host(mesh), "Origin": mesh.gateway.console, "Sec-Fetch-Site": "same-origin"}
     sent = {**HTML, **FORM, **own, **({"Cookie": cookie} if cookie else {}), **headers}
     sent = {name: value for name, value in sent.items() if value}
     async with mesh.http.post(mesh.gateway_url + path, data=body, headers=sent, allow_redirects=False) as r:
@@ -39,7 +50,7 @@ async def post(mesh: Mesh, path: str, body: str, cookie: str = "", **headers: st
 
 async def signed_in(mesh: Mesh, who: str = "operator") -> tuple[str, str]:
     """(cookie, the CSRF token of its forms)."""
-    path = (await mesh.admin("POST", "/v1/console/links", who=who)).json["path"]
+    path = await link(mesh, who)
     answer = await post(mesh, "/console/enter", path.partition("?")[2])
     cookie = answer.headers["Set-Cookie"].partition(";")[0]
     page = (await get(mesh, "/console/sign-out-is-no-page", cookie)).body.decode()
@@ -52,7 +63,7 @@ def refused(mesh: Mesh) -> list[tuple[str, str]]:
 
 @pytest.mark.slow
 async def test_a_link_works_once_and_only_by_the_button(mesh: Mesh) -> None:
-    path = (await mesh.admin("POST", "/v1/console/links")).json["path"]
+    path = await link(mesh)
     for _ in range(2):  # whoever looks at it in advance does not use it up
         assert b"Sign in as operator" in (await get(mesh, path)).body
     code = path.partition("?")[2]
@@ -72,11 +83,11 @@ async def test_a_link_works_once_and_only_by_the_button(mesh: Mesh) -> None:
 @pytest.mark.slow
 async def test_a_link_and_a_visit_end_with_time(mesh: Mesh, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("gateway.console.visits.LINK_S", 0)
-    path = (await mesh.admin("POST", "/v1/console/links")).json["path"]
+    path = await link(mesh)
     assert (await post(mesh, "/console/enter", path.partition("?")[2])).status == 401
     monkeypatch.setattr("gateway.console.visits.LINK_S", 60)
     monkeypatch.setattr("gateway.console.visits.VISIT_S", 1)
-    path = (await mesh.admin("POST", "/v1/console/links")).json["path"]
+    path = await link(mesh)
     answer = await post(mesh, "/console/enter", path.partition("?")[2])
     cookie = answer.headers["Set-Cookie"].partition(";")[0]
     async with asyncio.timeout(5):
@@ -116,7 +127,7 @@ async def test_a_form_from_anywhere_else_is_refused_and_changes_nothing(mesh: Me
     assert len(refused(mesh)) == 1 + len(elsewhere)  # and the page that there was not, when signing in
     assert (await post(mesh, "/console/ledger/saved", body, cookie)).status == 303
     assert b">mine</a>" in (await get(mesh, "/console/ledger", cookie)).body
-    login = (await mesh.admin("POST", "/v1/console/links")).json["path"].partition("?")[2]
+    login = (await link(mesh)).partition("?")[2]
     # Nobody can be signed in as somebody else from another page.
     assert (await post(mesh, "/console/enter", login, **{"Sec-Fetch-Site": "cross-site"})).status == 403
 

@@ -7,7 +7,7 @@ hash. Unknown fields are refused on reading, so that nothing can ride along unse
 
 from __future__ import annotations
 
-from typing import Any, Final, Literal
+from typing import Annotated, Any, Final, Literal
 
 import msgspec
 
@@ -20,6 +20,10 @@ MAX_ENTRY_BYTES: Final = 60_000
 JsonObject = dict[str, Any]
 
 Decision = Literal["allow", "deny", "hold"]
+Microseconds = Annotated[int, msgspec.Meta(ge=0, le=253_402_300_799_000_000)]
+"""Since 1970, to the end of the year 9999: what every program can write as a date."""
+Count = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
+Step = Annotated[int, msgspec.Meta(ge=0, le=10)]
 
 
 class _Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="kind", omit_defaults=True):
@@ -30,10 +34,10 @@ class Stamp(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """``wall_us``: Unix time in microseconds; ``mono_ns``: the process's monotonic clock."""
 
     origin: str
-    seq: int
+    seq: Count
     boot: str
-    wall_us: int
-    mono_ns: int
+    wall_us: Microseconds
+    mono_ns: Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 
 
 class Deed(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -84,16 +88,16 @@ class Intent(_Entry, frozen=True, tag="intent"):
 
     deed: Deed
     judgement: Judgement
-    step: int = 6
+    step: Step = 6
     approval: str | None = None
     labels: list[str] = []
-    cents: int = 0
+    cents: Count = 0
 
 
 class Refusal(_Entry, frozen=True, tag="refusal"):
     """Something was refused at ``step``. Deed and judgement are there as far as they were known."""
 
-    step: int
+    step: Step
     reason: str
     detail: str
     decision_id: str
@@ -109,7 +113,7 @@ class Hold(_Entry, frozen=True, tag="hold"):
     deed: Deed
     judgement: Judgement
     terms: JsonObject
-    step: int = 7
+    step: Step = 7
 
 
 class Dispatch(_Entry, frozen=True, tag="dispatch"):
@@ -127,7 +131,7 @@ class Dispatch(_Entry, frozen=True, tag="dispatch"):
     action_digest: str
     intent: str
     ticket: str
-    step: int = 8
+    step: Step = 8
     authn: str = ""
     approval: str | None = None
     authority: list[str] = []
@@ -142,16 +146,16 @@ class Outcome(_Entry, frozen=True, tag="outcome"):
     decision_id: str
     run: str
     status: Literal["done", "tool_error", "refused", "failed", "unknown"]
-    step: int = 10
+    step: Step = 10
     reason: str = ""
     detail: str = ""
     node: str = ""
-    upstream_status: int = 0
-    duration_us: int = 0
+    upstream_status: Count = 0
+    duration_us: Count = 0
     response_sha256: str = ""
-    response_bytes: int = 0
+    response_bytes: Count = 0
     agent: str = ""
-    risk: int = 0
+    risk: Count = 0
 
 
 class Approval(_Entry, frozen=True, tag="approval"):
@@ -353,7 +357,7 @@ class Standing(_Entry, frozen=True, tag="standing"):
     at_s: int
     before: int
     after: int
-    risk: int = 0
+    risk: Count = 0
     severity: str = ""
     policy: str = ""
     resource: str = ""
@@ -447,6 +451,20 @@ AnyEntry = (
     | Admin
     | Gap
 )
+
+
+def may_stand_in(entry: AnyEntry, kind: str) -> bool:
+    """Whether a log of this kind (``sidecar``, ``node``, ``gateway``) may say this: votes and dispatches are the
+    gateway's word, whatever somebody else's log says of them."""
+    match kind:
+        case "sidecar":
+            loaded = isinstance(entry, Bundle) and entry.event == "loaded"
+            own = isinstance(entry, Outcome) and entry.step == 10
+            return own or loaded or isinstance(entry, Start | Intent | Refusal | Hold | Gap)
+        case "node":
+            own = isinstance(entry, Outcome | Dispatch) and entry.step == 9
+            return own or isinstance(entry, Start | Refusal | Gap)
+    return kind == "gateway"
 
 
 class Line(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

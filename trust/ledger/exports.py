@@ -17,7 +17,7 @@ COLUMNS: Final = tuple(name for name in Row.__struct_fields__ if name != "wall_u
 """Of a CSV or Parquet file, after ``time`` (RFC 3339, UTC, microseconds)."""
 _TIME: Final = "%Y-%m-%dT%H:%M:%S.%fZ"
 OCSF_VERSION: Final = "1.3.0"
-_FORMULA: Final = ("=", "+", "-", "@", "\t", "\r")
+_FORMULA: Final = ("=", "+", "-", "@", "\uff1d", "\uff0b", "\uff0d", "\uff20")
 
 
 def flat(row: Row) -> dict[str, Any]:
@@ -36,7 +36,7 @@ def csv_line(row: Row) -> bytes:
 
 
 def _tame(value: Any) -> Any:
-    return f"'{value}" if isinstance(value, str) and value.startswith(_FORMULA) else value
+    return f"'{value}" if isinstance(value, str) and value.lstrip().startswith(_FORMULA) else value
 
 
 def _csv(cells: Any) -> bytes:

@@ -48,7 +48,11 @@ class Mirror:
         if first != self.size:
             raise Unverifiable(Reason.MALFORMED_REQUEST, f"entries from {first}; expected them from {self.size}")
         for index, data in enumerate(bundle, first):
-            stamp = entries.decode(data).stamp
+            line = entries.decode(data)
+            stamp, kind = line.stamp, self._origin.split("/")[1]
+            if not entries.may_stand_in(line.entry, kind):
+                told = f"entry {index} of {self._origin} is one that no {kind} writes"
+                raise Unverifiable(Reason.MALFORMED_REQUEST, told)
             if (stamp.origin, stamp.seq) != (self._origin, index):
                 told = f"entry {index} of {self._origin} says that it is {stamp.origin}#{stamp.seq}"
                 raise Unverifiable(Reason.MALFORMED_REQUEST, told)

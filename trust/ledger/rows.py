@@ -47,7 +47,8 @@ def row(line: Line) -> Row:
         found |= {name: getattr(deed, name) for name in _OF_A_DEED}
     if isinstance(judgement, Judgement):
         found |= {"decision": judgement.decision, "policies": tuple(judgement.policies)}
-        found["owner"] = judgement.facts.get("agent", {}).get("owner", "")
+        told = judgement.facts.get("agent")
+        found["owner"] = str(told.get("owner", "")) if isinstance(told, dict) else ""
     if isinstance(entry, Agent):
         found["owner"] = entry.owner
     if isinstance(entry, Refusal):

@@ -11,6 +11,7 @@ from trust.ledger.entries import AnyEntry, Deed, Judgement, Line
 from trust.reasons import visible
 
 MAX_SHOWN: Final = 80
+LAST_US: Final = 253_402_300_799_000_000
 EXECUTE: Final = 9
 """The step of a node's own entries."""
 
@@ -22,6 +23,8 @@ def kind_of(entry: AnyEntry) -> str:
 
 def moment(wall_us: int, form: str = "%Y-%m-%d %H:%M:%S UTC") -> str:
     """Unix microseconds as people write it."""
+    if not 0 <= wall_us <= LAST_US:
+        return f"{wall_us} µs since 1970"
     return datetime.datetime.fromtimestamp(wall_us / 1e6, datetime.UTC).strftime(form)
 
 

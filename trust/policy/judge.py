@@ -80,6 +80,22 @@ def recorded(bundle: Compiled, deed: Deed, judgement: Judgement) -> tuple[Agent,
         raise Undecidable(bad.detail) from None
 
 
+def _action_digest(bundle: Compiled, deed: Deed) -> str:
+    """As :meth:`trust.action.Action.digest` makes it."""
+    return digest_of(
+        {
+            "action": f"{deed.server}/{deed.tool}",
+            "agent": deed.agent,
+            "arguments": deed.arguments,
+            "authority": list(deed.authority),
+            "principal": deed.principal,
+            "resource": f'Server::"{deed.server}"',
+            "server": deed.server,
+            "tool_schema": bundle.inventory.tool(deed.server, deed.tool).digest,
+        }
+    )
+
+
 def disagreement(bundle: Compiled, line: Line, deed: Deed) -> str | None:
     """What is wrong with the decision in *line*, if it does not follow from what was recorded beside it.
 
@@ -90,6 +106,10 @@ def disagreement(bundle: Compiled, line: Line, deed: Deed) -> str | None:
     if digest_of(deed.arguments or {}) != deed.arguments_sha256:
         return f"the arguments of {deed.server}/{deed.tool} are not those whose digest was recorded"
     agent, context, args = recorded(bundle, deed, judgement)
+    if agent.name != deed.agent:
+        return f"asked by {deed.agent}, and decided with the facts of {agent.name}"
+    if deed.action_digest and deed.action_digest != _action_digest(bundle, deed):
+        return f"{deed.server}/{deed.tool}: the digest that people approve is not the one of this action"
     request = Request(agent.uid, f"{deed.server}/{deed.tool}", Uid("Server", deed.server), {**context, "args": args})
     approved = getattr(entry, "approval", None) is not None
     finding = bundle.engine.evaluate(request, bundle.engine.world(agent.entities()), approved=approved)

@@ -9,9 +9,12 @@ from pathlib import Path
 
 from .pack import Pack, fingerprint
 
+MAX_FILE, MAX_PACK = 64 << 20, 1 << 30
+
 
 def main(arguments: list[str], own: str | None) -> int:
-    """The exit code: 0 if everything holds, 1 if not, 2 if there is nothing to verify."""
+    """The exit code: 0 if everything holds, 1 if something does not, 2 if there is nothing to verify, 3 if something
+    could not be checked."""
     parser = argparse.ArgumentParser(
         prog="python3 evidence.zip", description="Verify an evidence pack of Licet, with nothing but Python."
     )
@@ -27,6 +30,10 @@ def main(arguments: list[str], own: str | None) -> int:
             if len(names) != len(set(names)):
                 print("FAULT  a file stands twice in the pack")
                 return 1
+            infos = archive.infolist()
+            if any(one.file_size > MAX_FILE for one in infos) or sum(one.file_size for one in infos) > MAX_PACK:
+                print("FAULT  the pack is larger than any evidence")
+                return 1
             report = Pack(archive.read, given.key, given.witness).verify()
     except (OSError, zipfile.BadZipFile, TypeError) as bad:
         print(f"{given.pack} is no evidence pack: {bad}")
@@ -35,11 +42,13 @@ def main(arguments: list[str], own: str | None) -> int:
         print("ok     " + sentence)
     for sentence in report.open:
         print("open   " + sentence)
+    for sentence in report.partly:
+        print("part   " + sentence)
     for sentence in report.faults:
         print("FAULT  " + sentence)
-    print("VERIFIED" if not report.faults else f"NOT VERIFIED: {len(report.faults)} faults")
+    print(report.words())
     print("this pack has the SHA-256 " + fingerprint(Path(given.pack).read_bytes()))
-    return 1 if report.faults else 0
+    return 1 if report.faults else 3 if report.partly else 0
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ def shape_of(schema: Any) -> Shape:
     What is opaque never reaches a policy.
     """
     shape, _ = _shape(schema, schema, 0)
-    return shape if shape[0] == "record" else ("record", {})
+    return shape if shape[0] == "record" else ("record", {}, set(), False)
 
 
 def _shape(schema: Any, root: Any, depth: int) -> tuple[Shape, bool]:
@@ -39,13 +39,18 @@ def _shape(schema: Any, root: Any, depth: int) -> tuple[Shape, bool]:
     if kind == "object" or (depth == 0 and "properties" in schema):
         properties = schema.get("properties")
         if not isinstance(properties, dict):
-            return (OPAQUE if depth else ("record", {})), False
-        return ("record", {name: _shape(inner, root, depth + 1) for name, inner in properties.items()}), False
+            is_open = schema.get("additionalProperties", False) is not False
+            return (OPAQUE if depth else ("record", {}, set(), is_open)), False
+        required = schema.get("required")
+        needed = {name for name in required if isinstance(name, str)} if isinstance(required, list) else set()
+        fields = {name: _shape(inner, root, depth + 1) for name, inner in properties.items()}
+        return ("record", fields, needed, schema.get("additionalProperties", False) is not False), False
     if kind == "array":
         item, nullable = _shape(schema.get("items"), root, depth + 1)
         return (OPAQUE if item == OPAQUE or nullable else ("set", item)), False
     if isinstance(kind, str) and kind in _SCALARS:
-        return ("scalar", _SCALARS[kind]), False
+        allowed = [schema["const"]] if "const" in schema else schema.get("enum")
+        return ("scalar", _SCALARS[kind], allowed if isinstance(allowed, list) else []), False
     return OPAQUE, True
 
 
@@ -76,28 +81,53 @@ def _target(reference: Any, root: Any) -> Any:
 
 
 def projected(shape: Shape, value: Any) -> Any:
-    """*value* as a Cedar value of *shape*."""
+    """*value* as a Cedar value of *shape*; :class:`Unsupported` if Licet would have refused it before any policy."""
+    if shape == OPAQUE:
+        return value
     if shape[0] == "record":
-        if not isinstance(value, dict):
-            raise Unsupported("arguments that are not what the tool's schema says")
-        found = {}
-        for name, inner in value.items():
-            declared, nullable = shape[1].get(name, (OPAQUE, True))
-            if declared != OPAQUE and not (inner is None and nullable):
-                found[name] = projected(declared, inner)
-        return found
+        return _record(shape, value)
     if shape[0] == "set":
         if not isinstance(value, list):
-            raise Unsupported("arguments that are not what the tool's schema says")
+            raise _other()
         return Set([projected(shape[1], one) for one in value])
-    return _scalar(shape[1], value)
+    return _scalar(shape[1], shape[2], value)
 
 
-def _scalar(kind: str, value: Any) -> Any:
-    if kind == "decimal" and isinstance(value, (int, float)) and not isinstance(value, bool):
+def _record(shape: Shape, value: Any) -> Any:
+    _, fields, needed, is_open = shape
+    if not isinstance(value, dict) or not needed <= set(value):
+        raise _other()
+    found = {}
+    for name, inner in value.items():
+        if name not in fields:
+            if is_open:
+                continue
+            raise _other()
+        declared, nullable = fields[name]
+        if inner is None and nullable:
+            continue
+        made = projected(declared, inner)
+        if declared != OPAQUE:
+            found[name] = made
+    return found
+
+
+def _scalar(kind: str, allowed: list[Any], value: Any) -> Any:
+    if allowed and value not in allowed:
+        raise _other()
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if (kind == "Bool" and isinstance(value, bool)) or (kind == "String" and isinstance(value, str)):
+        return value
+    if kind == "Long" and number and float(value).is_integer() and (isinstance(value, int) or abs(value) < 2**53):
+        return int(value)
+    if kind == "decimal" and number:
         exact = Decimal(repr(value))
         places = max(1, -int(exact.as_tuple().exponent))
-        return from_json({"__extn": {"fn": "decimal", "arg": "{:.{}f}".format(exact, places)}})
-    if kind == "Long" and isinstance(value, float) and value.is_integer():
-        return int(value)
-    return from_json(value)
+        if places > 4:
+            raise _other()
+        return from_json({"__extn": {"fn": "decimal", "arg": f"{exact:.{places}f}"}})
+    raise _other()
+
+
+def _other() -> Unsupported:
+    return Unsupported("its arguments are not what the tool's schema says, and so never reached a policy")

@@ -4,17 +4,11 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import re
 from typing import Any
 
 from . import arguments, cedar, ed25519, jcs, text
 from .cedar import Entity, Request, Uid
 from .notes import Fault
-
-_COMMENT = re.compile(r"//[^\n]*")
-_NAME = r'(?:"(?:[^"\\]|\\.)*"|[A-Za-z_]\w*)'
-_ACTION = re.compile(rf"\baction\s+({_NAME}(?:\s*,\s*{_NAME})*)\s*(?:in\s+(\[[^\]]*\]|[^\s;{{]+))?")
-_STRING = re.compile(_NAME)
 
 
 class Undecidable(Exception):
@@ -42,11 +36,35 @@ class Bundle:
         known = dict(content["sources"].get("expected", {}).get("servers", {}))
         known.update(self._tools)
         self._entities = _entities(content["sources"]["schema"], known)
-        self.policies = {}
+        self.policies: dict[str, text.Policy] = {}
+        known_ids: set[str] = set()
         for _, source in sorted(content["sources"]["policies"].items()):
             for policy in text.policies(source):
+                name = policy.annotations["id"]
+                if name in known_ids:
+                    raise Fault(f"two policies are called {name}")
+                known_ids.add(name)
                 if policy.annotations.get("mode") != "shadow":
-                    self.policies[policy.annotations["id"]] = policy
+                    self.policies[name] = policy
+
+    def action_digest(self, deed: Any) -> str:
+        """What an approval is bound to: who asks for what, exactly, by whose authority."""
+        name = f"{deed['server']}/{deed['tool']}"
+        tool = self._tools.get(deed["server"], {}).get("tools", {}).get(deed["tool"])
+        if tool is None:
+            raise Undecidable(f"the bundle does not know {name}")
+        return jcs.digest(
+            {
+                "action": name,
+                "agent": deed["agent"],
+                "arguments": deed["arguments"],
+                "authority": deed.get("authority", []),
+                "principal": deed["principal"],
+                "resource": f'Server::"{deed["server"]}"',
+                "server": deed["server"],
+                "tool_schema": tool["digest"],
+            }
+        )
 
     def decide(self, deed: Any, judgement: Any, approved: bool) -> tuple[str, list[str]]:
         """(permit, hold or refuse; the policies that decided) from the recorded facts."""
@@ -89,10 +107,8 @@ class Bundle:
 def _entities(schema: Any, servers: Any) -> dict[Uid, Entity]:
     """The actions with the groups that they are in, and the servers with their zones."""
     found = {}
-    for names, groups in _ACTION.findall(_COMMENT.sub("", schema)):
-        above = [Uid("Action", _plain(name)) for name in _STRING.findall(groups) if name != "Action"]
-        for name in _STRING.findall(names):
-            found[Uid("Action", _plain(name))] = Entity(parents=above)
+    for action, groups in text.action_groups(schema).items():
+        found[Uid("Action", action)] = Entity(parents=[Uid("Action", group) for group in groups])
     for server in servers.values():
         for tool in server["tools"].values():
             manifest = tool["manifest"]
@@ -103,10 +119,6 @@ def _entities(schema: Any, servers: Any) -> dict[Uid, Entity]:
         labels = cedar.from_json(list(server["labels"]))
         found[Uid("Server", server["name"])] = Entity({"labels": labels}, [Uid("Zone", server["zone"])])
     return found
-
-
-def _plain(name: str) -> str:
-    return text.unescaped(name) if name.startswith('"') else name
 
 
 def _unb64(part: Any) -> bytes:

@@ -14,16 +14,30 @@ from .notes import Checkpoint, Fault, Proof
 from .text import Unread
 
 FORMAT = "licet-evidence/1"
+LATE_US = 60 * 1_000_000
+"""A sidecar hears of new policies within seconds, and its clock may differ by some."""
 _EXPECTED = {"intent": "permit", "hold": "hold", "refusal": "refuse"}
 
 
 class Report:
-    """``faults`` is empty if everything holds; ``said`` is what was found, in sentences; ``open`` what was not."""
+    """``faults`` is empty if nothing contradicts anything; ``said`` is what was found, in sentences; ``open`` what was
+    not looked at, or cannot be seen; ``partly``: what should have been decided again and could not; ``by``: by whose
+    key, if that is only the pack's word."""
 
     def __init__(self) -> None:
         self.faults: list[str] = []
         self.said: list[str] = []
         self.open: list[str] = []
+        self.partly: list[str] = []
+        self.by = ""
+
+    def words(self) -> str:
+        """The last line."""
+        if self.faults:
+            return f"NOT VERIFIED: {len(self.faults)} faults"
+        if self.partly:
+            return f"VERIFIED IN PART{self.by}: {len(self.partly)} things could not be checked"
+        return f"VERIFIED{self.by}"
 
 
 class Entry:
@@ -52,47 +66,57 @@ class Pack:
         self.report = Report()
 
     def verify(self) -> Report:
-        """Check everything; the report."""
+        """Check everything; the report. Whatever goes wrong on the way is a fault: a pack may hold anything."""
         report = self.report
         try:
             manifest = jcs.read(self._read("manifest.json"))
-            if manifest.get("format") != FORMAT:
-                raise Fault(f"a pack of the format {manifest.get('format')!r}; this verifier knows {FORMAT}")
+            if manifest["format"] != FORMAT:
+                raise Fault(f"a pack of the format {manifest['format']!r}; this verifier knows {FORMAT}")
             self._keys(manifest)
             entries = self._entries(manifest)
-        except (Fault, KeyError, ValueError, TypeError) as bad:
-            report.faults.append(f"the pack cannot be read: {bad}")
-            return report
-        self._proofs(manifest, entries)
-        self._decisions(manifest, entries)
-        self._approvals(entries)
-        self._stories(entries)
+            self._proofs(manifest, entries)
+            self._decisions(manifest, entries)
+            self._approvals(entries)
+            self._stories(entries)
+        except RecursionError:
+            report.faults.append("the pack cannot be read: something in it is nested too deeply")
+        except Exception as bad:
+            report.faults.append(f"the pack cannot be read: {_why(bad)}")
         report.open.append("that nothing of this run was left out cannot be seen from a pack, only from the logs")
         return report
 
     def _keys(self, manifest: Any) -> None:
-        """The keys that were given from elsewhere must be those of the pack."""
-        given = {notes.key_of(one, notes.LOG)[0]: one.strip() for one in self._log_keys}
-        for origin, vkey in given.items():
-            if manifest["logs"].get(origin) != vkey:
+        """Everything hangs on the witness's key: it is the gateway's own, it signed the bundles, it cosigned every log,
+        the gateway's own log too. Keys of logs that were given from elsewhere must be those of the pack."""
+        self._gateway, _, public = notes.key_of(manifest["witness"], notes.WITNESS)
+        if base64.urlsafe_b64decode(manifest["gateway_key"] + "=") != public:
+            raise Fault("the key that signs bundles is not the witness's")
+        if manifest["gateway"] != self._gateway:
+            raise Fault(f"the pack names the gateway {manifest['gateway']}, and its witness is {self._gateway}")
+        for one in self._log_keys:
+            origin = notes.key_of(one, notes.LOG)[0]
+            if origin in manifest["logs"] and manifest["logs"][origin] != one.strip():
                 raise Fault(f"the pack has another key for {origin} than the one that you gave")
         if self._witness_key and manifest["witness"] != self._witness_key.strip():
             raise Fault("the pack has another key for the witness than the one that you gave")
-        self._given = given
         if not self._witness_key:
-            self.report.open.append(
-                "the keys come from the pack itself: compare them with those that you hold (--key, --witness)"
-            )
+            self.report.by = f" by the key {manifest['witness']}, which comes from the pack: give the one that you hold"
 
     def _entries(self, manifest: Any) -> list[Entry]:
-        found = []
+        found: list[Entry] = []
+        self._run = manifest["run"]
         for one in manifest["entries"]:
             entry = Entry(one["origin"], one["index"], self._read(one["file"]))
             if (entry.stamp["origin"], entry.stamp["seq"]) != (entry.origin, entry.index):
                 raise Fault(f"{entry.place} says that it is {entry.stamp['origin']}#{entry.stamp['seq']}")
+            _require_place(entry, self._gateway)
+            if "deed" in entry.body and entry.body["deed"]["run"] != self._run:
+                raise Fault(f"{entry.place} is of the run {entry.body['deed']['run']}, not of {self._run}")
             found.append(entry)
         if not found:
             raise Fault("there is no entry in it")
+        if len({entry.place for entry in found}) != len(found):
+            raise Fault("an entry stands twice in it")
         return found
 
     # 1. Every entry stands in its log
@@ -110,8 +134,8 @@ class Pack:
                     raise Fault(f"its proof is one of {checkpoint.origin}#{proof.index}")
                 proof.require_holds(entry.data, checkpoint)
                 counts[entry.origin] = counts.get(entry.origin, 0) + 1
-            except (Fault, KeyError, ValueError) as bad:
-                self.report.faults.append(f"{entry.place}: {bad}")
+            except Exception as bad:
+                self.report.faults.append(f"{entry.place}: {_why(bad)}")
         for origin, count in sorted(counts.items()):
             self.report.said.append(f"{count} entries stand in the log {origin}, as it was sealed and signed")
 
@@ -121,48 +145,52 @@ class Pack:
         if vkey is None:
             raise Fault(f"there is no key of {checkpoint.origin}")
         checkpoint.require_signed(vkey)
-        if checkpoint.origin != manifest["gateway"]:
-            checkpoint.cosigned_at(manifest["witness"])
+        checkpoint.cosigned_at(manifest["witness"])
         return checkpoint
 
     # 2. Every decision follows from its facts
 
     def _decisions(self, manifest: Any, entries: list[Entry]) -> None:
         bundles = self._bundles(manifest)
+        active = _Active(entries)
         again = 0
         for entry in entries:
-            if entry.kind not in _EXPECTED or "judgement" not in entry.body or "deed" not in entry.body:
-                continue
-            if entry.kind == "refusal" and entry.body["step"] != 5:
-                self.report.open.append(f"{entry.place}: refused at step {entry.body['step']}, not by policy")
+            if entry.kind not in _EXPECTED or (entry.kind == "refusal" and entry.body["step"] != 5):
+                if entry.kind == "refusal":
+                    self.report.open.append(f"{entry.place}: refused at step {entry.body['step']}, not by policy")
                 continue
             try:
                 self._decide(entry, bundles)
+                active.require(entry)
                 again += 1
             except (Undecidable, Unsupported) as bad:
-                self.report.open.append(f"{entry.place} could not be decided again: {bad}")
-            except (Fault, KeyError, TypeError, ValueError) as bad:
-                self.report.faults.append(f"{entry.place}: {bad}")
+                self.report.partly.append(f"{entry.place} could not be decided again: {bad}")
+            except Exception as bad:
+                self.report.faults.append(f"{entry.place}: {_why(bad)}")
         self.report.said.append(f"{again} decisions were made again from their recorded facts and came out the same")
 
     def _bundles(self, manifest: Any) -> dict[str, Bundle]:
-        public = base64.urlsafe_b64decode(manifest["gateway_key"] + "=")
-        witness = notes.key_of(manifest["witness"], notes.WITNESS)[2]
-        if public != witness:
-            self.report.faults.append("the key that signs bundles is not the witness's")
+        public = notes.key_of(manifest["witness"], notes.WITNESS)[2]
         found = {}
         for name in manifest["bundles"]:
             try:
                 bundle = Bundle(self._read(f"bundles/{name}.bundle"), public)
                 found[bundle.digest] = bundle
-            except (Fault, KeyError, ValueError, TypeError) as bad:
-                self.report.faults.append(f"bundle {name}: {bad}")
             except (Unread, Unsupported) as bad:
-                self.report.open.append(f"bundle {name}: this verifier cannot read it: {bad}")
+                self.report.partly.append(f"bundle {name}: this verifier cannot read it: {bad}")
+            except Exception as bad:
+                self.report.faults.append(f"bundle {name}: {_why(bad)}")
         return found
 
     def _decide(self, entry: Entry, bundles: dict[str, Bundle]) -> None:
         deed, judgement = dict(entry.body["deed"]), entry.body["judgement"]
+        agent = judgement["facts"]["agent"]
+        if agent["name"] != deed["agent"]:
+            raise Fault(f"it was asked by {deed['agent']} and decided with the facts of {agent['name']}")
+        if not deed.get("authority") and agent["owner"] != deed["principal"]:
+            raise Fault(
+                f"it was asked for {deed['principal']}, and nobody handed that on: its owner is {agent['owner']}"
+            )
         if deed.get("arguments") is None:
             try:
                 deed["arguments"] = jcs.read(self._read(f"arguments/{deed['arguments_sha256']}.json"))
@@ -173,28 +201,35 @@ class Pack:
         bundle = bundles.get(judgement["bundle"])
         if bundle is None:
             raise Undecidable(f"the bundle {judgement['bundle']} is not in the pack")
+        if bundle.action_digest(deed) != deed["action_digest"]:
+            raise Fault("the digest that people approve is not the one of this action")
         outcome, policies = bundle.decide(deed, judgement, entry.body.get("approval") is not None)
         expected = _EXPECTED[entry.kind]
-        if outcome != expected or policies != sorted(judgement.get("policies", [])):
-            told = (expected, sorted(judgement.get("policies", [])), outcome, policies)
-            raise Fault("it was recorded as {} by {}, but its facts and bundle give {} by {}".format(*told))
+        recorded = sorted(judgement.get("policies", []))
+        if outcome != expected or policies != recorded:
+            told = f"recorded as {expected} by {recorded}, but its facts and bundle give {outcome} by {policies}"
+            raise Fault(f"it was {told}")
 
     # 3. What needed people had them
 
     def _approvals(self, entries: list[Entry]) -> None:
         steps: dict[str, list[Any]] = {}
+        roles: dict[str, set[str]] = {}
         for entry in entries:
             if entry.kind == "approval":
                 steps.setdefault(entry.body["approval"], []).append(entry.body)
+            elif entry.kind == "person":
+                roles[entry.body["person"]] = set(entry.body.get("roles", []))
         for entry in entries:
             approval = entry.body.get("approval") if entry.kind == "intent" else None
             if approval is not None:
                 try:
-                    people = _approved(entry, steps.get(approval, []))
-                    told = (entry.place, approval, ", ".join(sorted(people)))
-                    self.report.said.append("{} ran under {}, approved by {}".format(*told))
-                except (Fault, KeyError, TypeError) as bad:
-                    self.report.faults.append(f"{entry.place}: {approval}: {bad}")
+                    people = _approved(entry, steps.get(approval, []), roles)
+                    self.report.said.append(
+                        f"{entry.place} ran under {approval}, approved by {', '.join(sorted(people))}"
+                    )
+                except Exception as bad:
+                    self.report.faults.append(f"{entry.place}: {approval}: {_why(bad)}")
 
     # 4. What was sent on was decided, and what was decided has an end
 
@@ -216,23 +251,65 @@ class Pack:
         self.report.said.append(f"{len(intents)} actions were allowed, and everything that was sent on was one of them")
 
 
-def _approved(intent: Entry, steps: Any) -> set[str]:
-    """Who approved, if there were enough of them, of exactly this, and it was used once."""
+def _approved(intent: Entry, steps: Any, roles: dict[str, set[str]]) -> set[str]:
+    """Who approved: enough of each role, of exactly this; nobody denied it, and it was used for this, once."""
     by_event: dict[str, list[Any]] = {}
     for step in steps:
         by_event.setdefault(step["event"], []).append(step)
+    deed = intent.body["deed"]
     asked = by_event.get("requested", [])
-    if len(asked) != 1 or asked[0]["action_digest"] != intent.body["deed"]["action_digest"]:
+    if len(asked) != 1 or asked[0]["action_digest"] != deed["action_digest"]:
         raise Fault("it was asked for something else, or not at all")
-    if len(by_event.get("claimed", [])) != 1 or not by_event.get("approved"):
-        raise Fault("it was not approved, or not used exactly once")
-    votes = by_event.get("vote", [])
-    people = {vote["by"] for vote in votes if vote["decision"] == "approve"}
-    wanted = max(asked[0]["request"]["terms"]["quorum"].values())
-    own = {intent.body["deed"]["agent"], intent.body["deed"]["principal"]}
-    if len(people - own) < wanted:
-        raise Fault(f"{len(people - own)} of {wanted} people approved")
-    return people - own
+    if by_event.get("denied") or not by_event.get("approved"):
+        raise Fault("it was denied, or not approved")
+    claims = by_event.get("claimed", [])
+    if len(claims) != 1 or claims[0].get("claim") != deed["action_id"]:
+        raise Fault("it was not used exactly once, for this action")
+    own = {deed["agent"], deed["principal"], intent.body["judgement"]["facts"]["agent"]["owner"]}
+    votes = {vote["by"] for vote in by_event.get("vote", []) if vote["decision"] == "approve"} - own
+    wanted = asked[0]["request"]["terms"]["quorum"]
+    if not wanted:
+        raise Fault("it says of nobody that they should approve")
+    for role, count in wanted.items():
+        fitting = [person for person in votes if role in roles.get(person, ())]
+        if len(fitting) < count:
+            raise Fault(f"{len(fitting)} of {count} people of the role {role} approved")
+    return votes
+
+
+class _Active:
+    """Which bundle was active when, by the gateway's own log."""
+
+    def __init__(self, entries: list[Entry]) -> None:
+        activated = [e for e in entries if e.kind == "bundle" and e.body["event"] in ("activated", "rolled_back")]
+        ordered = sorted(activated, key=lambda entry: entry.index)
+        until = [entry.stamp["wall_us"] for entry in ordered[1:]] + [None]
+        self._spans = [(e.body["digest"], e.stamp["wall_us"], end) for e, end in zip(ordered, until)]
+
+    def require(self, entry: Entry) -> None:
+        """That a decision was made by a bundle that was active, or had been until just before."""
+        digest, when = entry.body["judgement"]["bundle"], entry.stamp["wall_us"]
+        for known, begin, end in self._spans:
+            if known == digest and begin <= when + LATE_US and (end is None or when <= end + LATE_US):
+                return
+        raise Fault("it was decided by policies that were not active then")
+
+
+def _require_place(entry: Entry, gateway: str) -> None:
+    """Votes and dispatches are the gateway's word; what an agent did is its sidecar's; what ran is the node's."""
+    kind = "gateway" if entry.origin == gateway else entry.origin.split("/")[1]
+    step = entry.body.get("step")
+    allowed = {
+        "gateway": entry.kind not in ("intent", "hold") and not (entry.kind == "dispatch" and step == 9),
+        "sidecar": entry.kind in ("intent", "hold", "refusal", "outcome", "start", "gap"),
+        "node": entry.kind in ("dispatch", "outcome", "refusal", "start", "gap") and step in (None, 9),
+    }
+    if not allowed.get(kind, False):
+        raise Fault(f"{entry.place} is an entry that no {kind} writes")
+
+
+def _why(bad: Exception) -> str:
+    return str(bad) if isinstance(bad, Fault) else f"{type(bad).__name__}: {bad}"
 
 
 def fingerprint(data: bytes) -> str:

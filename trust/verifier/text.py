@@ -50,17 +50,28 @@ def policies(source: str) -> list[Policy]:
     return _Reader(source).policies()
 
 
+def tokens(source: str) -> list[tuple[str, str]]:
+    """(kind, text) of everything in *source* but space and comments."""
+    found = []
+    at = 0
+    while at < len(source):
+        match = _TOKEN.match(source, at)
+        if match is None:
+            raise Unread(f"unexpected {source[at : at + 20]!r}")
+        if match.lastgroup != "space":
+            found.append((str(match.lastgroup), match.group()))
+        at = match.end()
+    return found
+
+
+def action_groups(schema: str) -> dict[str, list[str]]:
+    """Of each action that a Cedar schema declares, the actions that it is declared to be in."""
+    return _Reader(schema).action_groups()
+
+
 class _Reader:
     def __init__(self, source: str) -> None:
-        self._tokens = []
-        at = 0
-        while at < len(source):
-            match = _TOKEN.match(source, at)
-            if match is None:
-                raise Unread(f"unexpected {source[at : at + 20]!r}")
-            if match.lastgroup != "space":
-                self._tokens.append((str(match.lastgroup), match.group()))
-            at = match.end()
+        self._tokens = tokens(source)
         self._at = 0
 
     # Tokens
@@ -89,6 +100,41 @@ class _Reader:
             raise Unread(f"expected a {kind}, found {found[1]!r}")
         self._at += 1
         return found[1]
+
+    # Schemas, as far as actions go
+
+    def action_groups(self) -> dict[str, list[str]]:
+        found: dict[str, list[str]] = {}
+        depth = 0
+        while self._peek()[0] != "end":
+            kind, text = self._peek()
+            self._at += 1
+            if kind == "mark":
+                depth += (text in "({[") - (text in ")}]")
+            elif depth == 0 and text == "action" and self._peek()[0] in ("name", "string"):
+                names = [self._name()]
+                while self._take(","):
+                    names.append(self._name())
+                above = self._above() if self._take("in") else []
+                found.update(dict.fromkeys(names, above))
+        return found
+
+    def _name(self) -> str:
+        kind, text = self._peek()
+        if kind not in ("name", "string"):
+            raise Unread(f"expected the name of an action, found {text!r}")
+        self._at += 1
+        return unescaped(text) if kind == "string" else text
+
+    def _above(self) -> list[str]:
+        return self._list("]", self._reference) if self._take("[") else [self._reference()]
+
+    def _reference(self) -> str:
+        """The last part of ``Action::"name"`` or of a name alone."""
+        name = self._name()
+        while self._take("::"):
+            name = self._name()
+        return name
 
     # Policies
 
@@ -261,7 +307,10 @@ class _Reader:
         if self._take("["):
             return ("set", self._list("]", self._expression))
         if self._take("{"):
-            return ("rec", self._list("}", self._pair))
+            pairs = self._list("}", self._pair)
+            if len({name for name, _ in pairs}) != len(pairs):
+                raise Unread("a record names an attribute twice")
+            return ("rec", pairs)
         if kind == "name":
             return self._named(text)
         raise Unread(f"unexpected {text!r}")
@@ -314,7 +363,8 @@ def pattern(token: str) -> list[str | None]:
             match = _ESCAPE.match(body, at)
             if match is None:
                 raise Unread("a pattern ends in a backslash")
-            found.append(unescaped(f'"{match.group()}"'))
+            meant = unescaped(f'"{match.group()}"')
+            found.append(STAR if meant == "*" else meant)  # Cedar unescapes first, and then looks for wildcards
             at = match.end()
         else:
             found.append(body[at])
