@@ -83,13 +83,13 @@ class HttpUpstream:
                 self._session_lost = True
 
     @asynccontextmanager
-    async def exchange(self, payload: Payload, credentials: dict[str, str]) -> AsyncIterator[Replied]:
+    async def exchange(self, payload: Payload, added: dict[str, str]) -> AsyncIterator[Replied]:
         headers = dict(payload.headers)
         stateless = payload.method == "POST" and mcp.SESSION_HEADER not in headers
         lent = self._session if stateless and headers.get(mcp.VERSION_HEADER) == mcp.MODERN else None
         if self._session and headers.get(mcp.SESSION_HEADER) == self._session.get(mcp.SESSION_HEADER, ""):
             raise UpstreamFailed("this session is the node's own")
-        complete = {**headers, **(lent or {}), **credentials}
+        complete = {**headers, **(lent or {}), **added}
         async with self._send(payload.method, complete, payload.body, stream=True) as replied:
             self._notice_lost_session(replied, complete)
             if lent is not None:

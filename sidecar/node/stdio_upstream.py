@@ -127,7 +127,7 @@ class StdioUpstream:
                 return tools
 
     @asynccontextmanager
-    async def exchange(self, payload: Payload, _credentials: dict[str, str]) -> AsyncIterator[Replied]:
+    async def exchange(self, payload: Payload, _added: dict[str, str]) -> AsyncIterator[Replied]:
         if payload.method == "DELETE":
             yield Replied(200, {}, b"")
         elif payload.method != "POST":

@@ -39,8 +39,8 @@ class Upstream(Protocol):
     async def list_tools(self) -> list[dict[str, Any]]:
         """All tools as the server lists them, every page; no further than :data:`MAX_TOOLS` are passed."""
 
-    def exchange(self, payload: Payload, credentials: dict[str, str]) -> AbstractAsyncContextManager[Replied]:
-        """Send exactly *payload*."""
+    def exchange(self, payload: Payload, added: dict[str, str]) -> AbstractAsyncContextManager[Replied]:
+        """Send exactly *payload*; over HTTP with the headers *added*: credentials, and which trace this belongs to."""
 
     async def close(self) -> None: ...
 
