@@ -15,6 +15,7 @@ from edge.durable import DurableLedger
 from edge.http import Border, Incoming, Listener, Response, Server, StreamResponse, caller_of, problem, require_c_parser
 from edge.shared_nonces import SharedNonces
 from edge.telemetry import Telemetry
+from gateway.anchors import Anchors
 from gateway.api.access import Services
 from gateway.api.routes import Api
 from gateway.approvals.desk import Desk
@@ -101,7 +102,9 @@ class Gateway:
         self._client = Client(tls=self._tls.outgoing if self._tls else None)
         audience = f"wimse://{domain}/gateway/main"
         self.witness = Witness(self.records, home / "logs", f"{domain}/gateway/main", key, clock)
-        self.ledgers = Ledgers(self.records, self.witness, home / "index.sqlite", clock)
+        anchored = (config.checkpoints_to, config.witness_url or "", config.witness_vkey)
+        self.anchors = Anchors(self.ledger.root, *anchored, self._client)
+        self.ledgers = Ledgers(self.records, self.witness, home / "index.sqlite", clock, config.keep_days)
         self._shared = SharedNonces(config.nonces, audience) if config.nonces else None
         if self._shared is not None:
             await self._shared.start()
@@ -175,6 +178,7 @@ class Gateway:
             asyncio.create_task(self._tick()),
             asyncio.create_task(self.standings.work()),
             asyncio.create_task(self.ledgers.work()),
+            asyncio.create_task(self.anchors.work()),
         ]
 
     @property
@@ -187,6 +191,7 @@ class Gateway:
         watch, now = self.telemetry.tally.watch, SystemClock().mono
         watch("licet_ledger_entries", "Entries in this process's ledger.", lambda: self.ledger.size)
         watch("licet_ledger_broken", "1 if nothing can be recorded any more.", lambda: float(bool(self.ledger.fault)))
+        watch("licet_anchored_entries", "Entries of this log that are held fast outside.", lambda: self.anchors.size)
         watch("licet_approvals_pending", "Requests that wait for a person.", lambda: self.desk.pending)
         watch(
             "licet_nodes_alive",

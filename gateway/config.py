@@ -43,7 +43,9 @@ class GatewayConfig(Section):
     for several processes and across restarts; without one, this process does. ``tls``: ``own`` makes a certificate
     authority in ``home`` (``ca.pem`` there is for everybody), ``files`` takes the three files that are named; either
     way workloads must show certificates. ``otlp``: the collector (OTLP over HTTP) that traces and metrics are sent to;
-    without one, none are."""
+    without one, none are. ``checkpoints_to``: a directory, best on write-once storage, that keeps checkpoints of the
+    gateway's own log; ``witness_url`` and ``witness_vkey``: a witness (C2SP tlog-witness) that cosigns them.
+    ``keep_days``: entries of sidecars and nodes that are older are pruned here, but for their hashes; 0: none are."""
 
     home: Path = Path(".licet/gateway")
     host: str = Field("127.0.0.1", min_length=1)
@@ -60,6 +62,10 @@ class GatewayConfig(Section):
     tls_key: ExistingFile | None = None
     tls_authority: ExistingFile | None = None
     otlp: BaseUrl | None = None
+    checkpoints_to: Path | None = None
+    witness_url: BaseUrl | None = None
+    witness_vkey: str = ""
+    keep_days: Annotated[int, Field(ge=0, le=36_500)] = 0
     nonces: str = Field("", pattern=r"^(rediss?|unix)://.+$|^$")
     breaker: BreakerConfig = BreakerConfig()
 
@@ -68,6 +74,12 @@ class GatewayConfig(Section):
         named = [self.tls_certificate, self.tls_key, self.tls_authority]
         if (self.tls == "files") != all(named) or (self.tls != "files" and any(named)):
             raise ValueError('tls_certificate, tls_key and tls_authority with tls = "files", and only then')
+        return self
+
+    @model_validator(mode="after")
+    def _witness_with_key(self) -> Self:
+        if (self.witness_url is None) != (not self.witness_vkey):
+            raise ValueError("witness_url and witness_vkey together")
         return self
 
     @property

@@ -63,6 +63,10 @@ class Source(Protocol):
     @property
     def origin(self) -> str: ...
 
+    @property
+    def first(self) -> int:
+        """The index of the first entry that was not pruned."""
+
     def entries(self, start: int) -> Iterator[bytes]:
         """Every entry that is there now, from index *start* on."""
 
@@ -173,6 +177,7 @@ class Index:
         """One batch, in one transaction."""
         self._db.execute("INSERT OR IGNORE INTO source (origin, next) VALUES (?, 0)", (source.origin,))
         number, start = self._db.execute("SELECT id, next FROM source WHERE origin = ?", (source.origin,)).fetchone()
+        start = max(start, source.first)
         found = [rows.row(entries.decode(data)) for data in islice(source.entries(start), BATCH)]
         if found:
             with self._transaction():
@@ -204,6 +209,19 @@ class Index:
             "INSERT OR IGNORE INTO policy VALUES (?, ?, ?, ?)",
             [(policy, one.wall_us, number, one.index) for one in found for policy in one.policies],
         )
+
+    async def prune(self, origin: str, first: int) -> None:
+        """The entries of a log below *first* are gone."""
+
+        def work() -> None:
+            known = self._db.execute("SELECT id FROM source WHERE origin = ?", (origin,)).fetchone()
+            if known is not None:
+                with self._transaction():
+                    for table in ("entry", "policy"):
+                        self._db.execute(f"DELETE FROM {table} WHERE source = ? AND place < ?", (*known, first))  # noqa: S608
+
+        self.generation += 1
+        await self._in_thread(work)
 
     async def forget(self, origin: str) -> None:
         """A log that began anew is read from its beginning."""

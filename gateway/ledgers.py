@@ -22,11 +22,14 @@ from gateway.witness import Witness
 from trust.ledger import checkpoint, entries, proofs
 from trust.ledger.merkle import TILE_WIDTH
 from trust.ledger.proofs import Tree
+from trust.ledger.pruning import first_kept, first_to_keep, prune
 from trust.ledger.rows import Row
 from trust.ledger.tiles import read_entries
 from trust.reasons import Reason, Unverifiable, visible
 
 INTERVAL_S: Final = 1.0
+PRUNE_EVERY_S: Final = 3600.0
+DAY_US: Final = 86_400 * 1_000_000
 MAX_ASKED: Final = 20_000
 """Bytes of a question, as it is recorded."""
 _log = logging.getLogger("licet.gateway")
@@ -48,6 +51,11 @@ class Sealed(msgspec.Struct, frozen=True):
         sealed = checkpoint.open_checkpoint(note, origin, key)
         return cls(origin, root, sealed.size, sealed.time_ms, note)
 
+    @property
+    def first(self) -> int:
+        """The index of the first entry that was not pruned."""
+        return first_kept(self.root)
+
     def entries(self, start: int) -> Iterator[bytes]:
         """Every entry from index *start* on."""
         bundle = start // TILE_WIDTH
@@ -61,6 +69,8 @@ class Sealed(msgspec.Struct, frozen=True):
         """The exact bytes of one entry, or :class:`Unverifiable`."""
         if not 0 <= index < self.size:
             raise Unverifiable(Reason.NOT_FOUND, f"{self.origin} has {self.size} sealed entries; there is no {index}")
+        if index < self.first:
+            raise Unverifiable(Reason.NOT_FOUND, f"{self.origin}#{index} was pruned; only its hash is kept")
         number, place = divmod(index, TILE_WIDTH)
         return self.bundle(number)[place]
 
@@ -82,7 +92,9 @@ class Proved(msgspec.Struct, frozen=True):
 class Ledgers:
     """Of one gateway. The index follows what is sealed, about a second behind."""
 
-    def __init__(self, records: Records, witness: Witness, path: Path, clock: SystemClock) -> None:
+    def __init__(self, records: Records, witness: Witness, path: Path, clock: SystemClock, keep_days: int = 0) -> None:
+        self._keep_days = keep_days
+        self._prune_at = 0.0
         self._records = records
         self._own: DurableLedger = records.ledger
         self._witness = witness
@@ -126,12 +138,24 @@ class Ledgers:
                         listener()
             except Exception:
                 _log.exception("the index could not follow; it is tried again")
+            await self._prune_when_due()
             try:
                 async with asyncio.timeout(INTERVAL_S):
                     await self._wake.wait()
             except TimeoutError:
                 continue
             self._wake.clear()
+
+    async def _prune_when_due(self) -> None:
+        """Once an hour, if entries are to be kept for so many days only."""
+        now = self._clock.mono()
+        if not self._keep_days or now < self._prune_at:
+            return
+        self._prune_at = now + PRUNE_EVERY_S
+        try:
+            await self.prune(self._clock.wall_us() - self._keep_days * DAY_US, "gateway")
+        except Exception:
+            _log.exception("old entries could not be pruned; it is tried again in an hour")
 
     @staticmethod
     async def _asked(page: Awaitable[Page]) -> Page:
@@ -169,6 +193,19 @@ class Ledgers:
         """Which runs there were since then (Unix microseconds)."""
         found = await self.index.runs(since_us, agent)
         await self._records.note(entries.Query(by, "runs", f"since_us={since_us} agent={agent}", len(found)))
+        return found
+
+    async def prune(self, before_us: int, by: str) -> dict[str, int]:
+        """Forget what sidecars and nodes said before then (Unix microseconds): of each log that was pruned, the first
+        entry that is kept. What is forgotten is recorded first, so that a hole is never without its reason."""
+        found: dict[str, int] = {}
+        for log in self._logs()[1:]:
+            first = await asyncio.to_thread(first_to_keep, log.root, log.size, before_us)
+            if first > log.first:
+                await self._records.note(entries.Pruned(log.origin, first, before_us, by))
+                await asyncio.to_thread(prune, log.root, log.size, before_us)
+                await self.index.prune(log.origin, first)
+                found[log.origin] = first
         return found
 
     async def sql(self, text: str, by: str) -> Answer:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from typing import Any, Final
+from typing import Annotated, Any, Final
 from urllib.parse import parse_qs
 
 import msgspec
@@ -22,6 +22,10 @@ FACETS: Final = ("kind", "decision", "reason", "agent", "server", "tool", "node"
 
 class _Sql(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     sql: str
+
+
+class _Prune(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    before_us: Annotated[int, msgspec.Meta(ge=0, le=2**62)]
 
 
 class _Renew(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -48,6 +52,7 @@ class Ledger:
         add("GET", "/v1/runs/{run}/evidence", self._evidence)
         access.person("POST", "/v1/ledger/sql", self._sql, AUDITOR, OPERATOR)
         add("GET", "/v1/runs/{run}/timeline", self._timeline)
+        access.person("POST", "/v1/ledger/prune", self._prune, OPERATOR)
         access.person("POST", "/v1/ledger/renew", self._renew, OPERATOR)
 
     async def _entries(self, incoming: Incoming, person: Person) -> Response:
@@ -107,6 +112,10 @@ class Ledger:
         fields = parse_qs(incoming.query, keep_blank_values=True)
         wanted = exporting.form(fields.pop("format", [""])[0])
         return await export(self._s.ledgers, incoming, asked_of(fields), wanted, person.name)
+
+    async def _prune(self, incoming: Incoming, person: Person) -> Response:
+        asked = decode(incoming, _Prune)
+        return json_response({"first_kept": await self._s.ledgers.prune(asked.before_us, person.name)})
 
     async def _renew(self, incoming: Incoming, person: Person) -> Response:
         asked = decode(incoming, _Renew)

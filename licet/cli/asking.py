@@ -1,4 +1,4 @@
-"""``licet audit query, export, sql, gaps, timeline, who-approved, prove, logs, renew``: all logs together."""
+"""``licet audit query, export, sql, gaps, timeline, who-approved, prove, logs, prune, renew``: all logs together."""
 
 from __future__ import annotations
 
@@ -295,6 +295,25 @@ def logs(token_file: Path | None = As, as_json: bool = Json) -> None:
         for log in found
     ]
     show(found, as_json, lambda: table(("LOG", "SEALED", "SEARCHABLE", "LAST WITNESSED", "WRONG"), rows, "no logs"))
+
+
+@app.command("prune")
+@reporting
+def prune(
+    before: str = typer.Option(..., "--before", help="How long ago (90d, 52w), or a time (2026-01-01, UTC)."),
+    token_file: Path | None = As,
+    as_json: bool = Json,
+) -> None:
+    """Let the gateway forget old entries of sidecars and nodes: only their hashes stay. It cannot be taken back."""
+    found = gateway(token_file).call("POST", "/v1/ledger/prune", {"before_us": moment(before)}).body["first_kept"]
+
+    def people() -> None:
+        for origin, first in found.items():
+            say(f"{origin}: the entries below {first} are gone, their hashes stay")
+        if not found:
+            say("no whole tile of 256 entries is that old: nothing was pruned", "dim")
+
+    show(found, as_json, people)
 
 
 @app.command("renew")

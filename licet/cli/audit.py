@@ -90,12 +90,21 @@ def show_entries(
     show(shown, as_json, people)
 
 
+def _judge(root: Path, copy: bool) -> Judge:
+    """With the bundles of the home that the ledger is in; a copy lies in the gateway's."""
+    return Judge(root.parent.parent if copy else root.parent)
+
+
 @app.command("verify")
 @reporting
 def verify(
     path: Path | None = typer.Argument(None, help="A ledger directory; without it, all ledgers of LICET_HOME."),
     key: str | None = typer.Option(
         None, "--key", help="The log's verifier key (vkey), or a file that holds it, from somewhere you trust."
+    ),
+    copy: bool = typer.Option(False, "--copy", help="PATH is the gateway's copy of a log (gateway/logs/…)."),
+    against: Path | None = typer.Option(
+        None, "--against", help="A directory with checkpoints of this ledger that were kept (checkpoints_to)."
     ),
     as_json: bool = Json,
 ) -> None:
@@ -108,7 +117,14 @@ def verify(
     if key is not None and Path(key).is_file():
         key = Path(key).read_text("utf-8").strip()
     origin, public = checkpoint.parse_vkey(key) if key is not None else (None, None)
-    reports = [verify_ledger(root, key=public, origin=origin, judge=Judge(root.parent)) for root in found]
+    if against is not None and path is None:
+        raise fail("--against names checkpoints of one ledger: give its PATH too", USAGE)
+    kept = [one.read_bytes() for one in sorted(against.glob("*.checkpoint"))] if against is not None else []
+    if against is not None and not kept:
+        raise fail(f"{against}: no *.checkpoint is there", USAGE)
+    reports = [
+        verify_ledger(root, key=public, origin=origin, judge=_judge(root, copy), kept=kept, copy=copy) for root in found
+    ]
     told = [
         {
             "path": str(report.root),

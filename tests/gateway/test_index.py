@@ -23,6 +23,7 @@ class Log:
 
     origin: str
     data: list[bytes] = field(default_factory=list)
+    first: int = 0
 
     def add(self, entry: entries.AnyEntry, wall_us: int) -> None:
         stamp = Stamp(self.origin, len(self.data), "b", wall_us, 1)

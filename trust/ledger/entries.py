@@ -399,6 +399,16 @@ class Witness(_Entry, frozen=True, tag="witness"):
     time_ms: int
 
 
+class Pruned(_Entry, frozen=True, tag="pruned"):
+    """The gateway forgot the entries of the log ``origin`` below ``first``, because they were from before ``before_us``
+    (Unix microseconds); their hashes stay. ``by``: who wanted that."""
+
+    origin: str
+    first: Count
+    before_us: Microseconds
+    by: str
+
+
 class Query(_Entry, frozen=True, tag="query"):
     """Somebody read the ledger: who, what was asked (its filters, or the SQL), and how many rows were told."""
 
@@ -447,6 +457,7 @@ AnyEntry = (
     | Breaker
     | Log
     | Witness
+    | Pruned
     | Query
     | Admin
     | Gap

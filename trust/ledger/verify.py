@@ -8,7 +8,7 @@ follows from its recorded facts is asked of *judge*, which the caller builds fro
 from __future__ import annotations
 
 import datetime
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,6 +18,8 @@ from trust.ledger.checkpoint import Checkpoint
 from trust.ledger.disk import Disk
 from trust.ledger.entries import Line
 from trust.ledger.merkle import EMPTY_ROOT, TILE_WIDTH, Edge, leaf_hash
+from trust.ledger.proofs import Tree, require_consistent
+from trust.ledger.pruning import first_kept
 from trust.ledger.segments import SEGMENT_BYTES, Segments
 from trust.ledger.tiles import read_entries, read_hashes
 from trust.reasons import Unverifiable
@@ -31,12 +33,15 @@ class Report:
     """What was verified, in numbers; :meth:`words` says it."""
 
     root: Path
+    copy: bool = False
     origin: str = ""
     sealed: int = 0
     sealed_at: str = ""
     entries: int = 0
     decided_again: int = 0
     not_decidable: int = 0
+    kept: int = 0
+    pruned: int = 0
     faults: list[str] = field(default_factory=list)
 
     @property
@@ -58,6 +63,8 @@ class Report:
                 if self.not_decidable
                 else ""
             ),
+            *([f"the entries below {self.pruned} were pruned: only their hashes are here"] if self.pruned else []),
+            *([f"{self.kept} checkpoints that were kept elsewhere are of this very log"] if self.kept else []),
         ]
 
 
@@ -66,14 +73,21 @@ class Undecidable(Exception):
 
 
 def verify(
-    root: Path, *, key: PublicKey | None = None, origin: str | None = None, judge: Judge | None = None
+    root: Path,
+    *,
+    key: PublicKey | None = None,
+    origin: str | None = None,
+    judge: Judge | None = None,
+    kept: Iterable[bytes] = (),
+    copy: bool = False,
 ) -> Report:
-    """Check the ledger at *root*.
+    """Check the ledger at *root* (*copy*: what a witness has of one, without frames); also that it begins with what
+    each checkpoint of it in *kept* sealed.
 
     Without *key*, the ``vkey`` file beside the log is believed, which proves only that the log agrees with
     itself: whoever can write the log can write that file too.
     """
-    report = Report(root)
+    report = Report(root, copy=copy)
     try:
         named_origin, named_key = checkpoint.parse_vkey((root / "vkey").read_text())
         sealed = checkpoint.open_checkpoint(
@@ -87,6 +101,8 @@ def verify(
         return report
     report.origin, report.sealed = sealed.origin, sealed.size
     _check(root, sealed, report, judge)
+    for note in kept:
+        _check_kept(root, sealed, note, key or named_key, report)
     when = datetime.datetime.fromtimestamp(sealed.time_ms / 1000, datetime.UTC)
     report.sealed_at = when.strftime("%H:%M:%SZ on %Y-%m-%d")
     return report
@@ -127,11 +143,22 @@ class _Frames:
 def _check(root: Path, sealed: Checkpoint, report: Report, judge: Judge | None) -> None:
     """Sealed entries and durable frames side by side, once from beginning to end: the tree is computed again, and the
     frames must be the same entries and go on without a gap."""
-    if not (root / "wal").is_dir():
+    if not report.copy and not (root / "wal").is_dir():
         report.faults.append(f"{root / 'wal'} is missing: the durable frames")
     frames, edge = _Frames(root, report), Edge()
     try:
-        for index, data in enumerate(read_entries(root, sealed.size)):
+        report.pruned = first_kept(root)
+        if report.pruned > sealed.size:
+            report.faults.append(f"entries below {report.pruned} were pruned, it says, and {sealed.size} were sealed")
+            return
+        for number in range(report.pruned // TILE_WIDTH):
+            for index, leaf in enumerate(read_hashes(root, 0, number, TILE_WIDTH), number * TILE_WIDTH):
+                frame = frames.take(index)
+                if frame is not None and leaf_hash(frame) != leaf:
+                    report.faults.append(f"frame {index} is not the entry that was sealed")
+                for level, at, hashes in edge.append(leaf):
+                    _check_tile(root, level, at, hashes, report)
+        for index, data in enumerate(read_entries(root, sealed.size, report.pruned // TILE_WIDTH), report.pruned):
             for level, number, hashes in edge.append(leaf_hash(data)):
                 _check_tile(root, level, number, hashes, report)
             frame = frames.take(index)
@@ -148,12 +175,26 @@ def _check(root: Path, sealed: Checkpoint, report: Report, judge: Judge | None) 
     for index, data in frames.rest():
         if index >= sealed.size:
             _check_entry(data, index, sealed.origin, report, judge)
-    report.entries = frames.expected
-    if frames.expected < sealed.size:
+    report.entries = sealed.size if report.copy else frames.expected
+    if report.entries < sealed.size:
         report.faults.append(
-            f"{root / 'wal'}: entry {frames.expected} cannot be read (its checksum or length is wrong), and "
+            f"{root / 'wal'}: entry {report.entries} cannot be read (its checksum or length is wrong), and "
             f"{sealed.size} entries were sealed"
         )
+
+
+def _check_kept(root: Path, sealed: Checkpoint, note: bytes, key: PublicKey, report: Report) -> None:
+    """A checkpoint of before must be one of this very log, only shorter."""
+    try:
+        earlier = checkpoint.open_checkpoint(note, sealed.origin, key)
+        if not 0 < earlier.size <= sealed.size:
+            report.faults.append(f"{earlier.size} entries were sealed once, and now there are {sealed.size}")
+            return
+        proof = Tree(root, sealed.size).consistency(earlier.size)
+        require_consistent(proof, earlier.size, earlier.root, sealed.size, sealed.root)
+        report.kept += 1
+    except Unverifiable as bad:
+        report.faults.append(f"a checkpoint that was kept: {bad.detail}")
 
 
 def _check_tile(root: Path, level: int, number: int, hashes: list[bytes], report: Report) -> None:

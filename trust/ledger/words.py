@@ -104,6 +104,9 @@ def words(entry: AnyEntry) -> str:
             return f"{entry.origin} {entry.event}{_who(entry.by)}{_why(entry.reason)}{detail}"
         case entries.Witness():
             return f"{entry.origin} cosigned at {entry.size} entries, sealed {moment(entry.time_ms * 1000)}"
+        case entries.Pruned():
+            old = moment(entry.before_us)
+            return f"{entry.origin}: entries below {entry.first} pruned, all from before {old}{_who(entry.by)}"
         case entries.Query():
             return f"{visible(entry.by)} read {entry.rows} rows ({entry.what}): {visible(entry.asked, MAX_SHOWN)}"
         case entries.Admin():
