@@ -133,6 +133,11 @@ class DurableLedger:
         self._ledger.commit()
         return self._ledger.lines(start)
 
+    def since(self, wall_us: int) -> Iterator[tuple[int, Line]]:
+        """Every entry after *wall_us* (Unix microseconds), and some from before."""
+        self._ledger.commit()
+        return self._ledger.since(wall_us)
+
     async def close(self) -> None:
         """Write and seal what is there."""
         if self._later is not None:

@@ -108,7 +108,7 @@ class Dispatcher:
     def _remember_recent(self) -> None:
         """After a restart: what was dispatched while signatures of before the restart are still valid."""
         now = self._clock.now()
-        for _, line in self._records.ledger.lines():
+        for _, line in self._records.ledger.since(int((now - REMEMBER_S) * 1e6)):
             at = line.stamp.wall_us / 1_000_000
             if isinstance(line.entry, entries.Dispatch) and at > now - REMEMBER_S:
                 self._seen.spend(line.entry.action_id, at + REMEMBER_S, at)

@@ -18,13 +18,13 @@ from trust.identity.keys import SecretKey
 from trust.ledger import checkpoint
 from trust.ledger.checkpoint import Checkpoint
 from trust.ledger.disk import Disk
-from trust.ledger.entries import Admin, Gap, decode
+from trust.ledger.entries import Admin, AnyEntry, Gap, Outcome, decode
 from trust.ledger.frames import Scan, frame
 from trust.ledger.log import Ledger, LedgerDamaged
 from trust.ledger.merkle import EMPTY_ROOT, Edge, leaf_hash, node_hash, subtree_root
 from trust.ledger.tiles import pack_entries, tile_name, unpack_entries
 from trust.ledger.verify import verify
-from trust.ledger.writer import EntryTooLarge, LedgerUnavailable
+from trust.ledger.writer import EntryInvalid, EntryTooLarge, LedgerUnavailable
 from trust.reasons import Unverifiable
 
 KEY = SecretKey(bytes(range(32)))
@@ -129,6 +129,24 @@ def test_an_entry_that_is_too_large_is_refused_and_poisons_nothing(tmp_path: Pat
     ledger = open_ledger(tmp_path)
     with pytest.raises(EntryTooLarge):
         ledger.append(Admin("test", "me", "x" * 70_000))
+    assert append(ledger) is None
+    ledger.close()
+    assert verify(tmp_path).holds
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        Admin(5, "me", "x"),  # type: ignore[arg-type]
+        Outcome("a", "d", "r", "perhaps"),  # type: ignore[arg-type]
+        Outcome("a", "d", "r", "done", duration_us=-1),
+        Outcome("a", "d", "r", "done", step=11),
+    ],
+)
+def test_what_would_not_be_read_back_is_not_written_and_poisons_nothing(tmp_path: Path, entry: AnyEntry) -> None:
+    ledger = open_ledger(tmp_path)
+    with pytest.raises(EntryInvalid, match="not a ledger entry"):
+        ledger.append(entry)
     assert append(ledger) is None
     ledger.close()
     assert verify(tmp_path).holds

@@ -487,11 +487,18 @@ class Line(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 _encoder = msgspec.json.Encoder()
 _decoder = msgspec.json.Decoder(Line)
+_checker = msgspec.json.Decoder(AnyEntry)
 
 
 def encode(entry: AnyEntry) -> bytes:
-    """The ``entry`` member; :func:`stamped` completes it."""
-    return _encoder.encode(entry)
+    """The ``entry`` member; :func:`stamped` completes it. :class:`Unverifiable` for what would not be read back: a log
+    is for ever, and one entry that nobody can read would make all of it unreadable."""
+    data = _encoder.encode(entry)
+    try:
+        _checker.decode(data)
+    except msgspec.DecodeError as bad:
+        raise Unverifiable(Reason.LEDGER_UNAVAILABLE, f"not a ledger entry: {bad}") from None
+    return data
 
 
 def stamped(stamp: Stamp, entry: bytes) -> bytes:

@@ -23,7 +23,7 @@ from trust.ledger.merkle import EMPTY_ROOT, TILE_WIDTH, leaf_hash
 from trust.ledger.sealer import Sealer
 from trust.ledger.segments import SEGMENT_BYTES, Segment, Segments
 from trust.ledger.tiles import TileWriter, read_entries, read_hashes, write_atomically
-from trust.ledger.writer import Clock, LedgerUnavailable, OnDurable, Writer
+from trust.ledger.writer import Clock, EntryInvalid, LedgerUnavailable, OnDurable, Writer
 from trust.reasons import Unverifiable
 
 _ENTRY_BEGINS = b'{"stamp":'
@@ -139,8 +139,13 @@ class Ledger:
         return self._writer.poison
 
     def append(self, entry: AnyEntry, token: object = None) -> Stamp:
-        """The stamp of *entry*; it is recorded when *token* comes back through ``on_durable``."""
-        return self._writer.append(entries.encode(entry), token)
+        """The stamp of *entry*; it is recorded when *token* comes back through ``on_durable``. What is no entry is
+        refused (:class:`EntryInvalid`), and poisons nothing."""
+        try:
+            data = entries.encode(entry)
+        except Unverifiable as bad:
+            raise EntryInvalid(bad.detail) from None
+        return self._writer.append(data, token)
 
     def commit(self) -> None:
         """Make durable what was appended; for a ledger without its own thread."""
@@ -150,6 +155,10 @@ class Ledger:
         """Every durable entry from index *start* on."""
         for index, data in self._segments.frames(start):
             yield index, entries.decode(data)
+
+    def since(self, wall_us: int) -> Iterator[tuple[int, Line]]:
+        """Everything that was written after *wall_us* (Unix microseconds), and some of what was before."""
+        yield from self.lines(self._segments.start_of(wall_us, lambda data: entries.decode(data).stamp.wall_us))
 
     def close(self) -> None:
         self._writer.close()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import zip_longest
@@ -96,6 +96,18 @@ class Segments:
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
+
+    def start_of(self, wall_us: int, when: Callable[[bytes], int]) -> int:
+        """An index before everything that was written after *wall_us* (Unix microseconds): where the last segment
+        begins that began before then. *when*: an entry's own time."""
+        before = 0
+        for segment in reversed(self.all()):
+            with segment.scan() as scan:
+                first = next(iter(scan), None)
+            before = segment.first
+            if first is not None and when(first) < wall_us:
+                break
+        return before
 
     def frames(self, start: int) -> Iterator[tuple[int, bytes]]:
         """Every (index, entry) from index *start* on, as far as frames are valid."""

@@ -26,6 +26,10 @@ class LedgerUnavailable(Exception):
     """Nothing can be recorded, so nothing may happen."""
 
 
+class EntryInvalid(LedgerUnavailable):
+    """What was to be recorded would not be read back, so it is not recorded, and what needs it does not happen."""
+
+
 class EntryTooLarge(ValueError):
     """An entry must fit into a C2SP entry bundle."""
 
