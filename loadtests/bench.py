@@ -30,6 +30,7 @@ from edge.durable import DurableLedger
 from edge.run import calm_the_collector
 from licet.client import Api
 from licet.policies import read_directory, to_request
+from loadtests import million
 from trust.identity import httpsig, wit
 from trust.identity.keys import SecretKey
 from trust.identity.replay import Nonces
@@ -393,6 +394,20 @@ def rows(found: dict[str, Any]) -> list[tuple[str, str, str, str]]:
         ("strong request authentication, verify p99", f"{found['identity']['verify']['p99_us']:.0f} µs", "", ""),
         ("strong request signature, sign p99", f"{found['identity']['sign']['p99_us']:.0f} µs", "", ""),
     ]
+    large = found["million"]
+    for what, name in (
+        ("by agent", "by_agent_ms"),
+        ("by run", "by_run_ms"),
+        ("by decision", "by_decision_ms"),
+        ("by time range", "by_time_ms"),
+        ("refused deletions by agents of one owner in a day", "refused_deletions_of_one_owner_ms"),
+    ):
+        made.append(row(f"{large['entries']:,} entries, found {what}, median", large[name], "{:.1f} ms", 100, True))
+    made += [
+        row("  verified, entries per s", large["verify_per_s"], "{:,.0f}", 50_000, False),
+        row("  memory that reading a log from end to end takes", large["tailing"]["grown_mb"], "{:.1f} MB", 16, True),
+        ("  put into the index, entries per s", f"{large['fill_per_s']:,.0f}", "", ""),
+    ]
     for name, one in (("bare pass-through", sixteen["bare"]), ("governed sidecar", sixteen["governed"])):
         made.append(
             (
@@ -487,6 +502,8 @@ def main() -> None:
     os.sched_setaffinity(0, set(range(os.cpu_count() or 1)))
     console.print("the mesh …")
     found |= measure_mesh(asked.seconds, asked.rounds, asked.actions)
+    console.print("a million entries …")
+    found["million"] = million.measure()
     asked.output.parent.mkdir(parents=True, exist_ok=True)
     asked.output.write_text(json.dumps(found, indent=1))
     draw(found, asked.picture)
