@@ -13,8 +13,8 @@ from collections.abc import Iterable
 from typing import Any, Final
 
 from edge.blobs import Blobs
-from gateway.index import MAX_ROWS, Filter
 from gateway.ledgers import Ledgers, Sealed
+from gateway.questions import MAX_ROWS, Filter
 from trust.identity.keys import PublicKey, b64url
 from trust.ledger import entries
 from trust.ledger.merkle import TILE_WIDTH

@@ -12,8 +12,8 @@ from typing import Final, Literal, get_args
 import msgspec
 
 from gateway import sql
-from gateway.index import MAX_ROWS, Filter
 from gateway.ledgers import Ledgers
+from gateway.questions import MAX_ROWS, Filter
 from trust.ledger import entries, exports
 from trust.ledger.merkle import TILE_WIDTH
 from trust.ledger.rows import Row

@@ -19,23 +19,18 @@ from typing import Any, Final, Protocol, TypeVar
 
 import msgspec
 
+from gateway import questions
+from gateway.questions import COLUMNS, MAX_ROWS, TEXTS, Filter, Page
 from trust.canonical import sha256_hex
 from trust.ledger import entries, rows
 from trust.ledger.rows import Row
 
 _log = logging.getLogger("licet.gateway")
 BATCH: Final = 2_000
-MAX_ROWS: Final = 1_000
-"""In one page."""
 COUNTED: Final = 20_000
 """Facets are counted over so many of the newest entries: over a million they would hold up whoever asks next."""
 _NOISE: Final = ("query", "witness")
 """Kinds that come from looking: who waits for news does not wait for these."""
-_TEXTS: Final = (
-    "kind", "decision", "reason", "agent", "principal", "owner", "run", "decision_id", "action_id", "approval",
-    "server", "tool", "node", "by",
-)  # fmt: skip
-_COLUMNS: Final = ("place", "wall_us", "step", *_TEXTS, "policies", "words")
 _FIND_BY: Final = 'CREATE INDEX IF NOT EXISTS "by_{0}" ON entry ("{0}", wall_us) WHERE "{0}" <> \'\';'
 _SCHEMA: Final = """
 CREATE TABLE IF NOT EXISTS source (id INTEGER PRIMARY KEY, origin TEXT NOT NULL UNIQUE, next INTEGER NOT NULL);
@@ -51,8 +46,8 @@ CREATE TABLE IF NOT EXISTS policy (
   PRIMARY KEY (policy, wall_us, source, place)
 ) WITHOUT ROWID;
 """.format(
-    texts=", ".join(f'"{name}" TEXT NOT NULL' for name in _TEXTS),
-    indices="\n".join(_FIND_BY.format(name) for name in _TEXTS),
+    texts=", ".join(f'"{name}" TEXT NOT NULL' for name in TEXTS),
+    indices="\n".join(_FIND_BY.format(name) for name in TEXTS),
 )
 _Result = TypeVar("_Result")
 
@@ -69,40 +64,6 @@ class Source(Protocol):
 
     def entries(self, start: int) -> Iterator[bytes]:
         """Every entry that is there now, from index *start* on."""
-
-
-class Filter(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What is asked for; what is empty is not asked. ``since_us`` and ``until_us``: Unix microseconds, the latter
-    excluded. ``tool`` is a name, or ``server/tool``. ``after``: the ``next`` of the page before."""
-
-    origin: str = ""
-    kind: str = ""
-    decision: str = ""
-    reason: str = ""
-    agent: str = ""
-    principal: str = ""
-    owner: str = ""
-    run: str = ""
-    decision_id: str = ""
-    action_id: str = ""
-    approval: str = ""
-    server: str = ""
-    tool: str = ""
-    node: str = ""
-    by: str = ""
-    policy: str = ""
-    since_us: int = 0
-    until_us: int = 0
-    limit: int = 50
-    after: str = ""
-    oldest_first: bool = False
-
-
-class Page(msgspec.Struct, frozen=True):
-    """``next`` continues; empty when there is no more."""
-
-    rows: list[Row]
-    next: str = ""
 
 
 class RunSummary(msgspec.Struct, frozen=True):
@@ -196,11 +157,11 @@ class Index:
         self._db.execute("COMMIT")
 
     def _add(self, number: int, found: list[Row]) -> None:
-        marks = ", ".join("?" for _ in range(len(_COLUMNS) + 1))
+        marks = ", ".join("?" for _ in range(len(COLUMNS) + 1))
         self._db.executemany(
             f"INSERT OR REPLACE INTO entry VALUES ({marks})",  # noqa: S608 (nothing in it comes from outside)
             [
-                (number, one.index, one.wall_us, one.step, *(getattr(one, name) for name in _TEXTS),
+                (number, one.index, one.wall_us, one.step, *(getattr(one, name) for name in TEXTS),
                  "\n".join(one.policies), one.words)
                 for one in found
             ],
@@ -245,26 +206,26 @@ class Index:
 
     def _find(self, asked: Filter) -> Page:
         limit = max(1, min(asked.limit, MAX_ROWS))
-        where, values = _conditions(asked)
+        where, values = questions.conditions(asked)
         order = "ASC" if asked.oldest_first else "DESC"
         if asked.after:
             where.append(f"(e.wall_us, e.source, e.place) {'>' if asked.oldest_first else '<'} (?, ?, ?)")
-            values += _cursor(asked.after)
-        columns = ", ".join(f'e."{name}"' for name in _COLUMNS)
+            values += questions.cursor(asked.after)
+        columns = ", ".join(f'e."{name}"' for name in COLUMNS)
         sql = (
             f"SELECT s.origin, e.source, {columns} FROM entry e JOIN source s ON s.id = e.source "  # noqa: S608
-            f"{_where(where)} "
+            f"{questions.where(where)} "
             f"ORDER BY e.wall_us {order}, e.source {order}, e.place {order} LIMIT ?"
         )
         found = self._db.execute(sql, (*values, limit + 1)).fetchall()
-        return _page(found, limit)
+        return questions.page(found, limit)
 
     async def run(self, run: str, after: str = "") -> Page:
         """Everything of one run, the oldest first, with what names only its actions or approvals; page by page."""
         return await self._in_thread(lambda: self._run(run, after))
 
     def _run(self, run: str, after: str) -> Page:
-        columns = ", ".join(f'e."{name}"' for name in _COLUMNS)
+        columns = ", ".join(f'e."{name}"' for name in COLUMNS)
         named = "SELECT {0} FROM entry WHERE run = ?1 AND run <> '' AND {0} <> ''"
         sql = (
             f"SELECT s.origin, e.source, {columns} FROM entry e JOIN source s ON s.id = e.source "  # noqa: S608
@@ -274,8 +235,8 @@ class Index:
             f"AND (e.wall_us, e.source, e.place) > (?2, ?3, ?4) "
             f"ORDER BY e.wall_us, e.source, e.place LIMIT ?5"
         )
-        start = _cursor(after) if after else [-1, -1, -1]
-        return _page(self._db.execute(sql, (run, *start, MAX_ROWS + 1)).fetchall(), MAX_ROWS)
+        start = questions.cursor(after) if after else [-1, -1, -1]
+        return questions.page(self._db.execute(sql, (run, *start, MAX_ROWS + 1)).fetchall(), MAX_ROWS)
 
     async def facets(self, asked: Filter, names: tuple[str, ...], most: int = 12) -> dict[str, list[tuple[str, int]]]:
         """For each of *names* the values that occur most among the newest of what is asked for, with how often."""
@@ -283,13 +244,13 @@ class Index:
 
     def _facets(self, asked: Filter, names: tuple[str, ...], most: int) -> dict[str, list[tuple[str, int]]]:
         for name in names:
-            if name not in _TEXTS:
-                raise ValueError(f"{name}: expected one of {', '.join(_TEXTS)}")
-        where, values = _conditions(asked)
+            if name not in TEXTS:
+                raise ValueError(f"{name}: expected one of {', '.join(TEXTS)}")
+        where, values = questions.conditions(asked)
         columns = ", ".join(f'e."{name}"' for name in names)
         sql = (
             f"SELECT {columns} FROM entry e JOIN source s ON s.id = e.source "  # noqa: S608
-            f"{_where(where)} ORDER BY e.wall_us DESC LIMIT ?"
+            f"{questions.where(where)} ORDER BY e.wall_us DESC LIMIT ?"
         )
         counted: list[Counter[str]] = [Counter() for _ in names]
         for found in self._db.execute(sql, (*values, COUNTED)):
@@ -303,31 +264,31 @@ class Index:
         return await self._in_thread(lambda: self._news(asked, after_us))
 
     def _news(self, asked: Filter, after_us: int) -> int:
-        where, values = _conditions(asked)
+        where, values = questions.conditions(asked)
         where += ["e.wall_us > ?", f"e.kind NOT IN ({', '.join('?' for _ in _NOISE)})"]
         values.append(after_us)
-        sql = f"SELECT 1 FROM entry e JOIN source s ON s.id = e.source {_where(where)} LIMIT ?"  # noqa: S608
+        sql = f"SELECT 1 FROM entry e JOIN source s ON s.id = e.source {questions.where(where)} LIMIT ?"  # noqa: S608
         return len(self._db.execute(sql, (*values, *_NOISE, MAX_ROWS)).fetchall())
 
     async def count(self, asked: Filter) -> int:
         """How many entries answer *asked*."""
 
         def work() -> int:
-            where, values = _conditions(asked)
-            sql = f"SELECT count(*) FROM entry e JOIN source s ON s.id = e.source {_where(where)}"  # noqa: S608
+            where, values = questions.conditions(asked)
+            sql = f"SELECT count(*) FROM entry e JOIN source s ON s.id = e.source {questions.where(where)}"  # noqa: S608
             return int(self._db.execute(sql, values).fetchone()[0])
 
         return await self._in_thread(work)
 
     async def rows(self, origin: str, start: int, end: int, most: int) -> AsyncIterator[list[Row]]:
         """The rows of one log from index *start* to *end* (excluded), at most *most* at a time."""
-        columns = ", ".join(f'e."{name}"' for name in _COLUMNS)
+        columns = ", ".join(f'e."{name}"' for name in COLUMNS)
         sql = (
             f"SELECT s.origin, e.source, {columns} FROM entry e JOIN source s ON s.id = e.source "  # noqa: S608
             "WHERE s.origin = ? AND e.place >= ? AND e.place < ? ORDER BY e.place LIMIT ?"
         )
         while start < end:
-            found = [_row(one) for one in await self.ask(sql, (origin, start, end, most))]
+            found = [questions.row_of(one) for one in await self.ask(sql, (origin, start, end, most))]
             if not found:
                 return
             yield found
@@ -362,7 +323,7 @@ class Index:
 
     async def dump(self) -> list[tuple[Any, ...]]:
         """Everything, in an order that does not depend on when it was read; to compare two indices."""
-        columns = ", ".join(f'e."{name}"' for name in _COLUMNS)
+        columns = ", ".join(f'e."{name}"' for name in COLUMNS)
         sql = f"SELECT s.origin, {columns} FROM entry e JOIN source s ON s.id = e.source ORDER BY 1, e.place"  # noqa: S608
         return await self._in_thread(lambda: self._db.execute(sql).fetchall())
 
@@ -371,64 +332,7 @@ class Index:
         self._thread.shutdown()
 
 
-def _conditions(asked: Filter) -> tuple[list[str], list[Any]]:
-    """What SQL says of *asked*; every value is a parameter."""
-    where: list[str] = []
-    values: list[Any] = []
-    server, slash, tool = asked.tool.partition("/")
-    texts = {name: getattr(asked, name) for name in _TEXTS}
-    if slash:
-        texts |= {"server": server, "tool": tool}
-    for name, value in texts.items():
-        if value:
-            where.append(f'e."{name}" = ? AND e."{name}" <> \'\'')  # the indices hold nothing that is empty
-            values.append(value)
-    for column, sign, value in (("s.origin", "=", asked.origin), ("e.wall_us", ">=", asked.since_us)):
-        if value:
-            where.append(f"{column} {sign} ?")
-            values.append(value)
-    if asked.until_us:
-        where.append("e.wall_us < ?")
-        values.append(asked.until_us)
-    if asked.policy:
-        where.append("(e.source, e.place) IN (SELECT source, place FROM policy WHERE policy = ?)")
-        values.append(asked.policy)
-    return where, values
-
-
-def _page(found: list[tuple[Any, ...]], limit: int) -> Page:
-    """At most *limit* of what was found, and where it goes on if there is more."""
-    more = found[limit - 1] if len(found) > limit else None
-    return Page([_row(one) for one in found[:limit]], f"{more[3]}.{more[1]}.{more[2]}" if more is not None else "")
-
-
-def _where(conditions: list[str]) -> str:
-    return "WHERE " + " AND ".join(conditions) if conditions else ""
-
-
 def _most(counter: Counter[str], most: int) -> list[tuple[str, int]]:
     """The values that occur most; equally often: in their own order."""
     counter.pop("", None)
     return sorted(counter.items(), key=lambda item: (-item[1], item[0]))[:most]
-
-
-def _cursor(text: str) -> list[int]:
-    parts = text.split(".")
-    if len(parts) != 3 or not all(part.isdecimal() and len(part) < 19 for part in parts):
-        raise ValueError('after: expected the "next" of the page before')
-    return [int(part) for part in parts]
-
-
-def _row(found: tuple[Any, ...]) -> Row:
-    origin, _, place, wall_us, step, *texts = found
-    *plain, policies, told = texts
-    named = dict(zip(_TEXTS, plain, strict=True))
-    return Row(
-        origin=origin,
-        index=place,
-        wall_us=wall_us,
-        step=step,
-        policies=tuple(policies.split("\n")) if policies else (),
-        words=told,
-        **named,
-    )

@@ -15,7 +15,8 @@ from edge.clock import SystemClock
 from edge.durable import DurableLedger
 from gateway import gaps
 from gateway.gaps import Gap, LogState
-from gateway.index import Filter, Index, Page, RunSummary, Source
+from gateway.index import Index, RunSummary, Source
+from gateway.questions import Filter, Page
 from gateway.records import Records
 from gateway.sql import Answer, Room
 from gateway.witness import Witness

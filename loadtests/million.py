@@ -15,8 +15,9 @@ from typing import Any, Final
 import psutil
 
 from edge.clock import SystemClock
-from gateway.index import Filter, Index
+from gateway.index import Index
 from gateway.ledgers import Sealed
+from gateway.questions import Filter
 from licet import ledgers
 from trust.identity.keys import SecretKey
 from trust.ledger.entries import AnyEntry, Deed, Dispatch, Intent, Judgement, Outcome, Refusal

@@ -11,9 +11,9 @@ import msgspec
 from edge.http import Incoming, Response, StreamResponse, json_response, relay
 from gateway import exporting
 from gateway.api.access import Access, Services, decode
-from gateway.index import MAX_ROWS, Filter
 from gateway.ledgers import Ledgers
 from gateway.people import AUDITOR, OPERATOR
+from gateway.questions import MAX_ROWS, Filter
 from gateway.state import Person
 from trust.reasons import Reason, Unverifiable, visible
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Final
 from urllib.parse import urlencode
 
-from gateway.index import MAX_ROWS, Filter
+from gateway.questions import MAX_ROWS, Filter
 from trust.ledger import moments
 from trust.reasons import Reason, Unverifiable, visible
 
@@ -28,7 +28,7 @@ TEXTS: Final = (
     "by",
     "origin",
 )
-"""Of :class:`gateway.index.Filter`, in the order in which the form shows them."""
+"""Of :class:`gateway.questions.Filter`, in the order in which the form shows them."""
 _OTHERS: Final = ("since", "until", "after", "oldest_first", "limit")
 
 

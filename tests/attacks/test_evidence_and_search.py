@@ -9,7 +9,8 @@ from urllib.parse import urlencode
 
 import pytest
 
-from gateway.index import Filter, Index
+from gateway.index import Index
+from gateway.questions import Filter
 from tests.console.test_door import get, host, link, post, signed_in
 from tests.gateway.test_index import Log, deed, filled, some
 from tests.mesh import Mesh

@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.index import Filter, Index
+from gateway.index import Index
+from gateway.questions import Filter
 from trust.ledger import entries
 from trust.ledger.entries import Deed, Intent, Judgement, Kill, Outcome, Refusal, Stamp, decode, encode, stamped
 from trust.ledger.rows import row

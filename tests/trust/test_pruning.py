@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from gateway.index import Filter, Index
+from gateway.index import Index
 from gateway.ledgers import Sealed
+from gateway.questions import Filter
 from tests.mesh import Mesh
 from tests.stories.test_agents_cli import as_json, fine, licet
 from tests.stories.test_asking import settled
