@@ -26,8 +26,8 @@ KINDS: Final[dict[Kind, str]] = {
 
 AFTER_US: Final = 60 * 1_000_000
 """An intent without outcome, or a dispatch without intent, is still under way for so long."""
-SILENT_US: Final = 10 * 1_000_000
-"""A log is shipped at least once a second, also when it does not grow."""
+SILENT_US: Final = 90 * 1_000_000
+"""A log is shipped within a second when it grows, and every 30 seconds when it does not."""
 SKEW_US: Final = 5 * 1_000_000
 STEP_BACK_US: Final = 1_000_000
 BEHIND: Final = 2_000

@@ -213,3 +213,24 @@ async def test_a_copy_that_could_not_be_written_is_made_whole_again(mesh: Mesh, 
     copy = mesh.gateway.witness.path(ORIGIN)
     assert [*read_entries(copy, sealed.size)] == [*read_entries(mesh.sidecar.ledger.root, sealed.size)]
     assert Tree(copy, sealed.size).root() == sealed.root
+
+
+async def test_a_log_that_does_not_grow_is_seen_again_and_again(mesh: Mesh, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that silence means something: a log that nobody ships is told from one in which nothing happens."""
+    monkeypatch.setattr("sidecar.shipping.IDLE_S", 0.1)
+    witness = mesh.gateway.witness
+
+    def seen() -> dict[str, int]:
+        return {log.origin: witness.seen_us(log) for log in witness.logs()}
+
+    async with asyncio.timeout(10):
+        while len(seen()) < 2:
+            await asyncio.sleep(0.05)
+        sizes = {log.origin: log.size for log in witness.logs()}
+        before = seen()
+        while not all(at > before[origin] for origin, at in seen().items()):
+            await asyncio.sleep(0.05)
+        before = seen()
+        while not all(at > before[origin] for origin, at in seen().items()):
+            await asyncio.sleep(0.05)
+    assert {log.origin: log.size for log in witness.logs()} == sizes
