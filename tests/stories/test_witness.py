@@ -224,9 +224,9 @@ async def test_a_log_that_does_not_grow_is_seen_again_and_again(mesh: Mesh, monk
         return {log.origin: witness.seen_us(log) for log in witness.logs()}
 
     async with asyncio.timeout(10):
-        while len(seen()) < 2:
+        sizes = {part.ledger.origin: part.ledger.size for part in (mesh.sidecar, mesh.node)}
+        while {log.origin: log.size for log in witness.logs()} != sizes:
             await asyncio.sleep(0.05)
-        sizes = {log.origin: log.size for log in witness.logs()}
         before = seen()
         while not all(at > before[origin] for origin, at in seen().items()):
             await asyncio.sleep(0.05)
