@@ -164,8 +164,8 @@ async def test_a_question_cannot_take_all_memory_or_tell_without_end(room: Room)
     assert told.more
     with contextlib.suppress(Unverifiable):  # told as far as there is room, or refused by DuckDB's own limit
         await ask(room, "SELECT repeat(chr(128512), 200000) FROM range(10001)")
-    assert room._process is not None
-    assert psutil.Process(room._process.pid).memory_info().rss < 2.5e9
+    if room._process is not None:  # it may have been ended for that
+        assert psutil.Process(room._process.pid).memory_info().rss < 2.5e9
     with pytest.raises(Unverifiable):
         await ask(room, "SELECT INTERVAL 100000000 YEAR")
     with pytest.raises(Unverifiable, match="at most 200"):

@@ -16,6 +16,7 @@ from tests.trust.test_ledger import FailingDisk
 from trust.canonical import digest_of
 from trust.ledger.entries import Approval, Dispatch, Hold, Intent, Kill, Outcome, Refusal
 from trust.ledger.verify import verify
+from trust.policy.judge import action_digest
 
 pytestmark = pytest.mark.slow
 
@@ -348,17 +349,23 @@ async def test_every_ledger_verifies_and_every_decision_can_be_made_again(mesh: 
 
 
 async def test_a_decision_that_does_not_follow_from_its_facts_is_found(mesh: Mesh) -> None:
-    """An insider with the log's key writes an intent that policy never permitted."""
+    """An insider with the log's key writes an intent that policy never permitted, with more and more care."""
     await mesh.call(*READ)
     intent = of(mesh, Intent)[0]
     forged_args = {"path": "server.pem"}
     deed = msgspec.structs.replace(intent.deed, arguments=forged_args, arguments_sha256=digest_of(forged_args))
-    await mesh.sidecar.ledger.append(msgspec.structs.replace(intent, deed=deed))
+    bundle = mesh.sidecar.world.bundle
+    assert bundle is not None
+    fitting = msgspec.structs.replace(deed, action_digest=action_digest(bundle, deed))
+    for careful in (deed, fitting, msgspec.structs.replace(fitting, agent="other")):
+        await mesh.sidecar.ledger.append(msgspec.structs.replace(intent, deed=careful))
     await mesh.stop("sidecar")
     root = mesh.home / "sidecar" / "ledger"
     report = verify(root, judge=Judge(root.parent))
     assert not report.holds
-    assert "give refuse by ['no-key-files']" in report.faults[0]
+    assert "the digest that people approve is not the one of this action" in report.faults[0]
+    assert "give refuse by ['no-key-files']" in report.faults[1]
+    assert "asked by other, and decided with the facts of demo" in report.faults[2]
 
 
 async def test_the_tool_receives_the_bytes_that_were_judged(mesh: Mesh) -> None:

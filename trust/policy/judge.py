@@ -80,7 +80,7 @@ def recorded(bundle: Compiled, deed: Deed, judgement: Judgement) -> tuple[Agent,
         raise Undecidable(bad.detail) from None
 
 
-def _action_digest(bundle: Compiled, deed: Deed) -> str:
+def action_digest(bundle: Compiled, deed: Deed) -> str:
     """As :meth:`trust.action.Action.digest` makes it."""
     return digest_of(
         {
@@ -108,7 +108,7 @@ def disagreement(bundle: Compiled, line: Line, deed: Deed) -> str | None:
     agent, context, args = recorded(bundle, deed, judgement)
     if agent.name != deed.agent:
         return f"asked by {deed.agent}, and decided with the facts of {agent.name}"
-    if deed.action_digest and deed.action_digest != _action_digest(bundle, deed):
+    if deed.action_digest and deed.action_digest != action_digest(bundle, deed):
         return f"{deed.server}/{deed.tool}: the digest that people approve is not the one of this action"
     request = Request(agent.uid, f"{deed.server}/{deed.tool}", Uid("Server", deed.server), {**context, "args": args})
     approved = getattr(entry, "approval", None) is not None
