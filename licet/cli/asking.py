@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import functools
 import inspect
+import json
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,6 +22,7 @@ from trust.canonical import read_object
 from trust.ledger import checkpoint, moments, proofs, words
 from trust.ledger.rows import Row
 from trust.ledger.tiles import write_atomically
+from trust.reasons import visible
 
 PAGE: Final = 500
 
@@ -224,16 +226,28 @@ def who_approved(
     steps = list(_pages({"approval": approval, "kind": "approval", "oldest_first": "true"}, PAGE, token_file))
     asked = next((row for row in steps if row.decision == "requested"), None)
     shown = _entry(asked.origin, asked.index, token_file)[0]["entry"] if asked is not None else {}
-    told = {"approval": approval, "steps": [msgspec.to_builtins(row) for row in steps], "shown": shown.get("request")}
+    request = shown.get("request") or {}
+    held = (
+        list(_pages({"decision_id": request.get("decision_id", ""), "kind": "hold"}, 1, token_file)) if request else []
+    )
+    arguments = _entry(held[0].origin, held[0].index, token_file)[0]["entry"]["deed"].get("arguments") if held else None
+    told = {
+        "approval": approval,
+        "steps": [msgspec.to_builtins(row) for row in steps],
+        "shown": shown.get("request"),
+        "arguments": arguments,
+    }
 
     def people() -> None:
         say(approval, "bold")
         for row in steps:
             say(f"  {words.moment(row.wall_us)}  {row.words}")
-        request = shown.get("request") or {}
         if request:
-            name = f"{request['server']}/{request['tool']} for {request['agent']}"
-            say(f"what was shown: {name}, the bytes with SHA-256 {request['body_sha256']}")
+            say(f"what was shown: {request['server']}/{request['tool']} for {request['agent']}")
+            if arguments is not None:
+                say(f"  {visible(json.dumps(arguments, ensure_ascii=False), 4000)}")
+            quorum = ", ".join(f"{count} of {role}" for role, count in request["terms"]["quorum"].items())
+            say(f"  to be decided by {quorum}; the bytes have the SHA-256 {request['body_sha256']}", "dim")
 
     show(told, as_json, people)
 

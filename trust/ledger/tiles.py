@@ -10,9 +10,12 @@ import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Final
 
 from trust.ledger.merkle import HASH_BYTES, TILE_WIDTH, Edge
 from trust.reasons import Reason, Unverifiable
+
+LOOKS: Final = 5
 
 
 def tile_name(number: int) -> str:
@@ -141,10 +144,11 @@ def _read_tile(root: Path, level: int | str, number: int, width: int) -> bytes:
     exact = root / tile_path(level, number, width)
     full = root / tile_path(level, number, TILE_WIDTH)
     partial = full.with_name(full.name + ".p")
-    wider = sorted((p for p in partial.glob("[0-9]*") if int(p.name) > width), key=lambda p: int(p.name))
-    for path in (exact, *wider, full):
-        try:
-            return path.read_bytes()
-        except FileNotFoundError:
-            continue
+    for _ in range(LOOKS):  # while it is looked for, one may have become another
+        wider = sorted((p for p in partial.glob("[0-9]*") if int(p.name) > width), key=lambda p: int(p.name))
+        for path in (exact, *wider, full):
+            try:
+                return path.read_bytes()
+            except FileNotFoundError:
+                continue
     raise Unverifiable(Reason.MALFORMED_REQUEST, f"{exact.relative_to(root)} is missing")
