@@ -1,6 +1,6 @@
 """DuckDB in a process of its own: nothing that somebody asks there can reach a file, a network, a secret or us.
 
-As a program: rows come in over stdin and are inserted; then questions are answered, as JSON. The database
+As a program: the table's columns and its rows come in over stdin; then questions are answered, as JSON. The database
 is in memory; external access is off and the configuration locked before the first row is there; one statement that only
 reads is accepted at a time; the operating system lets this process write no file. Whoever started it ends it when a
 question takes too long. With ``--parquet FILE`` it writes the rows that come in to a Parquet file. It is started by its
@@ -18,19 +18,6 @@ from typing import Any, BinaryIO, Final
 import duckdb
 
 LENGTH: Final = struct.Struct(">I")
-MAX_MESSAGE: Final = 256 << 20
-TEXTS: Final = (
-    "origin", "kind", "decision", "reason", "agent", "principal", "owner", "run", "decision_id", "action_id",
-    "approval", "server", "tool", "node", "by", "words",
-)  # fmt: skip
-COLUMNS: Final = {
-    "time": "TIMESTAMP",
-    "index": "BIGINT",
-    "step": "INTEGER",
-    **dict.fromkeys(TEXTS, "VARCHAR"),
-    "policies": "VARCHAR[]",
-}
-_JSON: Final = {**dict.fromkeys(COLUMNS, "VARCHAR"), "index": "BIGINT", "step": "INTEGER", "policies": ["VARCHAR"]}
 _LOCKED: Final = (
     "SET autoinstall_known_extensions = false",
     "SET autoload_known_extensions = false",
@@ -56,20 +43,21 @@ class NotAsked(Exception):
     """A statement that does not only read."""
 
 
-def opened(*, locked: bool) -> duckdb.DuckDBPyConnection:
-    """A database in memory with the empty table ``entries``."""
+def opened(columns: dict[str, str], *, locked: bool) -> duckdb.DuckDBPyConnection:
+    """A database in memory with the empty table ``entries``, whose *columns* are names with their types."""
     found = duckdb.connect(":memory:")
-    columns = ", ".join(f'"{name}" {kind}' for name, kind in COLUMNS.items())
-    found.execute(f"CREATE TABLE entries ({columns})")
+    named = ", ".join(f'"{name}" {kind}' for name, kind in columns.items())
+    found.execute(f"CREATE TABLE entries ({named})")
     for setting in _LOCKED if locked else ():
         found.execute(setting)
     return found
 
 
-def insert(database: duckdb.DuckDBPyConnection, rows: str) -> None:
-    """*rows*: a JSON array of objects with the names of :data:`COLUMNS`, ``time`` as RFC 3339."""
-    named = ", ".join(f'r."{name}"' + ("::TIMESTAMP" if name == "time" else "") for name in COLUMNS)
-    form = json.dumps([_JSON])
+def insert(database: duckdb.DuckDBPyConnection, columns: dict[str, str], rows: str) -> None:
+    """*rows*: a JSON array of objects with the names of *columns*; moments as RFC 3339."""
+    named = ", ".join(f'r."{name}"::{kind}' for name, kind in columns.items())
+    plain = {name: ["VARCHAR"] if kind.endswith("[]") else "VARCHAR" for name, kind in columns.items()}
+    form = json.dumps([plain])
     database.execute(
         f"INSERT INTO entries SELECT {named} FROM (SELECT unnest(from_json(?::JSON, '{form}')) AS r)",  # noqa: S608
         [rows],
@@ -135,10 +123,11 @@ def serve() -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_AS, (MAX_ADDRESSES, MAX_ADDRESSES))
-    database = opened(locked=True)
+    columns = read(sys.stdin.buffer)["columns"]
+    database = opened(columns, locked=True)
     while (message := read(sys.stdin.buffer)) is not None:
         if "rows" in message:
-            insert(database, json.dumps(message["rows"]))
+            insert(database, columns, json.dumps(message["rows"]))
             continue
         try:
             told = ask(database, message["sql"], message["most"])
@@ -149,9 +138,10 @@ def serve() -> None:
 
 def parquet(path: str) -> None:
     """Write the rows that come in to *path*."""
-    database = opened(locked=False)
+    columns = read(sys.stdin.buffer)["columns"]
+    database = opened(columns, locked=False)
     while (message := read(sys.stdin.buffer)) is not None:
-        insert(database, json.dumps(message["rows"]))
+        insert(database, columns, json.dumps(message["rows"]))
     database.execute("COPY entries TO ? (FORMAT parquet, COMPRESSION zstd)", [path])
 
 

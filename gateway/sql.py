@@ -11,7 +11,6 @@ from typing import Any, Final
 
 import msgspec
 
-from gateway import duck
 from gateway.index import Index
 from trust.ledger import exports
 from trust.ledger.rows import Row
@@ -22,6 +21,11 @@ SECONDS: Final = 10.0
 LOADING_S: Final = 60.0
 MAX_ROWS: Final = 10_000
 MAX_WAITING: Final = 4
+PROGRAM: Final = Path(__file__).resolve().with_name("duck.py")
+"""Never imported here: DuckDB has no business in the process that holds the gateway's key."""
+_TYPES: Final = {"time": "TIMESTAMP", "index": "BIGINT", "step": "INTEGER", "policies": "VARCHAR[]"}
+COLUMNS: Final = {name: _TYPES.get(name, "VARCHAR") for name in ("time", *exports.COLUMNS)}
+"""Of the table ``entries``."""
 MAX_LOADED: Final = 1_000_000
 """The newest rows of the index; more would not fit into the memory that one question may take."""
 BATCH: Final = 5_000
@@ -120,10 +124,12 @@ class Room:
 
 async def _start(*arguments: str) -> Process:
     """With nothing of our environment, and no directory from which it would take a module."""
-    command = (sys.executable, "-I", str(Path(duck.__file__).resolve()), *arguments)
-    return await asyncio.create_subprocess_exec(
+    command = (sys.executable, "-I", str(PROGRAM), *arguments)
+    process = await asyncio.create_subprocess_exec(
         *command, stdin=PIPE, stdout=PIPE, env={"HOME": "/nonexistent"}, cwd="/"
     )
+    await _send(process, {"columns": COLUMNS})
+    return process
 
 
 async def _send_rows(process: Process, rows: list[Row]) -> None:

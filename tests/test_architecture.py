@@ -98,6 +98,14 @@ def test_each_dependency_has_its_doors() -> None:
         assert importers == doors, library
 
 
+def test_duckdb_runs_in_a_process_of_its_own() -> None:
+    """It is started by its path: nobody imports it, least of all who holds a key."""
+    assert not {m.name for m in ALL if "gateway.duck" in m.imports}
+    asked = "import sys, gateway.app, sidecar.app, licet.cli; print('duckdb' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", asked], cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
+
+
 def test_permits_are_minted_in_one_place() -> None:
     minting = {
         m.name

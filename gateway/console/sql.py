@@ -11,9 +11,8 @@ from edge.http import Incoming, Response
 from gateway.console.door import Door
 from gateway.console.ledger import READERS
 from gateway.console.visits import Guest
-from gateway.duck import COLUMNS
 from gateway.ledgers import Ledgers
-from gateway.sql import SECONDS, Answer
+from gateway.sql import COLUMNS, SECONDS, Answer
 from trust.reasons import Unverifiable
 
 HERE: Final = "/sql"
