@@ -121,7 +121,7 @@ def require_own_form(incoming: Incoming, guest: Guest | None, token: str) -> Non
         raise Unverifiable(Reason.NOT_YOURS, f"a form from another place (Sec-Fetch-Site: {site})")
     if site is None and incoming.header("origin") is None:
         raise Unverifiable(Reason.NOT_YOURS, "a form without Origin and Sec-Fetch-Site: no browser sends it so")
-    if guest is not None and not hmac.compare_digest(token, guest.csrf):
+    if guest is not None and not hmac.compare_digest(token.encode(), guest.csrf.encode()):
         raise Unverifiable(Reason.NOT_YOURS, "a form without the page's own token; load the page again")
 
 

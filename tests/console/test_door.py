@@ -116,6 +116,7 @@ async def test_a_form_from_anywhere_else_is_refused_and_changes_nothing(mesh: Me
         (body, {"Origin": "null"}),
         (body, {"Sec-Fetch-Site": "", "Origin": ""}),
         (body.replace(csrf, "0" * 64), {}),
+        (body.replace(csrf, "%C3%A9"), {}),
         ("name=mine&asked=", {}),
         (body, {"Content-Type": "text/plain"}),
         (body + "&name=other", {}),
