@@ -111,7 +111,8 @@ class Pipeline:
         began, marks = self._clock.mono_ns(), self._telemetry.tracer.marks(action.trace.received_ns)
         marks.at("1 receive")
         answer = await self._act(action, caller, place, approval, marks)
-        tell(self._telemetry, action, answer, marks, (self._clock.mono_ns() - began) / 1e9)
+        if answer.decision_id == action.decision_id:  # else it is a stored action's, which was told as such
+            tell(self._telemetry, action, answer, marks, (self._clock.mono_ns() - began) / 1e9)
         return answer
 
     async def _act(self, action: Action, caller: Caller, place: Place, approval: str | None, marks: Marks) -> Answer:

@@ -191,7 +191,10 @@ async def test_prometheus_reads_what_happened_and_no_names(mesh: Mesh) -> None:
     for _ in range(3):
         await mesh.call(READ, NOTES)
     await mesh.call(READ, {"path": "server.pem"})
-    await mesh.call("workbench/delete_file", NOTES)
+    held = await mesh.call("workbench/delete_file", NOTES)
+    await mesh.call("workbench/delete_file", {"path": "other.txt"})
+    await mesh.vote(held.json["approval"])
+    assert (await mesh.call("workbench/delete_file", NOTES)).status == 200  # finds what was approved: one action
     assert (await mesh.request("GET", f"{mesh.url}/nowhere")).status == 404
     told = {}
     for part, url in (
@@ -210,17 +213,17 @@ async def test_prometheus_reads_what_happened_and_no_names(mesh: Mesh) -> None:
         (found,) = [v for n, has, v in told[part] if n == name and has == labels]
         return found
 
-    assert value("sidecar", "licet_actions_total", decision="allow", reason="") == 3
+    assert value("sidecar", "licet_actions_total", decision="allow", reason="") == 4
     assert value("sidecar", "licet_actions_total", decision="deny", reason="policy_forbids") == 1
-    assert value("sidecar", "licet_actions_total", decision="hold", reason="") == 1
+    assert value("sidecar", "licet_actions_total", decision="hold", reason="") == 2
     assert value("sidecar", "licet_refusals_total", reason="not_found") == 1
-    assert value("sidecar", "licet_action_seconds_count", decision="allow") == 3
+    assert value("sidecar", "licet_action_seconds_count", decision="allow") == 4
     assert value("sidecar", "licet_ready") == 1
     assert value("sidecar", "licet_ledger_entries") == mesh.sidecar.ledger.size
-    assert value("gateway", "licet_dispatches_total", status="done") == 3
+    assert value("gateway", "licet_dispatches_total", status="done") == 4
     assert value("gateway", "licet_approvals_pending") == 1
     assert value("gateway", "licet_nodes_alive") == 1
-    assert value("node", "licet_executions_total", status="done") == 3
+    assert value("node", "licet_executions_total", status="done") == 4
 
 
 @given(st.text(max_size=80))
