@@ -36,7 +36,8 @@ def csv_line(row: Row) -> bytes:
 
 
 def _tame(value: Any) -> Any:
-    return f"'{value}" if isinstance(value, str) and value.lstrip().startswith(_FORMULA) else value
+    runs = isinstance(value, str) and (value.lstrip().startswith(_FORMULA) or value.startswith(("\t", "\r", "\n")))
+    return f"'{value}" if runs else value
 
 
 def _csv(cells: Any) -> bytes:
