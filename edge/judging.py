@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
 import msgspec
 
 from edge.blobs import Blobs
-from trust.canonical import read_object
-from trust.identity.keys import PublicKey, SecretKey
-from trust.ledger.entries import Deed, Judgement, Line, Refusal
+from trust.canonical import JsonObject, jcs, read_object
+from trust.identity.keys import PublicKey, SecretKey, unb64url
+from trust.ledger.entries import Deed, Judgement, Line, Refusal, SealedArguments
 from trust.ledger.verify import Undecidable
+from trust.personal import SubjectKey, opened
 from trust.policy import judge
 from trust.policy.bundle import BundleRejected, Compiled, compile_bundle, open_bundle
 from trust.policy.cedar import Uid
@@ -23,10 +25,19 @@ MAX_COMPILED: Final = 16
 """A bundle is compiled in some ten milliseconds and holds some megabytes; neighbouring decisions share one."""
 
 
+KeyOf = Callable[[str, str], SubjectKey | None]
+"""A subject's key by its id, for one agent; None if it is not here, or was destroyed."""
+
+
+def no_keys(_key: str, _agent: str) -> None:
+    """Where nobody has the keys of subjects: what is personal stays sealed."""
+
+
 class Judge:
     """For the ledger of one process, whose home holds ``bundles/`` and ``blobs/``."""
 
-    def __init__(self, home: Path) -> None:
+    def __init__(self, home: Path, key_of: KeyOf = no_keys) -> None:
+        self._key_of = key_of
         self._bundles = home / "bundles"
         self._signer = _signer(home)
         self._blobs = Blobs(home / "blobs")
@@ -36,7 +47,8 @@ class Judge:
         entry: Any = line.entry
         if isinstance(entry, Refusal) and entry.step != 5:
             raise Undecidable("it was refused before or after policy")
-        return judge.disagreement(self.bundle(entry.judgement.bundle), line, self.with_arguments(entry.deed))
+        deed, salt = self.complete(entry.deed)
+        return judge.disagreement(self.bundle(entry.judgement.bundle), line, deed, salt)
 
     def bundle(self, digest: str) -> Compiled:
         """The bundle with exactly this digest, or :class:`Undecidable`."""
@@ -61,20 +73,39 @@ class Judge:
         except (Unverifiable, BundleRejected):
             return None
 
-    def with_arguments(self, deed: Deed) -> Deed:
-        """*deed* with its arguments, from beside the log if they were too large for the entry."""
-        if deed.arguments is not None:
-            return deed
-        kept = self._blobs.get(deed.arguments_sha256)
-        return deed if kept is None else msgspec.structs.replace(deed, arguments=read_object(kept))
+    def complete(self, deed: Deed) -> tuple[Deed, bytes]:
+        """*deed* with all of its arguments, and the salt of its digests: from beside the log if they were too large for
+        the entry, and opened if they are personal; :class:`Undecidable` if that cannot be."""
+        if deed.sealed is None:
+            if deed.arguments is not None:
+                return deed, b""
+            kept = self._blobs.get(deed.arguments_sha256)
+            return deed if kept is None else msgspec.structs.replace(deed, arguments=read_object(kept)), b""
+        arguments, salt = open_sealed(deed, deed.sealed, self._blobs, self._key_of)
+        return msgspec.structs.replace(deed, arguments=arguments), salt
 
     def request(self, deed: Deed, judgement: Judgement) -> tuple[Compiled, Request, World]:
         """What Cedar was asked."""
-        bundle, complete = self.bundle(judgement.bundle), self.with_arguments(deed)
+        bundle, (complete, _) = self.bundle(judgement.bundle), self.complete(deed)
         agent, context, args = judge.recorded(bundle, complete, judgement)
         name = f"{deed.server}/{deed.tool}"
         request = Request(agent.uid, name, Uid("Server", deed.server), {**context, "args": args})
         return bundle, request, bundle.engine.world(agent.entities())
+
+
+def open_sealed(deed: Deed, sealed: SealedArguments, blobs: Blobs, key_of: KeyOf) -> tuple[JsonObject, bytes]:
+    """(all arguments of *deed*, the salt of its digests), or :class:`Undecidable` that says why they stay sealed."""
+    key = key_of(sealed.key, deed.agent) if sealed.key else None
+    if key is None:
+        raise Undecidable("personal values are sealed, and their key is not here or was destroyed")
+    box = blobs.get(sealed.blob) if sealed.blob else unb64url(sealed.box)
+    if box is None:
+        raise Undecidable("the arguments are not here")
+    try:
+        arguments = opened(key, box, deed.arguments)
+    except Unverifiable as bad:
+        raise Undecidable(bad.detail) from None
+    return arguments, key.salt(jcs(arguments))
 
 
 def _signer(home: Path) -> PublicKey | None:

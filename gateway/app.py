@@ -42,6 +42,8 @@ from gateway.state import Person
 from gateway.statements import Statements
 from gateway.stops import Stops
 from gateway.store import Store
+from gateway.subjects import FILE as SUBJECTS
+from gateway.subjects import Subjects
 from gateway.witness import Witness
 from trust.identity.keys import SecretKey
 from trust.ledger import entries
@@ -84,6 +86,7 @@ class Gateway:
         self._store = Store(home / "state.sqlite")
         self.records = Records(self.ledger, self._store)
         await self.records.note(entries.Start(VERSION, self.ledger.size))
+        self._subjects = subjects = Subjects(home / SUBJECTS, self.records)
         people = People(self.records)
         await self._first_operator(people)
         blobs = Blobs(home / "blobs")
@@ -95,8 +98,10 @@ class Gateway:
         await self.standings.settle_the_rest()
         delegations = Delegations(self.records, registry, self.stops, self.standings, key, clock, domain)
         self.bundles = Bundles(home / "bundles", self.records, servers, people, key, clock, config.bundle_ttl_s)
-        self._feed = Feed(self.records, registry, self.stops, self.standings, self.bundles, key, clock, domain)
-        self.desk = Desk(self.records, registry, self.stops, delegations, blobs, clock)
+        self._feed = Feed(
+            self.records, registry, self.stops, self.standings, subjects, self.bundles, key, clock, domain
+        )
+        self.desk = Desk(self.records, registry, self.stops, delegations, subjects, blobs, clock)
         nodes = Nodes(self._store, config.lease_ttl_s)
         self._tls = Certificates.of(config, domain, clock)
         self._client = Client(tls=self._tls.outgoing if self._tls else None)
@@ -104,7 +109,8 @@ class Gateway:
         self.witness = Witness(self.records, home / "logs", f"{domain}/gateway/main", key, clock)
         anchored = (config.checkpoints_to, config.witness_url or "", config.witness_vkey)
         self.anchors = Anchors(self.ledger.root, *anchored, self._client)
-        self.ledgers = Ledgers(self.records, self.witness, home / "index.sqlite", clock, config.keep_days)
+        index = home / "index.sqlite"
+        self.ledgers = Ledgers(self.records, self.witness, index, clock, subjects.key_of, config.keep_days)
         self._shared = SharedNonces(config.nonces, audience) if config.nonces else None
         if self._shared is not None:
             await self._shared.start()
@@ -117,6 +123,7 @@ class Gateway:
             self.standings,
             delegations,
             proofs,
+            subjects,
             self.bundles,
             self.desk,
             clock,
@@ -144,6 +151,7 @@ class Gateway:
             stops=self.stops,
             standings=self.standings,
             delegations=delegations,
+            subjects=subjects,
             people=people,
             bundles=self.bundles,
             feed=self._feed,
@@ -280,6 +288,7 @@ class Gateway:
         await self.ledger.close()
         await self.ledgers.close()
         self._store.close()
+        self._subjects.close()
         await asyncio.to_thread(self.telemetry.close)
 
 

@@ -260,7 +260,13 @@ class Dispatcher:
         self._statements.require_unchanged(asked)
         body = wire.encode(
             Execute(
-                action.server, dispatch.method, dispatch.headers, credentials, asked.span.trace_id, asked.span.span_id
+                action.server,
+                dispatch.method,
+                dispatch.headers,
+                credentials,
+                action.salt.hex(),
+                asked.span.trace_id,
+                asked.span.span_id,
             ),
             action.payload.body,
         )
@@ -382,6 +388,7 @@ class Dispatcher:
             authn=asked.sender.authn,
             authority=asked.dispatch.authority,
             action_digest=asked.dispatch.action_digest,
+            valid=no.reason is not Reason.ARGUMENTS_INVALID,
         )
         try:
             stamp = await self._records.note(

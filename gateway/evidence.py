@@ -15,8 +15,10 @@ from typing import Any, Final
 from edge.blobs import Blobs
 from gateway.ledgers import Ledgers, Sealed
 from gateway.questions import MAX_ROWS, Filter
+from trust.canonical import JsonObject, jcs
 from trust.identity.keys import PublicKey, b64url
 from trust.ledger import entries
+from trust.ledger.entries import Deed
 from trust.ledger.merkle import TILE_WIDTH
 from trust.ledger.rows import Row
 from trust.reasons import Reason, Unverifiable, visible
@@ -69,10 +71,11 @@ class Packer:
         self._bundles = ledgers.home / "bundles"
         self._blobs = Blobs(ledgers.home / "blobs")
 
-    async def pack(self, run: str, by: str) -> bytes:
-        """The evidence of *run*; that *by* took it is recorded first."""
+    async def pack(self, run: str, by: str, *, personal: bool = False) -> bytes:
+        """The evidence of *run*; that *by* took it is recorded first. *personal*: with what is sealed of it opened, as
+        far as its keys are here; whoever has the pack then has that for ever."""
         async with self._one:
-            rows = await self._ledgers.whole_run(run, MAX_ENTRIES, by)
+            rows = await self._ledgers.whole_run(run, MAX_ENTRIES, by, personal=personal)
             if not rows:
                 raise Unverifiable(Reason.NOT_FOUND, f"no log has a run {visible(run)} (the index is a second behind)")
             if len(rows) > MAX_ENTRIES:
@@ -80,9 +83,9 @@ class Packer:
             for kind in _CONTEXT:
                 asked = Filter(kind=kind, origin=self._gateway, until_us=rows[-1].wall_us + AFTER_US, limit=MAX_ROWS)
                 rows += (await self._ledgers.index.find(asked)).rows
-            return await asyncio.to_thread(self._write, run, rows)
+            return await asyncio.to_thread(self._write, run, rows, personal)
 
-    def _write(self, run: str, rows: list[Row]) -> bytes:
+    def _write(self, run: str, rows: list[Row], personal: bool) -> bytes:
         files: dict[str, bytes] = {}
         listed: list[dict[str, Any]] = []
         bundles: set[str] = set()
@@ -95,6 +98,8 @@ class Packer:
                 files[entry], files[proof] = read(log, index), log.proof(index)
                 listed.append({"origin": origin, "index": index, "file": entry, "proof": proof})
                 _named(files[entry], bundles, arguments)
+                if personal:
+                    files |= self._opened(files[entry])
         files |= self._kept(bundles, arguments)
         manifest = {
             "format": FORMAT,
@@ -112,6 +117,17 @@ class Packer:
             files[f"verifier/{path.name}"] = path.read_bytes()
         files["__main__.py"] = _MAIN
         return _zipped(files)
+
+    def _opened(self, data: bytes) -> dict[str, bytes]:
+        """What opens the personal arguments of an entry: they and the salt are what its digest is of."""
+        deed: Deed | None = getattr(entries.decode(data).entry, "deed", None)
+        if deed is None or deed.sealed is None:
+            return {}
+        opened = self._ledgers.opened(deed)
+        if opened.missing:
+            return {}
+        told: JsonObject = {"salt": opened.salt.hex(), "arguments": opened.arguments}
+        return {f"opened/{deed.arguments_sha256}.json": jcs(told)}
 
     def _kept(self, bundles: Iterable[str], arguments: Iterable[str]) -> dict[str, bytes]:
         """What decisions name, as far as it is here."""
@@ -140,7 +156,7 @@ def _named(data: bytes, bundles: set[str], arguments: set[str]) -> None:
     judgement, deed = getattr(entry, "judgement", None), getattr(entry, "deed", None)
     if judgement is not None:
         bundles.add(judgement.bundle)
-    if deed is not None and deed.arguments is None:
+    if deed is not None and deed.arguments is None and deed.sealed is None:
         arguments.add(deed.arguments_sha256)
 
 

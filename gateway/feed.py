@@ -11,6 +11,7 @@ from gateway.records import Records
 from gateway.registry import Registry
 from gateway.standings import Standings
 from gateway.stops import Stops
+from gateway.subjects import Subjects
 from trust import feed
 from trust.feed import Facts
 from trust.identity.keys import SecretKey
@@ -27,6 +28,7 @@ class Feed:
         registry: Registry,
         stops: Stops,
         standings: Standings,
+        subjects: Subjects,
         bundles: Bundles,
         key: SecretKey,
         clock: SystemClock,
@@ -36,6 +38,7 @@ class Feed:
         self._registry = registry
         self._stops = stops
         self._standings = standings
+        self._subjects = subjects
         self._bundles = bundles
         self._key = key
         self._clock = clock
@@ -73,6 +76,7 @@ class Feed:
             epoch=record.epoch,
             keys=tuple(key.key for key in record.keys),
             revoked=revoked,
+            erasures=self._subjects.erasures,
         )
 
     async def lines(self, agent: str) -> AsyncIterator[bytes]:

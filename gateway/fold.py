@@ -11,6 +11,7 @@ from gateway.state import (
     AgentKey,
     AgentRecord,
     ApprovalRecord,
+    ErasedKey,
     Heard,
     KeyHolder,
     Killed,
@@ -69,6 +70,9 @@ def apply(store: Store, stamp: Stamp, entry: AnyEntry) -> None:
             _standing(store, stamp, entry)
         case entries.Bundle():
             _bundle(store, entry)
+        case entries.Subject():
+            if entry.event == "erased":
+                store.put(entry.key, ErasedKey(entry.key))
         case entries.Log():
             _log(store, entry)
         case entries.Witness():

@@ -11,8 +11,10 @@ from typing import Final, Self
 
 import msgspec
 
+from edge.blobs import Blobs
 from edge.clock import SystemClock
 from edge.durable import DurableLedger
+from edge.judging import KeyOf, open_sealed
 from gateway import gaps
 from gateway.gaps import Gap, LogState
 from gateway.index import Index, RunSummary, Source
@@ -20,12 +22,15 @@ from gateway.questions import Filter, Page
 from gateway.records import Records
 from gateway.sql import Answer, Room
 from gateway.witness import Witness
+from trust.canonical import JsonObject
 from trust.ledger import checkpoint, entries, proofs
+from trust.ledger.entries import Deed
 from trust.ledger.merkle import TILE_WIDTH
 from trust.ledger.proofs import Tree
 from trust.ledger.pruning import first_kept, first_to_keep, prune
 from trust.ledger.rows import Row
 from trust.ledger.tiles import read_entries
+from trust.ledger.verify import Undecidable
 from trust.reasons import Reason, Unverifiable, visible
 
 INTERVAL_S: Final = 1.0
@@ -90,10 +95,28 @@ class Proved(msgspec.Struct, frozen=True):
     cosigned_s: int
 
 
+class Opened(msgspec.Struct, frozen=True):
+    """A deed's complete arguments, and the salt of its digests if some are personal; ``missing``: why they are not
+    here."""
+
+    arguments: JsonObject
+    salt: bytes = b""
+    missing: str = ""
+
+
 class Ledgers:
     """Of one gateway. The index follows what is sealed, about a second behind."""
 
-    def __init__(self, records: Records, witness: Witness, path: Path, clock: SystemClock, keep_days: int = 0) -> None:
+    def __init__(
+        self,
+        records: Records,
+        witness: Witness,
+        path: Path,
+        clock: SystemClock,
+        key_of: KeyOf,
+        keep_days: int = 0,
+    ) -> None:
+        self._key_of = key_of
         self._keep_days = keep_days
         self._prune_at = 0.0
         self._records = records
@@ -103,6 +126,7 @@ class Ledgers:
         self._wake = asyncio.Event()
         self._listeners: list[Callable[[], None]] = []
         self.home = path.parent
+        self._blobs = Blobs(self.home / "blobs")
         self.index = Index(path, self.sources)
         self._room = Room(self.index)
         witness.listen(lambda _origin: self._wake.set())
@@ -165,8 +189,8 @@ class Ledgers:
         except ValueError as bad:
             raise Unverifiable(Reason.MALFORMED_REQUEST, str(bad)) from None
 
-    async def whole_run(self, run: str, most: int, by: str) -> list[Row]:
-        """All of one run, as evidence; at most one row more than *most*."""
+    async def whole_run(self, run: str, most: int, by: str, *, personal: bool) -> list[Row]:
+        """All of one run, as evidence, with or without what is *personal*; at most one row more than *most*."""
         found: list[Row] = []
         after = ""
         while len(found) <= most:
@@ -175,7 +199,7 @@ class Ledgers:
             after = page.next
             if not after:
                 break
-        await self._records.note(entries.Query(by, "evidence", run, len(found)))
+        await self._records.note(entries.Query(by, "personal evidence" if personal else "evidence", run, len(found)))
         return found[: most + 1]
 
     async def find(self, asked: Filter, by: str) -> Page:
@@ -259,6 +283,16 @@ class Ledgers:
         data = self.sealed(origin).entry(index)
         await self._records.note(entries.Query(by, "entry", f"{origin}#{index}", 1))
         return data
+
+    def opened(self, deed: Deed) -> Opened:
+        """What is personal of a deed, if its key is still here."""
+        if deed.sealed is None:
+            return Opened(deed.arguments or {})
+        try:
+            arguments, salt = open_sealed(deed, deed.sealed, self._blobs, self._key_of)
+        except Undecidable as bad:
+            return Opened({}, missing=str(bad))
+        return Opened(arguments, salt)
 
     def proved(self, origin: str, index: int) -> Proved:
         """The proof of one entry, checked now from its exact bytes; :class:`Unverifiable` if it does not hold."""

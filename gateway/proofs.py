@@ -8,7 +8,7 @@ from edge.clock import SystemClock
 from edge.shared_nonces import SharedNonces
 from gateway.registry import Registry
 from trust.action import Action
-from trust.canonical import digest_of, read_object
+from trust.canonical import jcs, read_object
 from trust.identity import httpsig
 from trust.identity.httpsig import Signed
 from trust.identity.keys import unb64url
@@ -81,7 +81,7 @@ def _require_asked(asked: dict[str, Any], dispatch: Dispatch, action: Action) ->
     arguments, place = asked.get("args", {}), asked.get("place", {})
     if asked.get("tool") != action.name or not isinstance(arguments, dict) or not isinstance(place, dict):
         raise _refuse("another tool was asked for")
-    if digest_of(arguments) != action.arguments_digest:
+    if jcs(arguments) != action.canonical_arguments:
         raise _refuse("other arguments were asked for")
     if asked.get("run") not in (None, dispatch.run):
         raise _refuse("another run was named")

@@ -12,7 +12,7 @@ MAX_ROWS: Final = 1_000
 """In one page."""
 TEXTS: Final = (
     "kind", "decision", "reason", "agent", "principal", "owner", "run", "decision_id", "action_id", "approval",
-    "server", "tool", "node", "by",
+    "server", "tool", "node", "by", "subject",
 )  # fmt: skip
 COLUMNS: Final = ("place", "wall_us", "step", *TEXTS, "policies", "words")
 
@@ -36,6 +36,7 @@ class Filter(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     tool: str = ""
     node: str = ""
     by: str = ""
+    subject: str = ""
     policy: str = ""
     since_us: int = 0
     until_us: int = 0

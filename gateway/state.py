@@ -105,6 +105,12 @@ class Revoked(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     at_us: int
 
 
+class ErasedKey(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The key of a subject that was destroyed."""
+
+    key: str
+
+
 class Tripped(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A circuit breaker is open until ``until_us`` (Unix microseconds)."""
 

@@ -20,12 +20,14 @@ from gateway.records import Records
 from gateway.registry import Registry
 from gateway.standings import Standings
 from gateway.stops import Stops
-from trust import mcp, wire
+from gateway.subjects import Subjects
+from trust import mcp, report, wire
 from trust.action import Action
 from trust.canonical import JsonObject
 from trust.facts import Agent, Mandate, cedar_time, trust_context
 from trust.identity.wit import Workload
 from trust.ledger import entries
+from trust.personal import Marked, Personal
 from trust.policy import judge
 from trust.policy.bundle import Compiled
 from trust.policy.engine import Finding
@@ -73,6 +75,7 @@ class Statements:
         standings: Standings,
         delegations: Delegations,
         proofs: Proofs,
+        subjects: Subjects,
         bundles: Bundles,
         desk: Desk,
         clock: SystemClock,
@@ -83,6 +86,7 @@ class Statements:
         self._standings = standings
         self._delegations = delegations
         self._proofs = proofs
+        self._subjects = subjects
         self._bundles = bundles
         self._desk = desk
         self._clock = clock
@@ -94,7 +98,14 @@ class Statements:
             return await self._believed(dispatch, body, sender)
         except Unverifiable as bad:
             await self._in_vain(dispatch, sender, bad)
+            bad.detail = report.detail(bad.reason, bad.detail, personal=self._may_be_personal(dispatch))
             raise
+
+    def _may_be_personal(self, dispatch: Dispatch) -> bool:
+        bundle = self._bundles.compiled
+        server = bundle.inventory.servers.get(dispatch.server) if bundle is not None else None
+        tool = server.tools.get(dispatch.tool) if server is not None else None
+        return bundle is None or (tool is not None and bundle.personal(tool).anything)
 
     async def _in_vain(self, dispatch: Dispatch, sender: Sender, bad: Unverifiable) -> None:
         """Only against who signed this itself: what its sidecar says of a guest proves nothing."""
@@ -121,6 +132,7 @@ class Statements:
         tool = bundle.inventory.tool(action.server, action.tool)
         _require_own_headers(action, message, tool)
         mandate, delegators, standing = self._mandate(dispatch, agent, action, tool)
+        action = self._sealed(action, agent.name, mandate.principal, bundle.personal(tool))
         if not dispatch.intent.startswith(f"{sender.workload.trust_domain}/sidecar/{sender.workload.name}#"):
             raise Unverifiable(Reason.PERMIT_INVALID, "the intent is not in the sender's own ledger")
         if dispatch.principal != mandate.principal:
@@ -128,6 +140,15 @@ class Statements:
         if action.digest(agent.name, mandate.principal, mandate.tokens, tool.digest) != dispatch.action_digest:
             raise Unverifiable(Reason.PERMIT_INVALID, "the action digest is not that of these bytes")
         return Asked(dispatch, action, agent, bundle, sender, signers, mandate, delegators, standing)
+
+    def _sealed(self, action: Action, agent: str, principal: str, marks: Marked) -> Action:
+        """Recorded here as by the sidecar: what is personal under the same key, so with the same digests."""
+        if not marks.anything:
+            return action
+        key = self._subjects.known(marks.about(action.arguments, principal))
+        if key is None:
+            raise Unverifiable(Reason.STALE_FACTS, "whom this is about was erased in this moment; ask again")
+        return msgspec.structs.replace(action, personal=Personal(marks, key.of(agent)))
 
     def _mandate(
         self, dispatch: Dispatch, agent: Agent, action: Action, tool: Tool

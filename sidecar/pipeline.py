@@ -27,6 +27,7 @@ from sidecar.identity import Identity
 from sidecar.memory import Memory
 from sidecar.reports import Reports
 from sidecar.stream import End, Stream
+from sidecar.subjects import Subjects
 from sidecar.told import tell
 from sidecar.world import View
 from trust import feed, report, wire
@@ -35,6 +36,7 @@ from trust.canonical import sha256_hex
 from trust.facts import Facts, Mandate
 from trust.ledger import entries
 from trust.ledger.writer import EntryTooLarge, LedgerUnavailable
+from trust.personal import Marked
 from trust.policy import judge, schema
 from trust.policy.bundle import Compiled
 from trust.policy.cedar import Uid
@@ -86,6 +88,7 @@ class Pipeline:
         identity: Identity,
         view: View,
         chains: Chains,
+        subjects: Subjects,
         reports: Reports,
         memory: Memory,
         ledger: DurableLedger,
@@ -96,6 +99,7 @@ class Pipeline:
         self._agent = agent
         self._telemetry = telemetry
         self._chains = chains
+        self._subjects = subjects
         self._reports = reports
         self._identity = identity
         self._world = view
@@ -117,8 +121,10 @@ class Pipeline:
 
     async def _act(self, action: Action, caller: Caller, place: Place, approval: str | None, marks: Marks) -> Answer:
         delegated: Opened | None = None
+        action = self._subjects.guarded(action)
         try:
             delegated = await self._chains.open(caller.chain) if caller.chain else None  # 2
+            action = await self._subjects.sealed(action, lambda: self._principal(delegated))
             judged = self._judge(action, caller, delegated, place, approval, marks)
         except Unverifiable as bad:
             no = Refusal.of(_step_of(bad.reason), bad)
@@ -140,6 +146,9 @@ class Pipeline:
         self._memory.began()
         return await self._permitted(judged, verdict, marks)
 
+    def _principal(self, delegated: Opened | None) -> str:
+        return self._identify().agent.owner if delegated is None else delegated.mandate.principal
+
     def _judge(
         self, action: Action, caller: Caller, delegated: Opened | None, place: Place, approval: str | None, marks: Marks
     ) -> Judged:
@@ -148,6 +157,8 @@ class Pipeline:
         marks.at("2 identify")
         bundle = self._current_bundle()
         tool = bundle.inventory.tool(action.server, action.tool)
+        if bundle.personal(tool) != (action.personal.marks if action.personal is not None else Marked()):
+            raise Unverifiable(Reason.STALE_BUNDLE, "what is personal was changed while this was asked; ask again")
         if delegated is not None and tool.manifest.category != "protocol":
             delegated.authority.require(action.name, action.arguments)
         self._require_fresh(tool)
@@ -279,8 +290,9 @@ class Pipeline:
             mandate = self._chains.claimed(caller.chain)
         else:
             mandate = Mandate(agent.owner if agent else "")
-        if not report.is_inline(action):
-            await self._blobs.put(action.canonical_arguments)
+        beside = report.kept_beside(action)
+        if beside is not None:
+            await self._blobs.put(beside)
         return report.deed(
             action,
             agent=agent.name if agent else self._agent,
@@ -288,6 +300,7 @@ class Pipeline:
             authn=caller.authn,
             authority=mandate.tokens,
             action_digest=judged.action_digest if judged else "",
+            valid=judged is not None,
         )
 
     def _judgement(self, judged: Judged, decision: entries.Decision) -> entries.Judgement:
@@ -449,7 +462,7 @@ class Pipeline:
             return Refused(action.decision_id, audit, came)
         stream = self._stream(action, came, started)
         if stream is None:
-            self._done(action, came, started, sha256_hex(came.body), len(came.body))
+            self._done(action, came, started, sha256_hex(action.salt + came.body), len(came.body))
         spent = judged.approval is not None
         return Allowed(action.decision_id, audit, came.node, came.status, came.headers, came.body, stream, spent)
 
@@ -462,7 +475,7 @@ class Pipeline:
             else:
                 self._outcome(action, "unknown", started, Reason.OUTCOME_UNKNOWN, f"the stream was {end.how}")
 
-        return None if came.reply is None else Stream(came.reply, on_end)
+        return None if came.reply is None else Stream(came.reply, on_end, action.salt)
 
     def _done(self, action: Action, came: Forwarded, started: int, digest: str, size: int) -> None:
         status: Status = "done" if came.status < 400 else "failed"
@@ -488,7 +501,7 @@ class Pipeline:
             run=action.run,
             status=status,
             reason=str(reason or ""),
-            detail=detail,
+            detail=report.detail(reason or "", detail, personal=action.personal is not None),
             node=came.node if came else "",
             upstream_status=came.status if came else 0,
             duration_us=(self._clock.mono_ns() - started) // 1000,

@@ -16,6 +16,7 @@ from sidecar.ingress.repeats import Repeats
 from sidecar.pipeline import Pipeline
 from sidecar.recovery import Past
 from sidecar.reports import Reports
+from sidecar.subjects import Subjects
 from sidecar.world import View
 
 
@@ -41,7 +42,17 @@ class Served:
         self.chains = Chains(agent, own_keys, identity, view, clock)
         self._reports = Reports(agent, identity, past.refusals)
         self.pipeline = Pipeline(
-            agent, identity, view, self.chains, self._reports, past.memory, ledger, blobs, clock, telemetry
+            agent,
+            identity,
+            view,
+            self.chains,
+            Subjects(agent, identity, view, clock),
+            self._reports,
+            past.memory,
+            ledger,
+            blobs,
+            clock,
+            telemetry,
         )
         self.actions = Actions(self.pipeline, run, Repeats(past.keys, clock.now))
         self.mcp = Mcp(self.pipeline, clock, run, hold_wait_s)

@@ -22,13 +22,14 @@ class End:
 
 
 class Stream:
-    """Iterate, then :meth:`aclose`; *on_end* hears how it ended even if nobody ever iterated."""
+    """Iterate, then :meth:`aclose`; *on_end* hears how it ended even if nobody ever iterated. *salt* begins what the
+    digest is of."""
 
-    def __init__(self, reply: Reply, on_end: Callable[[End], None]) -> None:
+    def __init__(self, reply: Reply, on_end: Callable[[End], None], salt: bytes = b"") -> None:
         self._chunks = reply.chunks()
         self._reply = reply
         self._on_end = on_end
-        self._digest = hashlib.sha256()
+        self._digest = hashlib.sha256(salt)
         self._size = 0
         self._ended = False
 

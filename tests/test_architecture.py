@@ -38,7 +38,7 @@ NOT_IN_TRUST = {
 
 DOORS = {
     "cedarpy": {"trust.policy.cedar"},
-    "cryptography": {"trust.identity.keys", "gateway.authority"},
+    "cryptography": {"trust.identity.keys", "trust.personal", "gateway.authority"},
     "jwt": {"trust.identity.jws", "trust.identity.oauth"},
     "base58": {"trust.identity.keys"},
     "rfc8785": {"trust.canonical"},
@@ -48,7 +48,7 @@ DOORS = {
     "yarl": {"edge.client"},
     "uvloop": {"edge.run"},
     "pydantic": {"edge.config", "gateway.config", "sidecar.config"},
-    "sqlite3": {"gateway.store", "gateway.index"},
+    "sqlite3": {"gateway.store", "gateway.index", "gateway.subjects"},
     "redis": {"edge.shared_nonces"},
     "duckdb": {"gateway.duck"},
     "opentelemetry": {"edge.otlp"},

@@ -274,6 +274,22 @@ BREAKS = {
         "gateway/ledgers.py", "        await self._records.note(entries.Query(by, \"find\", told(asked), len(page.rows)))\n", "",
         "tests/console/test_door.py::test_that_somebody_read_is_recorded",
     ),
+    "11 what is personal is recorded in plain": (
+        "sidecar/pipeline.py", "        action = self._subjects.guarded(action)\n", "",
+        "tests/stories/test_personal.py::test_a_call_whose_key_cannot_be_had_is_refused_and_recorded_without_it",
+    ),
+    "11 a digest can be guessed": (
+        "trust/personal.py", "        return hmac.digest(self.secret, b\"licet salt\\n\" + canonical, \"sha256\")", "        return b\"\"",
+        "tests/stories/test_personal.py::test_equal_calls_have_equal_digests_and_nobody_can_guess_them",
+    ),
+    "11 what is erased comes back": (
+        "gateway/subjects.py", "            self._db.executemany(\"DELETE FROM subject WHERE id = ?\", [(key,) for key in gone])", "            pass",
+        "tests/stories/test_personal.py::test_a_key_that_comes_back_from_a_backup_is_destroyed_again",
+    ),
+    "11 a refusal quotes what is personal": (
+        "trust/report.py", "return QUIET if personal and reason in QUOTING else said[:2000]", "return said[:2000]",
+        "tests/stories/test_personal.py::test_what_is_personal_stands_nowhere_in_plain",
+    ),
     "12 a form may come from anywhere": (
         "gateway/console/visits.py", "    if site not in (None, \"same-origin\"):", "    if False:",
         "tests/console/test_door.py::test_a_form_from_anywhere_else_is_refused_and_changes_nothing",

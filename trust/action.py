@@ -8,6 +8,7 @@ from typing import Literal
 import msgspec
 
 from trust.canonical import JsonObject, jcs, sha256_hex
+from trust.personal import Personal
 from trust.trace import NO_TRACE, Trace
 
 Protocol = Literal["native", "mcp"]
@@ -23,16 +24,17 @@ class Payload(msgspec.Struct, frozen=True):
     headers: tuple[tuple[str, str], ...]
     body: bytes
 
-    @property
-    def digest(self) -> str:
-        """SHA-256 over the count of texts, method, header names and values, and body, each behind its length."""
+    def digest(self, salt: bytes = b"") -> str:
+        """SHA-256 over the salt, then the count of texts, method, header names and values, and body, each of these
+        behind its length."""
         texts = [self.method, *(text for pair in self.headers for text in pair)]
         parts = [len(texts).to_bytes(8, "big"), *(text.encode() for text in texts), self.body]
-        return sha256_hex(b"".join(len(part).to_bytes(8, "big") + part for part in parts))
+        return sha256_hex(salt + b"".join(len(part).to_bytes(8, "big") + part for part in parts))
 
 
 class Action(msgspec.Struct, frozen=True, dict=True):
-    """``tool`` is the tool's name, or ``mcp:<method>`` for what MCP offers beside tools."""
+    """``tool`` is the tool's name, or ``mcp:<method>`` for what MCP offers beside tools. ``personal``: what of it may
+    not stand in a ledger in plain; then every digest of it is salted."""
 
     id: str
     decision_id: str
@@ -44,10 +46,15 @@ class Action(msgspec.Struct, frozen=True, dict=True):
     run: str
     idempotency_key: str = ""
     trace: Trace = NO_TRACE
+    personal: Personal | None = None
+
+    @cached_property
+    def salt(self) -> bytes:
+        return b"" if self.personal is None else self.personal.key.salt(self.canonical_arguments)
 
     @cached_property
     def payload_digest(self) -> str:
-        return self.payload.digest
+        return self.payload.digest(self.salt)
 
     @cached_property
     def canonical_arguments(self) -> bytes:
@@ -55,7 +62,7 @@ class Action(msgspec.Struct, frozen=True, dict=True):
 
     @cached_property
     def arguments_digest(self) -> str:
-        return sha256_hex(self.canonical_arguments)
+        return sha256_hex(self.salt + self.canonical_arguments)
 
     @cached_property
     def name(self) -> str:
@@ -71,6 +78,7 @@ class Action(msgspec.Struct, frozen=True, dict=True):
             "authority": authority,
             "principal": principal,
             "resource": f'Server::"{self.server}"',
+            **({"salt": self.salt.hex()} if self.salt else {}),
             "server": self.server,
             "tool_schema": tool_digest,
         }

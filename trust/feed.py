@@ -36,7 +36,8 @@ class Facts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     that the gateway knows, by index. ``breakers``: open circuit breakers, target → until when (Unix seconds).
     ``epoch`` and ``keys`` (raw, base64url; those that drain included) are what the agent is known by now.
     ``revoked``: ``what:id`` of everything that is not believed any more; None when it is as in the line before. Why, is
-    told to whoever it concerns, and not to all.
+    told to whoever it concerns, and not to all. ``erasures``: how many keys of subjects were destroyed; who keeps such
+    keys forgets them when it rises.
     """
 
     as_of_ms: int
@@ -51,6 +52,7 @@ class Facts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     epoch: int = 1
     keys: tuple[str, ...] = ()
     revoked: tuple[str, ...] | None = None
+    erasures: int = 0
 
 
 class Stops(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -81,12 +81,14 @@ class Dispatch(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Execute(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A ticketed action on its way to a node. ``credentials`` are headers for the upstream, injected by the gateway."""
+    """A ticketed action on its way to a node. ``credentials`` are headers for the upstream, injected by the gateway.
+    ``salt`` (hexadecimal): of its payload's digest, if it is personal."""
 
     server: str
     method: str
     headers: list[tuple[str, str]]
     credentials: dict[str, str] = {}
+    salt: Annotated[str, msgspec.Meta(pattern="^([0-9a-f]{64})?$")] = ""
     trace_id: Annotated[str, msgspec.Meta(max_length=64)] = ""
     span_id: Annotated[str, msgspec.Meta(max_length=64)] = ""
 

@@ -36,6 +36,7 @@ from gateway.standings import Standings
 from gateway.state import Person
 from gateway.statements import Statements
 from gateway.stops import Stops
+from gateway.subjects import Subjects
 from gateway.witness import Witness
 from trust.canonical import read_object
 from trust.identity.keys import SecretKey
@@ -56,6 +57,7 @@ class Services:
     stops: Stops
     standings: Standings
     delegations: Delegations
+    subjects: Subjects
     people: People
     bundles: Bundles
     feed: Feed

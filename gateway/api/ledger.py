@@ -15,6 +15,7 @@ from gateway.ledgers import Ledgers
 from gateway.people import AUDITOR, OPERATOR
 from gateway.questions import MAX_ROWS, Filter
 from gateway.state import Person
+from trust.ledger import entries
 from trust.reasons import Reason, Unverifiable, visible
 
 FACETS: Final = ("kind", "decision", "reason", "agent", "server", "tool", "node")
@@ -26,6 +27,16 @@ class _Sql(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 class _Prune(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     before_us: Annotated[int, msgspec.Meta(ge=0, le=2**62)]
+
+
+class _Subject(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """``subject``: a :func:`trust.personal.subject_id`; a name would stand in logs of its own."""
+
+    subject: Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
+
+
+class _Erase(_Subject, frozen=True, forbid_unknown_fields=True):
+    reason: Annotated[str, msgspec.Meta(min_length=1, max_length=500)]
 
 
 class _Renew(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -54,6 +65,8 @@ class Ledger:
         add("GET", "/v1/runs/{run}/timeline", self._timeline)
         access.person("POST", "/v1/ledger/prune", self._prune, OPERATOR)
         access.person("POST", "/v1/ledger/renew", self._renew, OPERATOR)
+        access.person("POST", "/v1/subjects/find", self._find_subject, AUDITOR, OPERATOR)
+        access.person("POST", "/v1/subjects/erase", self._erase, OPERATOR)
 
     async def _entries(self, incoming: Incoming, person: Person) -> Response:
         page = await self._s.ledgers.find(asked_in(incoming), person.name)
@@ -68,8 +81,9 @@ class Ledger:
         page = await self._s.ledgers.run(run, person.name, after)
         return json_response(msgspec.to_builtins(page))
 
-    async def _evidence(self, _incoming: Incoming, person: Person, run: str) -> Response:
-        return evidence_file(run, await self._s.packer.pack(run, person.name))
+    async def _evidence(self, incoming: Incoming, person: Person, run: str) -> Response:
+        personal = parse_qs(incoming.query).get("personal", [""])[0] == "true"
+        return evidence_file(run, await self._s.packer.pack(run, person.name, personal=personal))
 
     async def _entry(self, incoming: Incoming, person: Person) -> Response:
         asked = {name: values[0] for name, values in parse_qs(incoming.query).items()}
@@ -77,8 +91,12 @@ class Ledger:
         if not index.isdecimal() or len(index) > 12:
             raise Unverifiable(Reason.MALFORMED_REQUEST, f"index {visible(index)}: expected a number")
         data = await self._s.ledgers.read(origin, int(index), person.name)
+        deed = getattr(entries.decode(data).entry, "deed", None)
+        opened = self._s.ledgers.opened(deed) if deed is not None else None
         return json_response(
             {
+                "arguments": opened.arguments if opened is not None and not opened.missing else None,
+                "missing": opened.missing if opened is not None else "",
                 "entry": base64.b64encode(data).decode("ascii"),
                 "proof": self._s.ledgers.sealed(origin).proof(int(index)).decode(),
                 "vkey": self._s.ledgers.vkey(origin),
@@ -116,6 +134,22 @@ class Ledger:
     async def _prune(self, incoming: Incoming, person: Person) -> Response:
         asked = decode(incoming, _Prune)
         return json_response({"first_kept": await self._s.ledgers.prune(asked.before_us, person.name)})
+
+    async def _find_subject(self, incoming: Incoming, person: Person) -> Response:
+        """By which key what is personal of a subject is sealed."""
+        known = self._s.subjects.known(decode(incoming, _Subject).subject)
+        key = known.id if known is not None else ""
+        await self._s.records.note(entries.Query(person.name, "subject", key, int(known is not None)))
+        if known is None:
+            raise Unverifiable(Reason.NOT_FOUND, "nothing personal is kept of this subject")
+        return json_response({"key": key})
+
+    async def _erase(self, incoming: Incoming, person: Person) -> Response:
+        """Destroy a subject's key; the sidecars hear of it, and what waits for a person because of it is over."""
+        asked = decode(incoming, _Erase)
+        key = await self._s.subjects.erase(asked.subject, person.name, asked.reason)
+        await self._s.desk.cancel_stopped()
+        return json_response({"erased": key})
 
     async def _renew(self, incoming: Incoming, person: Person) -> Response:
         asked = decode(incoming, _Renew)

@@ -15,7 +15,7 @@ from gateway.delegations import NewRoot
 from gateway.state import ApprovalRecord
 from trust import wire
 from trust.identity import wit
-from trust.identity.keys import PublicKey, unb64url
+from trust.identity.keys import PublicKey, b64url, unb64url
 from trust.ledger import entries, shipment
 from trust.policy.inventory import Server
 from trust.reasons import Reason, Unverifiable
@@ -54,6 +54,13 @@ class _Heartbeat(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class _Chain(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     chain: str
     agent: str
+
+
+class _Subject(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """``subject``: a :func:`trust.personal.subject_id`."""
+
+    agent: str
+    subject: Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
 
 
 Short = Annotated[str, msgspec.Meta(max_length=128)]
@@ -95,6 +102,7 @@ class Workloads:
         signed("POST", "/v1/authority", self._authority)
         signed("POST", "/v1/refusals", self._report)
         signed("POST", "/v1/ledger", self._witness)
+        signed("POST", "/v1/subjects/key", self._subject_key)
         signed("GET", "/v1/bundle", self._bundle)
         signed("GET", "/v1/feed", self._feed, listening=True)
         signed("POST", "/v1/dispatch", self._s.dispatcher.dispatch)
@@ -219,6 +227,14 @@ class Workloads:
         shipped, bundle = shipment.unpack(incoming.body)
         received = await self._s.witness.receive(sender.workload, shipped, bundle)
         return json_response(msgspec.to_builtins(received))
+
+    async def _subject_key(self, incoming: Incoming, sender: Sender) -> Response:
+        """The key under which an agent's sidecar records what is personal of one subject."""
+        asked = decode(incoming, _Subject)
+        _require(sender, "agent", "only sidecars record what is personal")
+        agent = self._s.registry.require_speaks_for(sender.workload, asked.agent).agent.name
+        key = await self._s.subjects.obtain(asked.subject, agent)
+        return json_response({"id": key.id, "secret": b64url(key.secret)})
 
     # Facts
 

@@ -20,9 +20,12 @@ from gateway.records import Records
 from gateway.registry import Registry
 from gateway.state import ApprovalRecord, Person
 from gateway.stops import Stops
+from gateway.subjects import Subjects
+from trust import wire
 from trust.action import Action
 from trust.ledger import entries
 from trust.ledger.entries import AnyEntry
+from trust.personal import REQUEST, SubjectKey
 from trust.policy.terms import Terms
 from trust.reasons import Reason, Unverifiable, visible
 from trust.wire import Dispatch, Proof
@@ -43,6 +46,7 @@ class Desk:
         registry: Registry,
         stops: Stops,
         delegations: Delegations,
+        subjects: Subjects,
         blobs: Blobs,
         clock: SystemClock,
     ) -> None:
@@ -50,6 +54,7 @@ class Desk:
         self._registry = registry
         self._stops = stops
         self._delegations = delegations
+        self._subjects = subjects
         self._blobs = blobs
         self._clock = clock
         self._changed = asyncio.Event()
@@ -105,11 +110,9 @@ class Desk:
             waiting = sum(one.state == "pending" and one.agent == dispatch.agent for one in self._live())
             if waiting >= MAX_PENDING:
                 raise Unverifiable(Reason.OVERLOADED, f"{waiting} actions of {dispatch.agent} wait for people already")
-            body = await self._blobs.put(action.payload.body)
             approval = new_id("apr")
             asked: dict[str, Any] = {
-                **msgspec.to_builtins(dispatch),
-                "body_sha256": body,
+                **await self._kept(action, dispatch),
                 "terms": terms.to_json(),
                 "payload_sha256": action.payload_digest,
             }
@@ -123,6 +126,17 @@ class Desk:
                 )
             )
             return self.get(approval)
+
+    async def _kept(self, action: Action, dispatch: Dispatch) -> dict[str, Any]:
+        """The request as its entry has it. Of one that is personal the bytes, and all that is made of them, lie
+        beside the ledger, sealed."""
+        body = action.payload.body
+        if action.personal is None:
+            return {**msgspec.to_builtins(dispatch), "body_sha256": await self._blobs.put(body)}
+        key = action.personal.key
+        sealed = await self._blobs.put(key.seal(wire.encode(dispatch, body), REQUEST))
+        plain = msgspec.structs.replace(dispatch, headers=[], proof=None)
+        return {**msgspec.to_builtins(plain), "body_sha256": sealed, "sealed_by": key.id}
 
     def _same(self, dispatch: Dispatch) -> ApprovalRecord | None:
         now = self._clock.wall_us()
@@ -142,21 +156,30 @@ class Desk:
         record = self.get(dispatch.approval)
         if record.agent != dispatch.agent or record.state != "approved":
             raise Unverifiable(_REASON_OF[record.state], f"this request is {record.state}, or another agent's")
-        return msgspec.convert(record.request["proof"], Proof | None)
+        return self.stored(record)[0].proof
 
     def stored(self, record: ApprovalRecord) -> tuple[Dispatch, bytes]:
         """The complete action as it was asked."""
-        extra = ("body_sha256", "terms", "payload_sha256")
-        statement = {key: value for key, value in record.request.items() if key not in extra}
         body = self._blobs.get(record.request["body_sha256"])
         if body is None:
             raise Unverifiable(Reason.APPROVAL_MISMATCH, "the stored bytes of this action are lost")
+        if "sealed_by" in record.request:
+            key = self._key_of(record)
+            if key is None:
+                raise Unverifiable(Reason.APPROVAL_CANCELLED, _ERASED)
+            return wire.decode(key.open(body, REQUEST), Dispatch)
+        statement = {key: value for key, value in record.request.items() if key not in _BESIDE}
         return msgspec.convert(statement, Dispatch), body
 
+    def _key_of(self, record: ApprovalRecord) -> SubjectKey | None:
+        return self._subjects.key_of(record.request["sealed_by"], record.agent)
+
     def text(self, record: ApprovalRecord) -> str:
-        """The stored bytes as people read them; empty if they are lost, and then nothing will run."""
-        body = self._blobs.get(record.request["body_sha256"])
-        return "" if body is None else body.decode("utf-8", "replace")
+        """The stored bytes as people read them; empty if they are lost or erased, and then nothing will run."""
+        try:
+            return self.stored(record)[1].decode("utf-8", "replace")
+        except Unverifiable:
+            return ""
 
     async def vote(self, approval: str, person: Person, decision: str, reason: str) -> ApprovalRecord:
         """Count one person's vote, and what follows from it."""
@@ -276,7 +299,8 @@ class Desk:
                 self._delegations.open(record.request["chain"], record.agent)
         except Unverifiable as bad:
             return bad.detail
-        return ""
+        erased = "sealed_by" in record.request and self._key_of(record) is None
+        return _ERASED if erased else ""
 
     async def expire_due(self) -> None:
         """Called every second: what nobody decided, or nobody used, in time is over."""
@@ -286,6 +310,11 @@ class Desk:
             async with self._records.deciding:
                 if self.get(record.id).state in ("pending", "approved"):
                     await self._records.change(entries.Approval("expired", record.id))
+
+
+_BESIDE: Final = ("body_sha256", "terms", "payload_sha256")
+"""What a stored request has beside the statement of who asked."""
+_ERASED: Final = "what it was about was erased"
 
 
 def denial(record: ApprovalRecord) -> str:

@@ -18,6 +18,7 @@ TEXTS: Final = (
     "policy",
     "run",
     "owner",
+    "subject",
     "principal",
     "server",
     "node",

@@ -14,7 +14,7 @@ from gateway.console.door import ROOT, Door, pairs
 from gateway.console.pages import redirect
 from gateway.console.visits import Guest
 from gateway.console.why import Whys
-from gateway.ledgers import Ledgers
+from gateway.ledgers import Ledgers, Opened
 from gateway.people import AUDITOR, OPERATOR, require_name
 from gateway.records import Records
 from gateway.state import SavedQuery
@@ -90,8 +90,14 @@ class LedgerPages:
             line=line,
             proved=self._ledgers.proved(origin, index),
             why=await self._whys.of(line),
+            opened=self._opened(line),
             text=json.dumps(json.loads(data), indent=2, ensure_ascii=False).split("\n"),
         )
+
+    def _opened(self, line: entries.Line) -> Opened | None:
+        """What is personal of it, if anything is."""
+        deed = getattr(line.entry, "deed", None)
+        return self._ledgers.opened(deed) if deed is not None and deed.sealed is not None else None
 
     async def _proof(self, incoming: Incoming, guest: Guest) -> StreamResponse:
         """The proof as a file."""

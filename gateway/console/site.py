@@ -42,7 +42,7 @@ class Console:
         door.page("", self._home)
         door.page("/events", self._events)
         door.form("/sign-out", self._leave)
-        whys = Whys(s.ledgers.home)
+        whys = Whys(s.ledgers.home, s.subjects.key_of)
         LedgerPages(s.ledgers, s.records, whys, s.clock).add_to(door)
         RunPages(s.ledgers, s.packer, whys, s.clock).add_to(door)
         GapPages(s.ledgers, s.clock).add_to(door)

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 import msgspec
 
-from edge.judging import Judge
+from edge.judging import Judge, KeyOf
 from trust.ledger.entries import Judgement, Line
 from trust.ledger.verify import Undecidable
 from trust.policy import explain
@@ -52,8 +52,8 @@ class Why(msgspec.Struct, frozen=True):
 class Whys:
     """Decides again with the bundles that lie in the gateway's home."""
 
-    def __init__(self, home: Path) -> None:
-        self._judge = Judge(home)
+    def __init__(self, home: Path, key_of: KeyOf) -> None:
+        self._judge = Judge(home, key_of)
 
     async def of(self, line: Line) -> Why | None:
         """Of one entry; None if nothing was decided in it."""

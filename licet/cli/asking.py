@@ -1,4 +1,4 @@
-"""``licet audit query, export, sql, gaps, timeline, who-approved, prove, logs, prune, renew``: all logs together."""
+"""``licet audit query, export, sql, gaps, timeline, who-approved, prove, logs, prune, subject, erase, renew``."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from trust.canonical import read_object
 from trust.ledger import checkpoint, moments, proofs, words
 from trust.ledger.rows import Row
 from trust.ledger.tiles import write_atomically
+from trust.personal import subject_id
 from trust.reasons import visible
 
 PAGE: Final = 500
@@ -50,6 +51,7 @@ def asked_for(
     kind: str = typer.Option("", help="intent, refusal, hold, outcome, dispatch, approval, kill, …"),
     origin: str = typer.Option("", help="Of one log."),
     by: str = typer.Option("", help="What a person did."),
+    subject: str = typer.Option("", help="The key of whom it is about, as `licet audit subject` tells it."),
     since: str = typer.Option("", help="How long ago (2h, 7d), or a time (2026-11-21T10:00, UTC)."),
     until: str = typer.Option("", help="The same, excluded."),
 ) -> dict[str, str]:
@@ -57,7 +59,7 @@ def asked_for(
     texts = {
         "agent": agent, "principal": principal, "owner": owner, "tool": tool, "server": server, "decision": decision,
         "reason": reason, "policy": policy, "node": node, "approval": approval, "run": run, "kind": kind,
-        "origin": origin, "by": by,
+        "origin": origin, "by": by, "subject": subject,
     }  # fmt: skip
     times = {"since_us": moment(since) if since else 0, "until_us": moment(until) if until else 0}
     return {name: str(value) for name, value in (texts | times).items() if value}
@@ -98,6 +100,7 @@ def export(
     given: dict[str, str],
     form: str = typer.Option("jsonl", "--format", help="csv, jsonl (the exact entries), parquet, ocsf, cloudevents."),
     evidence: str = typer.Option("", metavar="RUN", help="Instead: all of one run with its proofs, as a pack."),
+    personal: bool = typer.Option(False, "--personal", help="With --evidence: what is sealed, opened for good."),
     out: Path = typer.Option(..., "--out", "-o", help="The file to write."),
     token_file: Path | None = As,
     as_json: bool = Json,
@@ -105,8 +108,11 @@ def export(
     """Everything that says this, as a file for other programs; or one run as evidence for an outsider."""
     if evidence and given:
         raise fail("--evidence takes all of one run: leave out the other filters", USAGE)
+    if personal and not evidence:
+        raise fail("--personal is for --evidence; other exports leave what is sealed as it is", USAGE)
     asked = f"/v1/ledger/export?{urlencode({**given, 'format': form})}"
-    size = _save(gateway(token_file).download(f"/v1/runs/{evidence}/evidence" if evidence else asked), out)
+    pack = f"/v1/runs/{evidence}/evidence{'?personal=true' if personal else ''}"
+    size = _save(gateway(token_file).download(pack if evidence else asked), out)
 
     def people() -> None:
         say(f"{out}: {size} bytes")
@@ -230,7 +236,7 @@ def who_approved(
     held = (
         list(_pages({"decision_id": request.get("decision_id", ""), "kind": "hold"}, 1, token_file)) if request else []
     )
-    arguments = _entry(held[0].origin, held[0].index, token_file)[0]["entry"]["deed"].get("arguments") if held else None
+    arguments, missing = _arguments(held[0], token_file) if held else (None, "")
     told = {
         "approval": approval,
         "steps": [msgspec.to_builtins(row) for row in steps],
@@ -246,10 +252,18 @@ def who_approved(
             say(f"what was shown: {request['server']}/{request['tool']} for {request['agent']}")
             if arguments is not None:
                 say(f"  {visible(json.dumps(arguments, ensure_ascii=False), 4000)}")
+            elif missing:
+                say(f"  {missing}", "yellow")
             quorum = ", ".join(f"{count} of {role}" for role, count in request["terms"]["quorum"].items())
             say(f"  to be decided by {quorum}; the bytes have the SHA-256 {request['body_sha256']}", "dim")
 
     show(told, as_json, people)
+
+
+def _arguments(row: Row, token_file: Path | None) -> tuple[dict[str, Any] | None, str]:
+    """What was asked with, opened if some of it is personal; why not, if it is not there."""
+    told = gateway(token_file).call("GET", f"/v1/ledger/entry?{urlencode({'origin': row.origin, 'index': row.index})}")
+    return told.body["arguments"], told.body["missing"]
 
 
 def _entry(origin: str, index: int, token_file: Path | None) -> tuple[dict[str, Any], bytes, bytes]:
@@ -328,6 +342,36 @@ def prune(
             say("no whole tile of 256 entries is that old: nothing was pruned", "dim")
 
     show(found, as_json, people)
+
+
+_WHO: Final = typer.Argument(help="As the calls name it, such as a customer's number; of a principal: principal:NAME.")
+
+
+@app.command("subject")
+@reporting
+def subject(name: str = _WHO, token_file: Path | None = As, as_json: bool = Json) -> None:
+    """By which key what is personal of somebody is sealed: with it `licet audit query --subject` finds all of it."""
+    told = gateway(token_file).call("POST", "/v1/subjects/find", {"subject": subject_id(name)}).body
+    show(told, as_json, lambda: say(f"{told['key']}: licet audit query --subject {told['key']}"))
+
+
+@app.command("erase")
+@reporting
+def erase(
+    name: str = _WHO,
+    reason: str = typer.Option(..., "--reason", help="Why, such as the number of the person's request."),
+    token_file: Path | None = As,
+    as_json: bool = Json,
+) -> None:
+    """Destroy the key of everything personal that is recorded of somebody. It cannot be taken back."""
+    asked = {"subject": subject_id(name), "reason": reason}
+    told = gateway(token_file).call("POST", "/v1/subjects/erase", asked).body
+
+    def people() -> None:
+        say(f"{told['erased']} is destroyed: what it had sealed can be read by nobody", "green")
+        say("entries and proofs stay as they are; copies of the gateway's home in backups still hold the key", "dim")
+
+    show(told, as_json, people)
 
 
 @app.command("renew")

@@ -10,6 +10,7 @@ import msgspec
 import typer
 
 from edge.judging import Judge
+from gateway.subjects import keys_below
 from licet import ledgers
 from licet.cli.output import FAILED, USAGE, Json, console, fail, reporting, say, show
 from licet.settings import load
@@ -91,8 +92,10 @@ def show_entries(
 
 
 def _judge(root: Path, copy: bool) -> Judge:
-    """With the bundles of the home that the ledger is in; a copy lies in the gateway's."""
-    return Judge(root.parent.parent if copy else root.parent)
+    """With the bundles of the home that the ledger is in, and the keys of subjects if it is the gateway's; a copy
+    lies in the gateway's."""
+    home = root.parent.parent if copy else root.parent
+    return Judge(home, keys_below(home))
 
 
 @app.command("verify")

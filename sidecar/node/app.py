@@ -55,6 +55,7 @@ from trust.identity.replay import Nonces
 from trust.identity.ticket import Ticket
 from trust.ledger import entries
 from trust.ledger.writer import LedgerUnavailable
+from trust.personal import QUIET
 from trust.policy.inventory import RISK_HIGH, Server, Tool
 from trust.reasons import Reason, Unverifiable
 from trust.trace import HEADER as TRACEPARENT
@@ -76,6 +77,15 @@ class _Offer(msgspec.Struct, frozen=True):
 
     generation: int
     server: Server
+
+
+class _Job(msgspec.Struct, frozen=True):
+    """One action that is being executed; ``salt`` of its digests, if it is personal."""
+
+    entitled: Ticket
+    payload: Payload
+    salt: bytes
+    started_ns: int
 
 
 class Node:
@@ -398,7 +408,7 @@ class Node:
         self.ledger.append_later(_dispatch(entitled, self.identity.name))
         marks.at("9 open the ticket")
         told = {TRACEPARENT: named} if (named := traceparent(trace.trace_id, trace.span_id)) else {}
-        started = self._clock.mono_ns()
+        job = _Job(entitled, payload, bytes.fromhex(execute.salt), self._clock.mono_ns())
 
         def stopped() -> bool:
             return self._is_stopped(entitled.agent) or is_gone(incoming)
@@ -410,18 +420,18 @@ class Node:
                         upstream.exchange(payload, {**execute.credentials, **told})
                     )
                 marks.at("9 the tool answers")
-                return await self._answer(incoming, entitled, payload, replied, started)
+                return await self._answer(incoming, job, replied)
         except Stopped:
             why = f"{entitled.agent} was stopped" if self._is_stopped(entitled.agent) else "the gateway hung up"
-            self._outcome(entitled, "unknown", started, detail=f"{why} while it ran")
+            self._outcome(job, "unknown", detail=f"{why} while it ran")
             raise Unverifiable(Reason.OUTCOME_UNKNOWN, f"{why} while this ran") from None
         except UpstreamFailed as bad:
-            self._outcome(entitled, "failed", started, detail=str(bad))
+            self._outcome(job, "failed", detail=str(bad))
             raise Unverifiable(Reason.UPSTREAM_FAILED, str(bad)) from None
         except Exception as bug:
             # The ticket is spent and the bytes may have been sent: whatever went wrong, this is no refusal.
             _log.error("executing failed:\n%s", traceback.format_exc())
-            self._outcome(entitled, "unknown", started, detail=type(bug).__name__)
+            self._outcome(job, "unknown", detail=type(bug).__name__)
             raise Unverifiable(Reason.OUTCOME_UNKNOWN, f"{type(bug).__name__} while executing") from None
 
     def _upstream_as_judged(self, entitled: Ticket) -> tuple[Upstream, Tool]:
@@ -446,7 +456,7 @@ class Node:
             sessions=self.identity.back_key,
             node=self.identity.name,
             epoch=self._epoch,
-            payload=payload.digest,
+            payload=payload.digest(bytes.fromhex(execute.salt)),
             credentials=digest_of(dict(execute.credentials)),
             now=now,
         )
@@ -460,36 +470,32 @@ class Node:
             raise Unverifiable(Reason.TICKET_INVALID, "this ticket was used before") from None
         return entitled
 
-    async def _answer(
-        self, incoming: Incoming, entitled: Ticket, payload: Payload, replied: Replied, started: int
-    ) -> StreamResponse:
+    async def _answer(self, incoming: Incoming, job: _Job, replied: Replied) -> StreamResponse:
         headers = {**replied.headers, wire.UPSTREAM_STATUS_HEADER: str(replied.status)}
-        self._sessions.note(entitled, payload, replied)
+        self._sessions.note(job.entitled, job.payload, replied)
         if replied.chunks is None:
-            self._outcome(entitled, "done", started, replied)
+            self._outcome(job, "done", replied)
             return Response(headers=headers, body=replied.body)
-        stopped = partial(self._is_stopped, entitled.agent)
+        stopped = partial(self._is_stopped, job.entitled.agent)
         response, complete = await relay(incoming, replied.chunks, 200, headers, stopped)
-        self._outcome(entitled, "done" if complete else "unknown", started, replied)
+        self._outcome(job, "done" if complete else "unknown", replied)
         return response
 
-    def _outcome(
-        self, entitled: Ticket, status: str, started: int, replied: Replied | None = None, detail: str = ""
-    ) -> None:
-        took_ns, labels = self._clock.mono_ns() - started, (("status", status),)
+    def _outcome(self, job: _Job, status: str, replied: Replied | None = None, detail: str = "") -> None:
+        took_ns, labels = self._clock.mono_ns() - job.started_ns, (("status", status),)
         self.telemetry.tally.count("licet_executions", labels)
         self.telemetry.tally.took("licet_execution_seconds", took_ns / 1e9, labels)
         entry = entries.Outcome(
-            action_id=entitled.action_id,
-            decision_id=entitled.id,
-            run=entitled.run,
+            action_id=job.entitled.action_id,
+            decision_id=job.entitled.id,
+            run=job.entitled.run,
             status="done" if status == "done" else "failed" if status == "failed" else "unknown",
             step=9,
-            detail=detail[:2000],
+            detail=QUIET if job.salt and detail else detail[:2000],
             node=self.identity.name,
             upstream_status=replied.status if replied else 0,
             duration_us=took_ns // 1000,
-            response_sha256=sha256_hex(replied.body) if replied and replied.chunks is None else "",
+            response_sha256=sha256_hex(job.salt + replied.body) if replied and replied.chunks is None else "",
             response_bytes=len(replied.body) if replied else 0,
         )
         try:

@@ -190,7 +190,7 @@ def entitled(mesh: Mesh, payload: Payload, **changed: Any) -> Ticket:
     made = Ticket(
         id=new_id("tkt"), action_id="act", node="node-1", epoch=mesh.node._epoch, server="workbench", tool="read_file",
         tool_digest=mesh.sidecar.pipeline.tool("workbench", "read_file").digest,
-        agent="demo", principal="ada", run="r", payload=payload.digest, action_digest="d", approval=None, credentials=digest_of({}), issued_at=now, deadline=now + 30,
+        agent="demo", principal="ada", run="r", payload=payload.digest(), action_digest="d", approval=None, credentials=digest_of({}), issued_at=now, deadline=now + 30,
     )  # fmt: skip
     return msgspec.structs.replace(made, **changed)
 

@@ -40,8 +40,19 @@ class Stamp(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     mono_ns: Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 
 
+class SealedArguments(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """Personal arguments, encrypted under the subject's key ``key`` (:mod:`trust.personal`; empty: nobody has it).
+    ``box`` (base64url) holds them; if the arguments are too large for an entry ``blob``, the SHA-256 of what is kept
+    beside the log, holds them all."""
+
+    key: str = ""
+    box: str = ""
+    blob: str = ""
+
+
 class Deed(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
-    """What somebody asked to do. ``arguments`` is left out when too large; its digest never is."""
+    """What somebody asked to do. ``arguments`` is left out when too large; its digest never is. If some of them are
+    personal, those are in ``sealed`` only, and the three digests are salted."""
 
     action_id: str
     decision_id: str
@@ -56,6 +67,7 @@ class Deed(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_default
     payload_sha256: str
     action_digest: str
     arguments: JsonObject | None = None
+    sealed: SealedArguments | None = None
     authority: list[str] = []
     idempotency_key: str = ""
     trace_id: str = ""
@@ -409,6 +421,16 @@ class Pruned(_Entry, frozen=True, tag="pruned"):
     by: str
 
 
+class Subject(_Entry, frozen=True, tag="subject"):
+    """The key ``key`` was made for a subject, because ``by`` was to record something personal, or it was destroyed,
+    and with it everything that it had sealed. Who the subject is stands nowhere."""
+
+    event: Literal["made", "erased"]
+    key: str
+    by: str
+    reason: str = ""
+
+
 class Query(_Entry, frozen=True, tag="query"):
     """Somebody read the ledger: who, what was asked (its filters, or the SQL), and how many rows were told."""
 
@@ -458,6 +480,7 @@ AnyEntry = (
     | Log
     | Witness
     | Pruned
+    | Subject
     | Query
     | Admin
     | Gap

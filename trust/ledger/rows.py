@@ -7,14 +7,14 @@ from typing import Any, Final
 import msgspec
 
 from trust.ledger import words
-from trust.ledger.entries import Agent, Approval, Deed, Intent, Judgement, Line, Refusal, SignIn
+from trust.ledger.entries import Agent, Approval, Deed, Intent, Judgement, Line, Refusal, SignIn, Subject
 
 
 class Row(msgspec.Struct, frozen=True):
     """``origin`` and ``index`` are the entry's place, ``wall_us`` its time (Unix microseconds). Everything else is
-    empty where it does not apply. ``decision``: allow, deny, hold, or how an outcome ended, or an event.
-    ``policies``: those that decided. ``owner``: of the agent, as the decision knew it. ``words``: the entry in one
-    line."""
+    empty where it does not apply. ``subject``: the key under which something personal of it is sealed.
+    ``decision``: allow, deny, hold, or how an outcome ended, or an event. ``policies``: those that decided. ``owner``:
+    of the agent, as the decision knew it. ``words``: the entry in one line."""
 
     origin: str
     index: int
@@ -34,6 +34,7 @@ class Row(msgspec.Struct, frozen=True):
     tool: str = ""
     node: str = ""
     by: str = ""
+    subject: str = ""
     policies: tuple[str, ...] = ()
     words: str = ""
 
@@ -45,6 +46,7 @@ def row(line: Line) -> Row:
     deed, judgement = getattr(entry, "deed", None), getattr(entry, "judgement", None)
     if isinstance(deed, Deed):
         found |= {name: getattr(deed, name) for name in _OF_A_DEED}
+        found["subject"] = deed.sealed.key if deed.sealed is not None else ""
     if isinstance(judgement, Judgement):
         found |= {"decision": judgement.decision, "policies": tuple(judgement.policies)}
         told = judgement.facts.get("agent")
@@ -57,6 +59,9 @@ def row(line: Line) -> Row:
         found["decision"] = "allow"
     if isinstance(entry, Approval) and entry.request is not None:
         found |= {name: str(entry.request.get(name, "")) for name in _OF_A_DEED}
+        found["subject"] = str(entry.request.get("sealed_by", ""))
+    if isinstance(entry, Subject):
+        found["subject"] = entry.key
     if isinstance(entry, SignIn):
         found["by"] = entry.person
     found["decision"] = found.get("decision") or getattr(entry, "status", "") or getattr(entry, "event", "")

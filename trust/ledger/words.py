@@ -107,6 +107,9 @@ def words(entry: AnyEntry) -> str:
         case entries.Pruned():
             old = moment(entry.before_us)
             return f"{entry.origin}: entries below {entry.first} pruned, all from before {old}{_who(entry.by)}"
+        case entries.Subject():
+            what = "made" if entry.event == "made" else "destroyed, with all that it had sealed"
+            return f"subject key {entry.key} {what}{_who(entry.by)}{_why(entry.reason)}"
         case entries.Query():
             return f"{visible(entry.by)} read {entry.rows} rows ({entry.what}): {visible(entry.asked, MAX_SHOWN)}"
         case entries.Admin():
@@ -123,7 +126,8 @@ def deed(asked: Deed) -> str:
     """Who asks for what; for whom, if that is not simply its owner."""
     arguments = "" if asked.arguments is None else " " + visible(json.dumps(asked.arguments), MAX_SHOWN)
     who = _for(asked.agent, asked.principal, asked.authority)
-    return f"{who} {visible(asked.server)}/{visible(asked.tool)}{arguments}"
+    personal = "" if asked.sealed is None else f" and what is personal of {asked.sealed.key or 'nobody'}"
+    return f"{who} {visible(asked.server)}/{visible(asked.tool)}{arguments}{personal}"
 
 
 def _for(agent: str, principal: str, authority: list[str]) -> str:

@@ -15,11 +15,12 @@ import msgspec
 from trust.canonical import JsonObject, jcs, read_object, sha256_hex
 from trust.identity import jws
 from trust.identity.keys import PublicKey, SecretKey
+from trust.personal import Marked, marks_of
 from trust.policy import cedar, schema
 from trust.policy.arguments import RecordOf, shape_of
 from trust.policy.cedar import pst
 from trust.policy.engine import Engine
-from trust.policy.inventory import Inventory, Tool
+from trust.policy.inventory import Inventory, Manifest, Tool
 from trust.policy.lint import Problem, Read, read_policies
 from trust.reasons import Reason, Unverifiable
 
@@ -124,12 +125,21 @@ class Compiled:
         self.inventory = content.inventory
         self.engine = Engine(read.nodes, cedar.parse_schema(schema_text), _entities(content))
         self._shapes: dict[str, RecordOf] = {}
+        self._marks: dict[tuple[str, Manifest], Marked] = {}
 
     def shape(self, tool: Tool) -> RecordOf:
         """The shape of a tool's arguments."""
         found = self._shapes.get(tool.digest)
         if found is None:
             found = self._shapes[tool.digest] = shape_of(tool.input_schema)
+        return found
+
+    def personal(self, tool: Tool) -> Marked:
+        """Which of a tool's arguments are personal."""
+        known = (tool.digest, tool.manifest)
+        found = self._marks.get(known)
+        if found is None:
+            found = self._marks[known] = marks_of(tool)
         return found
 
     def without(self, policy: str) -> Compiled:

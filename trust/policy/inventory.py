@@ -47,7 +47,8 @@ def require_tool_name(name: str) -> str:
 
 
 class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What an administrator says that a tool does. The defaults are the strictest. ``cents``: what one call costs."""
+    """What an administrator says that a tool does. The defaults are the strictest. ``cents``: what one call costs.
+    ``personal``: arguments whose values are about somebody; ``subject``: the argument that names who that is."""
 
     category: Category = "process"
     effect: Effect = "destructive"
@@ -57,6 +58,8 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     idempotent: bool = False
     groups: tuple[str, ...] = ()
     cents: Annotated[int, msgspec.Meta(ge=0, le=1_000_000)] = 0
+    personal: tuple[str, ...] = ()
+    subject: str = ""
 
 
 class Tool(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from trust.canonical import JsonObject, JsonValue, digest_of
+from trust.canonical import JsonObject, JsonValue, digest_of, jcs, sha256_hex
 from trust.facts import Agent, Facts
 from trust.ledger.entries import Deed, Judgement, Line
 from trust.ledger.verify import Undecidable
@@ -80,7 +80,7 @@ def recorded(bundle: Compiled, deed: Deed, judgement: Judgement) -> tuple[Agent,
         raise Undecidable(bad.detail) from None
 
 
-def action_digest(bundle: Compiled, deed: Deed) -> str:
+def action_digest(bundle: Compiled, deed: Deed, salt: bytes) -> str:
     """As :meth:`trust.action.Action.digest` makes it."""
     return digest_of(
         {
@@ -90,25 +90,26 @@ def action_digest(bundle: Compiled, deed: Deed) -> str:
             "authority": list(deed.authority),
             "principal": deed.principal,
             "resource": f'Server::"{deed.server}"',
+            **({"salt": salt.hex()} if salt else {}),
             "server": deed.server,
             "tool_schema": bundle.inventory.tool(deed.server, deed.tool).digest,
         }
     )
 
 
-def disagreement(bundle: Compiled, line: Line, deed: Deed) -> str | None:
+def disagreement(bundle: Compiled, line: Line, deed: Deed, salt: bytes = b"") -> str | None:
     """What is wrong with the decision in *line*, if it does not follow from what was recorded beside it.
 
-    *deed* is the entry's, with its arguments.
+    *deed* is the entry's, with its arguments; *salt* that of its digests, if some of them are personal.
     """
     entry: Any = line.entry
     judgement: Judgement = entry.judgement
-    if digest_of(deed.arguments or {}) != deed.arguments_sha256:
+    if sha256_hex(salt + jcs(deed.arguments or {})) != deed.arguments_sha256:
         return f"the arguments of {deed.server}/{deed.tool} are not those whose digest was recorded"
     agent, context, args = recorded(bundle, deed, judgement)
     if agent.name != deed.agent:
         return f"asked by {deed.agent}, and decided with the facts of {agent.name}"
-    if deed.action_digest and deed.action_digest != action_digest(bundle, deed):
+    if deed.action_digest and deed.action_digest != action_digest(bundle, deed, salt):
         return f"{deed.server}/{deed.tool}: the digest that people approve is not the one of this action"
     request = Request(agent.uid, f"{deed.server}/{deed.tool}", Uid("Server", deed.server), {**context, "args": args})
     approved = getattr(entry, "approval", None) is not None

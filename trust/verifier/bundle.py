@@ -47,8 +47,8 @@ class Bundle:
                 if policy.annotations.get("mode") != "shadow":
                     self.policies[name] = policy
 
-    def action_digest(self, deed: Any) -> str:
-        """What an approval is bound to: who asks for what, exactly, by whose authority."""
+    def action_digest(self, deed: Any, salt: bytes = b"") -> str:
+        """What an approval is bound to: who asks for what, exactly, by whose authority. *salt*: of a personal one."""
         name = f"{deed['server']}/{deed['tool']}"
         tool = self._tools.get(deed["server"], {}).get("tools", {}).get(deed["tool"])
         if tool is None:
@@ -61,6 +61,7 @@ class Bundle:
                 "authority": deed.get("authority", []),
                 "principal": deed["principal"],
                 "resource": f'Server::"{deed["server"]}"',
+                **({"salt": salt.hex()} if salt else {}),
                 "server": deed["server"],
                 "tool_schema": tool["digest"],
             }

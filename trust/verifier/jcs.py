@@ -51,9 +51,9 @@ def _number(value: float) -> str:
     return f"{sign}{digits[0]}{fraction}e{'+' if point > 0 else '-'}{abs(point - 1)}"
 
 
-def digest(value: Any) -> str:
-    """SHA-256 of the canonical form, lowercase hexadecimal."""
-    return hashlib.sha256(canonical(value).encode("utf-8")).hexdigest()
+def digest(value: Any, salt: bytes = b"") -> str:
+    """SHA-256 of the salt and the canonical form, lowercase hexadecimal."""
+    return hashlib.sha256(salt + canonical(value).encode("utf-8")).hexdigest()
 
 
 def read(data: bytes) -> Any:

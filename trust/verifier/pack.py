@@ -191,17 +191,13 @@ class Pack:
             raise Fault(
                 f"it was asked for {deed['principal']}, and nobody handed that on: its owner is {agent['owner']}"
             )
-        if deed.get("arguments") is None:
-            try:
-                deed["arguments"] = jcs.read(self._read(f"arguments/{deed['arguments_sha256']}.json"))
-            except KeyError:
-                raise Undecidable("its arguments are not in the pack") from None
-        if jcs.digest(deed["arguments"]) != deed["arguments_sha256"]:
+        salt = self._complete(deed)
+        if jcs.digest(deed["arguments"], salt) != deed["arguments_sha256"]:
             raise Fault("the arguments are not those whose digest was recorded")
         bundle = bundles.get(judgement["bundle"])
         if bundle is None:
             raise Undecidable(f"the bundle {judgement['bundle']} is not in the pack")
-        if bundle.action_digest(deed) != deed["action_digest"]:
+        if bundle.action_digest(deed, salt) != deed["action_digest"]:
             raise Fault("the digest that people approve is not the one of this action")
         outcome, policies = bundle.decide(deed, judgement, entry.body.get("approval") is not None)
         expected = _EXPECTED[entry.kind]
@@ -209,6 +205,26 @@ class Pack:
         if outcome != expected or policies != recorded:
             told = f"recorded as {expected} by {recorded}, but its facts and bundle give {outcome} by {policies}"
             raise Fault(f"it was {told}")
+
+    def _complete(self, deed: Any) -> bytes:
+        """Give *deed* the arguments that its entry does not hold in plain; the salt of its digests."""
+        if deed.get("sealed") is not None:
+            try:
+                opened = jcs.read(self._read(f"opened/{deed['arguments_sha256']}.json"))
+            except KeyError:
+                raise Undecidable("its arguments are personal, and the pack does not open them") from None
+            plain = deed.get("arguments") or {}
+            shown = {name: value for name, value in opened["arguments"].items() if name in plain}
+            if jcs.canonical(shown) != jcs.canonical(plain):
+                raise Fault("the arguments that were opened are not those that stand there in plain")
+            deed["arguments"] = opened["arguments"]
+            return bytes.fromhex(opened["salt"])
+        if deed.get("arguments") is None:
+            try:
+                deed["arguments"] = jcs.read(self._read(f"arguments/{deed['arguments_sha256']}.json"))
+            except KeyError:
+                raise Undecidable("its arguments are not in the pack") from None
+        return b""
 
     # 3. What needed people had them
 

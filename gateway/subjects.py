@@ -1,0 +1,113 @@
+"""The keys of subjects: made when something personal is first recorded of one, and destroyed to erase all of it.
+
+They lie in one file of their own, and nowhere else for longer than minutes: what is destroyed here is gone. That a key
+was made or destroyed is in the ledger, so a file that comes back from a backup loses the same keys again.
+"""
+
+from __future__ import annotations
+
+import secrets
+import sqlite3
+from pathlib import Path
+from typing import Final
+
+from edge.clock import new_id
+from edge.judging import KeyOf, no_keys
+from gateway.records import Records
+from gateway.state import ErasedKey
+from trust.ledger import entries
+from trust.ledger.entries import AnyEntry
+from trust.personal import SubjectKey
+from trust.reasons import Reason, Unverifiable
+
+FILE: Final = "subjects.sqlite"
+SECRET_BYTES: Final = 32
+_SCHEMA: Final = """
+CREATE TABLE IF NOT EXISTS subject (id TEXT PRIMARY KEY, subject TEXT NOT NULL UNIQUE, secret BLOB NOT NULL)
+"""
+_OF: Final = "SELECT id, secret FROM subject WHERE {} = ?"
+
+
+class Subjects:
+    """Of one gateway. *subject* is always a :func:`trust.personal.subject_id`. ``erasures``: how many keys were
+    destroyed so far; whoever keeps keys forgets them when that rises."""
+
+    def __init__(self, path: Path, records: Records) -> None:
+        self._records = records
+        self._db = _open(path)
+        gone = [known.key for known in records.store.all(ErasedKey)]
+        self.erasures = len(gone)
+        with self._db:
+            self._db.executemany("DELETE FROM subject WHERE id = ?", [(key,) for key in gone])
+        records.listen(self._on_change)
+
+    def _on_change(self, entry: AnyEntry) -> None:
+        if isinstance(entry, entries.Subject) and entry.event == "erased":
+            self.erasures += 1
+
+    def known(self, subject: str) -> SubjectKey | None:
+        """The subject's own key, if there is one."""
+        return self._one("subject", subject)
+
+    def key_of(self, key: str, agent: str) -> SubjectKey | None:
+        """The key of this id, for what *agent* did."""
+        found = self._one("id", key)
+        return None if found is None else found.of(agent)
+
+    def _one(self, column: str, value: str) -> SubjectKey | None:
+        row = self._db.execute(_OF.format(column), (value,)).fetchone()
+        return None if row is None else SubjectKey(*row)
+
+    async def obtain(self, subject: str, agent: str) -> SubjectKey:
+        """The key for what *agent* does about *subject*; made if there is none."""
+        found = self.known(subject)
+        if found is None:
+            async with self._records.deciding:
+                found = self.known(subject) or await self._make(subject, agent)
+        return found.of(agent)
+
+    async def _make(self, subject: str, agent: str) -> SubjectKey:
+        made = SubjectKey(new_id("sub"), secrets.token_bytes(SECRET_BYTES))
+        await self._records.note(entries.Subject("made", made.id, agent))
+        with self._db:
+            self._db.execute("INSERT INTO subject VALUES (?, ?, ?)", (made.id, subject, made.secret))
+        return made
+
+    async def erase(self, subject: str, by: str, reason: str) -> str:
+        """Destroy the key of *subject*; its id. Recorded first: a crash in between is made up for at the start."""
+        async with self._records.deciding:
+            found = self.known(subject)
+            if found is None:
+                raise Unverifiable(Reason.NOT_FOUND, "nothing personal is kept of this subject")
+            await self._records.change(entries.Subject("erased", found.id, by, reason))
+            with self._db:
+                self._db.execute("DELETE FROM subject WHERE id = ?", (found.id,))
+        return found.id
+
+    def close(self) -> None:
+        self._db.close()
+
+
+def _open(path: Path) -> sqlite3.Connection:
+    """Rows that are deleted are overwritten, and no journal of them stays."""
+    path.touch(mode=0o600)
+    db = sqlite3.connect(path, check_same_thread=False)
+    db.execute("PRAGMA journal_mode=DELETE")
+    db.execute("PRAGMA synchronous=FULL")
+    db.execute("PRAGMA secure_delete=ON")
+    db.execute(_SCHEMA)
+    return db
+
+
+def keys_below(home: Path) -> KeyOf:
+    """The keys in a gateway's home, to be read only; none, where no gateway was."""
+    path = home / FILE
+    if not path.exists():
+        return no_keys
+    db = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, check_same_thread=False)
+
+    def key_of(key: str, agent: str) -> SubjectKey | None:
+        row = db.execute(_OF.format("id"), (key,)).fetchone()
+        return None if row is None else SubjectKey(*row).of(agent)
+
+    return key_of
