@@ -106,7 +106,7 @@ class SubjectKey(msgspec.Struct, frozen=True):
         """*data*, encrypted for this *use*; equal data gives equal bytes."""
         return self._cipher().encrypt(data, [use.encode()])
 
-    def open(self, box: bytes, use: str) -> bytes:
+    def unseal(self, box: bytes, use: str) -> bytes:
         """Inverse of :meth:`seal`, or :class:`Unverifiable`."""
         try:
             return self._cipher().decrypt(box, [use.encode()])
@@ -132,7 +132,7 @@ REQUEST: Final = "request"
 def opened(key: SubjectKey, box: bytes, plain: JsonObject | None) -> JsonObject:
     """A call's complete arguments, from what an entry keeps of them in *plain* and in its *box*; none stands in both,
     else :class:`Unverifiable`: what people read must be what was decided."""
-    hidden, shown = read_object(key.open(box, ARGUMENTS)), plain or {}
+    hidden, shown = read_object(key.unseal(box, ARGUMENTS)), plain or {}
     if hidden.keys() & shown.keys():
         raise Unverifiable(Reason.MALFORMED_REQUEST, "an argument stands in plain and sealed")
     return {**shown, **hidden}

@@ -167,7 +167,7 @@ class Desk:
             key = self._key_of(record)
             if key is None:
                 raise Unverifiable(Reason.APPROVAL_CANCELLED, _ERASED)
-            return wire.decode(key.open(body, REQUEST), Dispatch)
+            return wire.decode(key.unseal(body, REQUEST), Dispatch)
         statement = {key: value for key, value in record.request.items() if key not in _BESIDE}
         return msgspec.convert(statement, Dispatch), body
 

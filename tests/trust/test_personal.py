@@ -80,7 +80,7 @@ def test_what_cannot_be_told_apart_without_the_key(arguments: Any) -> None:
         assert getattr(first, name) == getattr(again, name) != getattr(other, name)
     assert first.sealed.box == again.sealed.box != other.sealed.box
     with pytest.raises(Unverifiable, match="not sealed under"):
-        KEY.of("other").open(unb64url(first.sealed.box), "arguments")
+        KEY.of("other").unseal(unb64url(first.sealed.box), "arguments")
 
 
 def test_the_digests_are_what_the_documents_say() -> None:
@@ -101,13 +101,13 @@ def test_the_digests_are_what_the_documents_say() -> None:
 
 def test_what_is_sealed_for_one_use_opens_for_no_other() -> None:
     box = KEY.seal(b"{}", "request")
-    assert KEY.open(box, "request") == b"{}"
+    assert KEY.unseal(box, "request") == b"{}"
     with pytest.raises(Unverifiable):
-        KEY.open(box, "arguments")
+        KEY.unseal(box, "arguments")
     with pytest.raises(Unverifiable):
-        KEY.open(box[:-1] + bytes([box[-1] ^ 1]), "request")
+        KEY.unseal(box[:-1] + bytes([box[-1] ^ 1]), "request")
     with pytest.raises(Unverifiable):
-        KEY.open(b"", "request")
+        KEY.unseal(b"", "request")
 
 
 def test_nothing_stands_in_plain_and_sealed() -> None:

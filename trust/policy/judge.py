@@ -80,7 +80,7 @@ def recorded(bundle: Compiled, deed: Deed, judgement: Judgement) -> tuple[Agent,
         raise Undecidable(bad.detail) from None
 
 
-def action_digest(bundle: Compiled, deed: Deed, salt: bytes) -> str:
+def action_digest(bundle: Compiled, deed: Deed, salt: bytes = b"") -> str:
     """As :meth:`trust.action.Action.digest` makes it."""
     return digest_of(
         {
