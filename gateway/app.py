@@ -19,6 +19,7 @@ from gateway.anchors import Anchors
 from gateway.api.access import Services
 from gateway.api.routes import Api
 from gateway.approvals.desk import Desk
+from gateway.approvals.votes import Votes
 from gateway.bundles import Bundles
 from gateway.callers import Callers
 from gateway.certificates import Certificates
@@ -156,6 +157,7 @@ class Gateway:
             bundles=self.bundles,
             feed=self._feed,
             desk=self.desk,
+            votes=Votes(self.records, registry, self.desk, statements, self.bundles, clock),
             nodes=nodes,
             statements=statements,
             dispatcher=dispatcher,
@@ -232,7 +234,7 @@ class Gateway:
         while True:
             await asyncio.sleep(1.0)
             try:
-                await self.desk.expire_due()
+                await self.desk.attend()
                 await self.desk.cancel_stopped()
                 await self.registry.end_drained_keys()
                 if self._tls is not None:

@@ -150,13 +150,14 @@ class Bundles:
                 place = compiled.read.sources[key].statement.place("step_up")
                 message = "step_up asks for a signed vote, which this version cannot take"
                 problems.append(Problem("error", compiled.read.sources[key].file, place.line, place.column, message))
-            for role, quorum in terms.quorum.items():
-                there = len(self._people.with_role(role))
+            for group, quorum in {**dict.fromkeys(terms.escalate, 1), **terms.quorum}.items():
+                there = len(self._people.of(group))
                 if there < quorum:
                     source = compiled.read.sources[key]
                     place = source.statement.place("approval")
-                    message = f'@approval asks for {quorum} of "{role}", but {there} people have that role'
-                    hint = f"licet people register NAME --role {role}"
+                    message = f'@approval asks for {quorum} of "{group}", but {there} people have that role'
+                    option = f"--team {group.removeprefix('team:')}" if group.startswith("team:") else f"--role {group}"
+                    hint = f"licet people register NAME {option}"
                     problems.append(Problem("error", source.file, place.line, place.column, message, hint))
         if problems:
             raise BundleRejected(problems)

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Any, Final, Literal
 
 import msgspec
+from msgspec.structs import replace
 
 from gateway.state import (
     ActiveBundle,
     AgentKey,
     AgentRecord,
     ApprovalRecord,
+    Blocked,
+    Deputy,
     ErasedKey,
+    Grant,
     Heard,
     KeyHolder,
     Killed,
@@ -70,6 +74,12 @@ def apply(store: Store, stamp: Stamp, entry: AnyEntry) -> None:
             _standing(store, stamp, entry)
         case entries.Bundle():
             _bundle(store, entry)
+        case entries.Deputy():
+            key = f"{entry.person}|{entry.deputy}"
+            if entry.event == "ended":
+                store.delete(Deputy, key)
+            else:
+                store.put(key, Deputy(entry.person, entry.deputy, entry.since_us, entry.until_us))
         case entries.Subject():
             if entry.event == "erased":
                 store.put(entry.key, ErasedKey(entry.key))
@@ -88,7 +98,7 @@ def _person(store: Store, entry: entries.Person) -> None:
             if visit.person == entry.person:
                 store.delete(Visit, visit.visit)
     else:
-        store.put(entry.person, Person(entry.person, tuple(entry.roles), entry.token_sha256))
+        store.put(entry.person, Person(entry.person, tuple(entry.roles), entry.token_sha256, tuple(entry.teams)))
 
 
 def _sign_in(store: Store, stamp: Stamp, entry: entries.SignIn) -> None:
@@ -139,7 +149,6 @@ def _agent(store: Store, stamp: Stamp, entry: entries.Agent) -> None:
 
 
 def _changed(known: AgentRecord, entry: entries.Agent) -> AgentRecord:
-    replace = msgspec.structs.replace
     match entry.event:
         case "enrolled":
             # Whoever held the key before may be the one whom this is to keep out: nothing of before counts.
@@ -193,14 +202,14 @@ def _log(store: Store, entry: entries.Log) -> None:
     elif entry.event == "renewed":
         store.delete(LogRecord, entry.origin)  # whoever comes next under this origin is met anew
     elif known is not None:
-        store.put(entry.origin, msgspec.structs.replace(known, wrong=entry.detail))
+        store.put(entry.origin, replace(known, wrong=entry.detail))
 
 
 def _witness(store: Store, stamp: Stamp, entry: entries.Witness) -> None:
     known = store.get(LogRecord, entry.origin)
     if known is not None:
         seen = {"size": entry.size, "root": entry.root, "time_ms": entry.time_ms, "at_us": stamp.wall_us}
-        store.put(entry.origin, msgspec.structs.replace(known, **seen))
+        store.put(entry.origin, replace(known, **seen))
 
 
 def _delegation(store: Store, stamp: Stamp, entry: entries.Delegation) -> None:
@@ -237,9 +246,9 @@ def _node(store: Store, entry: entries.Node) -> None:
     if known is None:
         return
     if entry.event == "enrolled":
-        changed = msgspec.structs.replace(known, key=entry.key, token_sha256="", state="ready")
+        changed = replace(known, key=entry.key, token_sha256="", state="ready")
     elif entry.event == "joined":
-        changed = msgspec.structs.replace(known, url=entry.url, epoch=entry.epoch, servers=())
+        changed = replace(known, url=entry.url, epoch=entry.epoch, servers=())
     else:
         changed = msgspec.convert({**msgspec.to_builtins(known), "state": entry.state}, NodeRecord)
     store.put(entry.node, changed)
@@ -251,8 +260,8 @@ def _server(store: Store, entry: entries.Server) -> None:
         known = ServerRecord(entry.server, entry.offer, known.offers if known else {})
     if entry.event == "offered" and (node := store.get(NodeRecord, entry.node)) is not None:
         servers = tuple(sorted({*node.servers, entry.server}))
-        store.put(entry.node, msgspec.structs.replace(node, servers=servers))
-        known = msgspec.structs.replace(known, offers={**known.offers, entry.node: entry.offer})
+        store.put(entry.node, replace(node, servers=servers))
+        known = replace(known, offers={**known.offers, entry.node: entry.offer})
     store.put(entry.server, known)
 
 
@@ -270,35 +279,106 @@ def _bundle(store: Store, entry: entries.Bundle) -> None:
 
 
 def _approval(store: Store, stamp: Stamp, entry: entries.Approval) -> None:
+    now = stamp.wall_us
     if entry.event == "requested" and entry.request is not None:
-        asked = entry.request
-        store.put(
-            entry.approval,
-            ApprovalRecord(
-                id=entry.approval,
-                state="pending",
-                agent=asked["agent"],
-                run=asked["run"],
-                action_digest=entry.action_digest,
-                terms=asked["terms"],
-                request=asked,
-                requested_at_us=stamp.wall_us,
-                expires_at_us=stamp.wall_us + int(asked["terms"]["ttl_s"]) * 1_000_000,
-            ),
-        )
+        store.put(entry.approval, _requested(entry, entry.request, now))
         return
     known = store.get(ApprovalRecord, entry.approval)
     if known is None:
         return
-    if entry.event == "vote":
-        vote = Vote(entry.by, "approve" if entry.decision == "approve" else "deny", entry.reason, stamp.wall_us)
-        changed = msgspec.structs.replace(known, votes=(*known.votes, vote))
-    elif entry.event == "claimed":
-        changed = msgspec.structs.replace(known, state="consumed", claim=entry.claim)
-    elif entry.event == "cancelled":
-        changed = msgspec.structs.replace(known, state="cancelled", cancelled=entry.reason)
-    elif entry.event in ("approved", "denied", "expired"):
-        changed = msgspec.convert({**msgspec.to_builtins(known), "state": entry.event}, ApprovalRecord)
-    else:
-        return
+    match entry.event:
+        case "asked_again":
+            changed = replace(known, count=known.count + 1)
+        case "viewed":
+            changed = replace(known, viewed_at_us=known.viewed_at_us or now)
+        case "vote":
+            decision: Literal["approve", "deny"] = "approve" if entry.decision == "approve" else "deny"
+            vote = Vote(entry.by, decision, entry.reason, now, entry.seat or entry.by, entry.hushed, entry.scope)
+            changed = replace(known, votes=(*known.votes, vote))
+        case "edited" if entry.request is not None:
+            changed = _edited(known, entry, entry.request)
+        case "approved":
+            changed = replace(known, state="approved", decided_at_us=now)
+            _granted(store, changed, entry, now)
+        case "denied":
+            changed = replace(known, state="denied", decided_at_us=now)
+            for policy in entry.block:
+                store.put(f"{known.agent}|{known.run}|{policy}", Blocked(known.agent, known.run, policy, known.id))
+        case "claimed":
+            changed = replace(known, state="consumed", claim=entry.claim)
+        case "expired":
+            changed = replace(known, state="expired", decided_at_us=known.decided_at_us or now)
+        case "cancelled":
+            changed = replace(known, state="cancelled", cancelled=entry.reason, decided_at_us=now)
+        case "reminded":
+            changed = replace(known, reminded_at_us=now)
+        case "escalated":
+            changed = replace(known, groups=tuple(sorted({*known.groups, *entry.groups})))
+        case "revoked":
+            store.delete(Grant, grant_key(known.agent, known.run, known.id))
+            changed = replace(known, revoked=True)
+        case _:
+            return
     store.put(entry.approval, changed)
+
+
+def _requested(entry: entries.Approval, asked: dict[str, Any], now: int) -> ApprovalRecord:
+    return ApprovalRecord(
+        id=entry.approval,
+        state="pending",
+        agent=asked["agent"],
+        run=asked["run"],
+        action_digest=entry.action_digest,
+        terms=asked["terms"],
+        request=asked,
+        requested_at_us=now,
+        expires_at_us=now + int(asked["terms"]["ttl_s"]) * 1_000_000,
+        policies=tuple(asked.get("policies", ())),
+        presented=entry.presented,
+        under=entry.under,
+    )
+
+
+def _edited(known: ApprovalRecord, entry: entries.Approval, asked: dict[str, Any]) -> ApprovalRecord:
+    """Another action under the same id: nobody has voted on it, and whoever made it never may."""
+    return replace(
+        known,
+        action_digest=entry.action_digest,
+        terms=asked["terms"],
+        request=asked,
+        policies=tuple(asked.get("policies", ())),
+        presented=entry.presented,
+        votes=(),
+        original=known.original or known.request,
+        editors=tuple(sorted({*known.editors, entry.by})),
+    )
+
+
+def _granted(store: Store, record: ApprovalRecord, entry: entries.Approval, now: int) -> None:
+    """The use of a scope that covers it, or what its own leaves for others."""
+    if record.under:
+        key = grant_key(record.agent, record.run, record.under)
+        used = store.get(Grant, key)
+        if used is not None and used.uses:
+            left = replace(used, uses=used.uses - 1)
+            store.put(key, left) if left.uses else store.delete(Grant, key)
+        return
+    scope = entry.scope
+    if scope.kind == "once" or (scope.kind == "uses" and scope.uses < 2):
+        return
+    asked, exact = record.request, scope.kind == "uses"
+    grant = Grant(
+        approval=record.id,
+        agent=record.agent,
+        run=record.run,
+        server=asked["server"],
+        tool=asked["tool"],
+        action_digest=record.action_digest if exact else "",
+        uses=scope.uses - 1 if exact else 0,
+        until_us=now + scope.minutes * 60_000_000,
+    )
+    store.put(grant_key(record.agent, record.run, record.id), grant)
+
+
+def grant_key(agent: str, run: str, approval: str) -> str:
+    return f"{agent}|{run}|{approval}"

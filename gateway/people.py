@@ -42,12 +42,13 @@ class People:
                 return person
         raise Unverifiable(Reason.UNAUTHENTICATED, "no person has this token")
 
-    def with_role(self, role: str) -> list[str]:
-        return [person.name for person in self._records.store.all(Person) if role in person.roles]
+    def of(self, group: str) -> list[str]:
+        """The people of a role, or of ``team:NAME``."""
+        return [person.name for person in self._records.store.all(Person) if group in person.groups]
 
-    async def register(self, name: str, roles: list[str], by: str) -> str:
+    async def register(self, name: str, roles: list[str], by: str, teams: list[str] | None = None) -> str:
         """The new person's token; shown once."""
-        for one in (name, *roles):
+        for one in (name, *roles, *(teams or ())):
             require_name(one)
         if not roles:
             raise Unverifiable(Reason.MALFORMED_REQUEST, f"{name}: expected at least one role")
@@ -56,7 +57,7 @@ class People:
             if self._records.store.get(Person, name) is not None:
                 raise Unverifiable(Reason.MALFORMED_REQUEST, f'the person "{name}" is already registered')
             await self._records.change(
-                entries.Person("registered", name, by, sorted(roles), sha256_hex(token.encode()))
+                entries.Person("registered", name, by, sorted(roles), sorted(teams or ()), sha256_hex(token.encode()))
             )
         return token
 

@@ -16,6 +16,21 @@ class Person(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     name: str
     roles: tuple[str, ...]
     token_sha256: str
+    teams: tuple[str, ...] = ()
+
+    @property
+    def groups(self) -> frozenset[str]:
+        """What an ``@approval`` may name that this person is of."""
+        return frozenset(self.roles) | {f"team:{team}" for team in self.teams}
+
+
+class Deputy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """``deputy`` may vote in the seat of ``person`` in this time (Unix microseconds); kept under both."""
+
+    person: str
+    deputy: str
+    since_us: int
+    until_us: int
 
 
 class Visit(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -182,15 +197,23 @@ ApprovalState = Literal["pending", "approved", "denied", "expired", "consumed", 
 
 
 class Vote(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """``by`` whom, in whose ``seat``; ``hushed``: the reason is not for the agent."""
+
     by: str
     decision: Literal["approve", "deny"]
     reason: str
     at_us: int
+    seat: str
+    hushed: bool = False
+    scope: entries.Scope = entries.ONCE
 
 
 class ApprovalRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One request for a person's decision. ``request`` is the complete stored action, as it was asked;
-    times are Unix microseconds; ``cancelled`` says why, if it was."""
+    """One request for a person's decision. ``request`` is the complete stored action, ``original`` what the agent asked
+    for before somebody edited it, and ``editors`` who did; ``policies`` asked for a person; ``presented``: the SHA-256
+    of what people are shown; ``groups``: to whom it was escalated; ``under``: the approval whose scope covers it;
+    ``revoked``: what was left of its own scope was taken back; ``count``: how often it was asked. Times are Unix
+    microseconds, 0 if it did not happen; ``cancelled`` says why, if it was."""
 
     id: str
     state: ApprovalState
@@ -201,6 +224,46 @@ class ApprovalRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     request: dict[str, Any]
     requested_at_us: int
     expires_at_us: int
+    policies: tuple[str, ...] = ()
+    presented: str = ""
     votes: tuple[Vote, ...] = ()
     claim: str = ""
     cancelled: str = ""
+    original: dict[str, Any] | None = None
+    editors: tuple[str, ...] = ()
+    groups: tuple[str, ...] = ()
+    under: str = ""
+    revoked: bool = False
+    count: int = 1
+    viewed_at_us: int = 0
+    reminded_at_us: int = 0
+    decided_at_us: int = 0
+
+    @property
+    def asked_digest(self) -> str:
+        """The action digest of what the agent asked for."""
+        return str((self.original or self.request)["action_digest"])
+
+
+class Grant(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What is left of the scope of an approval: kept under agent, run and approval. ``action_digest`` is empty if it
+    covers whatever arguments of the tool. ``until_us``: Unix microseconds."""
+
+    approval: str
+    agent: str
+    run: str
+    server: str
+    tool: str
+    action_digest: str
+    uses: int
+    until_us: int
+
+
+class Blocked(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Somebody denied what ``policy`` asked for, and everything else of it in this run: kept under agent, run and
+    policy. ``approval``: where that was said."""
+
+    agent: str
+    run: str
+    policy: str
+    approval: str

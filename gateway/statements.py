@@ -6,6 +6,8 @@ how far the agent acts, and what policy says of it now, is found out here.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import msgspec
 
 from edge.clock import SystemClock
@@ -30,7 +32,6 @@ from trust.ledger import entries
 from trust.personal import Marked, Personal
 from trust.policy import judge
 from trust.policy.bundle import Compiled
-from trust.policy.engine import Finding
 from trust.policy.inventory import Tool
 from trust.policy.terms import Terms
 from trust.reasons import Reason, Unverifiable, visible
@@ -62,6 +63,14 @@ class Asked(msgspec.Struct, frozen=True):
     def span(self) -> Trace:
         """What the node's own span lies below."""
         return self.trace if self.trace.trace_id else self.action.trace
+
+
+class Edited(msgspec.Struct, frozen=True):
+    """A stored request with other arguments; ``hold``: whom policy asks for that, None if it asks nobody."""
+
+    dispatch: Dispatch
+    action: Action
+    hold: Hold | None
 
 
 class Statements:
@@ -123,16 +132,14 @@ class Statements:
         bundle = self._bundles.compiled
         if bundle is None:
             raise Unverifiable(Reason.NO_BUNDLE, "no bundle is active")
-        action, message = wire.action_of(dispatch, body)
         agent = record.agent
         signers: tuple[Workload, ...] = (sender.workload,)
         if agent.name != sender.workload.name:
             waited = self._desk.proof_of(dispatch)
-            signers += (await self._proofs.require(dispatch, action, sender.workload.name, waited),)
-        tool = bundle.inventory.tool(action.server, action.tool)
-        _require_own_headers(action, message, tool)
-        mandate, delegators, standing = self._mandate(dispatch, agent, action, tool)
-        action = self._sealed(action, agent.name, mandate.principal, bundle.personal(tool))
+            signed = self._desk.asked_first(dispatch) or (dispatch, body)
+            asked, _ = wire.action_of(*signed)
+            signers += (await self._proofs.require(signed[0], asked, sender.workload.name, waited),)
+        action, tool, mandate, delegators, standing = self._understood(dispatch, body, agent, bundle)
         if not dispatch.intent.startswith(f"{sender.workload.trust_domain}/sidecar/{sender.workload.name}#"):
             raise Unverifiable(Reason.PERMIT_INVALID, "the intent is not in the sender's own ledger")
         if dispatch.principal != mandate.principal:
@@ -141,11 +148,50 @@ class Statements:
             raise Unverifiable(Reason.PERMIT_INVALID, "the action digest is not that of these bytes")
         return Asked(dispatch, action, agent, bundle, sender, signers, mandate, delegators, standing)
 
-    def _sealed(self, action: Action, agent: str, principal: str, marks: Marked) -> Action:
+    def _understood(
+        self, dispatch: Dispatch, body: bytes, agent: Agent, bundle: Compiled
+    ) -> tuple[Action, Tool, Mandate, tuple[Agent, ...], Standing]:
+        """The action that the bytes are, and under whose authority it is."""
+        action, message = wire.action_of(dispatch, body)
+        tool = bundle.inventory.tool(action.server, action.tool)
+        _require_own_headers(action, message, tool)
+        mandate, delegators, standing = self._mandate(dispatch, agent, action, tool)
+        return self._sealed(action, agent.name, mandate, bundle.personal(tool)), tool, mandate, delegators, standing
+
+    async def edited(self, dispatch: Dispatch, body: bytes, arguments: JsonObject) -> Edited:
+        """The stored request with other *arguments*, judged as if the agent asked for that now; or
+        :class:`Unverifiable` if that is nothing that a person could permit."""
+        bundle = self._bundles.compiled
+        if bundle is None:
+            raise Unverifiable(Reason.NO_BUNDLE, "no bundle is active")
+        agent = self._registry.agent(dispatch.agent).agent
+        changed = mcp.with_arguments(body, arguments)
+        tool = bundle.inventory.tool(dispatch.server, dispatch.tool)
+        payload = mcp.payload(mcp.read_message(changed), changed, _plain(dispatch.headers), tool)
+        dispatch = msgspec.structs.replace(dispatch, headers=list(payload.headers))
+        await self._key_for(dispatch, changed, agent, bundle)
+        action, tool, mandate, delegators, standing = self._understood(dispatch, changed, agent, bundle)
+        digest = action.digest(agent.name, mandate.principal, mandate.tokens, tool.digest)
+        dispatch = msgspec.structs.replace(dispatch, action_digest=digest)
+        verdict = self._judged(dispatch, action, bundle, agent, delegators, standing, mandate)
+        if isinstance(verdict, Refusal):
+            raise Unverifiable(verdict.reason, f"with these arguments nobody could permit it: {verdict.detail}")
+        return Edited(dispatch, action, verdict if isinstance(verdict, Hold) else None)
+
+    async def _key_for(self, dispatch: Dispatch, body: bytes, agent: Agent, bundle: Compiled) -> None:
+        """What was edited may be about somebody else: who that is has a key before anything of it is kept."""
+        action, _ = wire.action_of(dispatch, body)
+        tool = bundle.inventory.tool(action.server, action.tool)
+        marks = bundle.personal(tool)
+        if marks.anything:
+            mandate = self._mandate(dispatch, agent, action, tool)[0]
+            await self._subjects.obtain(marks.about(action.arguments, mandate.principal), agent.name)
+
+    def _sealed(self, action: Action, agent: str, mandate: Mandate, marks: Marked) -> Action:
         """Recorded here as by the sidecar: what is personal under the same key, so with the same digests."""
         if not marks.anything:
             return action
-        key = self._subjects.known(marks.about(action.arguments, principal))
+        key = self._subjects.known(marks.about(action.arguments, mandate.principal))
         if key is None:
             raise Unverifiable(Reason.STALE_FACTS, "whom this is about was erased in this moment; ask again")
         return msgspec.structs.replace(action, personal=Personal(marks, key.of(agent)))
@@ -167,10 +213,43 @@ class Statements:
         """Policy, now, with the gateway's own word on trust: for whoever asks, and for everybody who delegated."""
         try:
             self.require_believed(asked)
-            finding = judge.together([self._find(asked, agent, approved) for agent in (asked.agent, *asked.delegators)])
         except Unverifiable as bad:
             return Refusal.of(8, bad)
-        verdict = decide(asked.action, finding, asked.dispatch.approval)
+        return self._judged(
+            asked.dispatch,
+            asked.action,
+            asked.bundle,
+            asked.agent,
+            asked.delegators,
+            asked.standing,
+            asked.mandate,
+            approved=approved,
+        )
+
+    def _judged(
+        self,
+        dispatch: Dispatch,
+        action: Action,
+        bundle: Compiled,
+        agent: Agent,
+        delegators: tuple[Agent, ...],
+        standing: Standing,
+        mandate: Mandate,
+        *,
+        approved: bool = False,
+    ) -> Permit | Hold | Refusal:
+        try:
+            context = self._context(dispatch, action, bundle, standing, mandate)
+            tool = bundle.inventory.tool(action.server, action.tool)
+            finding = judge.together(
+                [
+                    judge.evaluate_context(bundle, action.server, tool, action.arguments, one, context, approved)
+                    for one in (agent, *delegators)
+                ]
+            )
+        except Unverifiable as bad:
+            return Refusal.of(8, bad)
+        verdict = decide(action, finding, dispatch.approval)
         if isinstance(verdict, Refusal):
             return Refusal(8, verdict.reason, verdict.detail, verdict.policies, verdict.errors)
         return verdict
@@ -187,24 +266,24 @@ class Statements:
         if asked.dispatch.chain:
             self._delegations.open(asked.dispatch.chain, asked.agent.name)
 
-    def _find(self, asked: Asked, agent: Agent, approved: bool) -> Finding:
-        action = asked.action
-        context = asked.dispatch.facts.get("context")
+    def _context(
+        self, dispatch: Dispatch, action: Action, bundle: Compiled, standing: Standing, mandate: Mandate
+    ) -> JsonObject:
+        """The facts of the sidecar, with the gateway's own word where it has one."""
+        context = dispatch.facts.get("context")
         if not isinstance(context, dict):
             raise Unverifiable(Reason.PERMIT_INVALID, "the statement carries no facts")
-        tool = asked.bundle.inventory.tool(action.server, action.tool)
+        tool = bundle.inventory.tool(action.server, action.tool)
         run = context.get("run")
         if not isinstance(run, dict) or run.get("id") != action.run:
             raise Unverifiable(Reason.PERMIT_INVALID, "the facts are those of another run")
         own: JsonObject = {
-            "trust": trust_context(asked.standing),
+            "trust": trust_context(standing),
             "risk": tool.manifest.risk,
-            "authority": asked.mandate.context,
+            "authority": mandate.context,
             "now": cedar_time(int(self._clock.now())),
         }
-        return judge.evaluate_context(
-            asked.bundle, action.server, tool, action.arguments, agent, {**context, **own}, approved
-        )
+        return {**context, **own}
 
     def require_unchanged(self, asked: Asked) -> None:
         """What was awaited may have taken long: a kill, a revocation or another bundle since then ends this attempt."""
@@ -226,6 +305,11 @@ class Statements:
         except Unverifiable as bad:
             return f"{bad.reason}: {bad.detail}"
         return ""
+
+
+def _plain(headers: Iterable[tuple[str, str]]) -> dict[str, str]:
+    """Without those that repeat arguments: they are made anew."""
+    return {name: value for name, value in headers if not name.startswith(mcp.PARAM_PREFIX)}
 
 
 def _require_own_headers(action: Action, message: mcp.Message, tool: Tool) -> None:

@@ -245,10 +245,13 @@ class Mesh:
     async def claim(self, approval: str) -> Answer:
         return await self.request("POST", f"{self.url}/v1/approvals/{approval}/claim", token=self.sidecar.token)
 
-    async def vote(self, approval: str, decision: str = "approve", who: str = "approver-1", reason: str = "") -> Answer:
-        return await self.admin(
-            "POST", f"/v1/approvals/{approval}/votes", {"decision": decision, "reason": reason}, who
-        )
+    async def vote(
+        self, approval: str, decision: str = "approve", who: str = "approver-1", reason: str = "", **more: Any
+    ) -> Answer:
+        """Of what the request is in this moment."""
+        presented = self.gateway.desk.get(approval).presented
+        ballot = {"decision": decision, "reason": reason, "presented": presented, **more}
+        return await self.admin("POST", f"/v1/approvals/{approval}/votes", ballot, who)
 
     def entries(self, part: str = "sidecar") -> list[Any]:
         """Every entry of one part's ledger so far."""

@@ -15,7 +15,7 @@ from typing import Final, Literal
 import msgspec
 
 from trust.action import Payload
-from trust.canonical import JsonObject, JsonValue, jcs, read_json
+from trust.canonical import JsonObject, JsonValue, jcs, read_json, read_object
 from trust.policy.inventory import Manifest, Tool, pin, require_tool_name
 from trust.reasons import Reason, Unverifiable, visible
 
@@ -29,7 +29,7 @@ SESSION_HEADER: Final = "mcp-session-id"
 METHOD_HEADER: Final = "mcp-method"
 NAME_HEADER: Final = "mcp-name"
 EVENT_HEADER: Final = "last-event-id"
-_PARAM_PREFIX: Final = "mcp-param-"
+PARAM_PREFIX: Final = "mcp-param-"
 _NAMED_BY: Final = {"tools/call": "name", "prompts/get": "name", "resources/read": "uri"}
 
 RpcId = str | int | None
@@ -274,7 +274,7 @@ def payload(message: Message, body: bytes, headers: Mapping[str, str], tool: Too
             made[NAME_HEADER] = _encode(_name_of(message, _NAMED_BY[message.method]))
         made.update(_parameter_headers(message, tool))
     for name, value in headers.items():
-        if name.startswith(_PARAM_PREFIX) and made.get(name) != value:
+        if name.startswith(PARAM_PREFIX) and made.get(name) != value:
             raise _mismatch(f"{name} does not repeat an argument of the body")
     method = {"listen": "GET", "close": "DELETE"}.get(message.kind, "POST")
     return Payload(method, tuple(sorted(made.items())), body)
@@ -292,7 +292,7 @@ def _parameter_headers(message: Message, tool: Tool | None) -> dict[str, str]:
         header = schema.get("x-mcp-header")
         if isinstance(header, str) and isinstance(value, bool | int | str):
             text = str(value).lower() if isinstance(value, bool) else str(value)
-            found[_PARAM_PREFIX + header.lower()] = _encode(text)
+            found[PARAM_PREFIX + header.lower()] = _encode(text)
         properties = schema.get("properties")
         if isinstance(properties, dict) and isinstance(value, dict):
             stack += [(inner, value[key]) for key, inner in properties.items() if key in value]
@@ -303,6 +303,15 @@ def call(rpc_id: RpcId, tool: str, arguments: JsonObject) -> tuple[Message, byte
     """A stateless ``tools/call``, as message and bytes; how native actions reach MCP servers."""
     body = request(rpc_id, "tools/call", {"name": tool, "arguments": arguments})
     return Message("request", rpc_id, "tools/call", tool, arguments, True), body
+
+
+def with_arguments(body: bytes, arguments: JsonObject) -> bytes:
+    """The same ``tools/call`` with other *arguments*; everything else in it stays."""
+    message = read_object(body)
+    params = message.get("params")
+    if message.get("method") != "tools/call" or not isinstance(params, dict):
+        raise _refuse("only the arguments of a tools/call can be changed")
+    return msgspec.json.encode({**message, "params": {**params, "arguments": arguments}})
 
 
 def request(rpc_id: RpcId, method: str, params: JsonObject) -> bytes:

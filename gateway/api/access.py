@@ -19,6 +19,7 @@ from edge.clock import SystemClock
 from edge.http import Incoming, StreamResponse
 from edge.routes import Routes
 from gateway.approvals.desk import Desk
+from gateway.approvals.votes import Votes
 from gateway.bundles import Bundles
 from gateway.callers import Callers, Sender
 from gateway.certificates import Certificates
@@ -62,6 +63,7 @@ class Services:
     bundles: Bundles
     feed: Feed
     desk: Desk
+    votes: Votes
     nodes: Nodes
     statements: Statements
     dispatcher: Dispatcher

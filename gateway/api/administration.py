@@ -19,6 +19,7 @@ from trust.policy.inventory import to_json
 class _NewPerson(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     name: str
     roles: list[str]
+    teams: list[str] = []
 
 
 class _Kill(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -241,9 +242,11 @@ class Administration:
 
     async def _list_people(self, _incoming: Incoming, _person: Person) -> Response:
         people = self._s.records.store.all(Person)
-        return json_response({"people": [{"name": p.name, "roles": list(p.roles)} for p in people]})
+        return json_response(
+            {"people": [{"name": p.name, "roles": list(p.roles), "teams": list(p.teams)} for p in people]}
+        )
 
     async def _register_person(self, incoming: Incoming, person: Person) -> Response:
         new = decode(incoming, _NewPerson)
-        token = await self._s.people.register(new.name, new.roles, person.name)
+        token = await self._s.people.register(new.name, new.roles, person.name, new.teams)
         return json_response({"name": new.name, "token": token}, 201)

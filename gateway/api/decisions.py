@@ -11,15 +11,32 @@ import msgspec
 from edge.http import Incoming, Response, json_response
 from gateway.api.access import Access, Services, decode
 from gateway.approvals.desk import denial
+from gateway.approvals.votes import Ballot
 from gateway.people import AUTHOR
-from gateway.state import ApprovalRecord, Person
-from trust.ledger import entries
+from gateway.state import ApprovalRecord, Deputy, Grant, Person
 from trust.policy.bundle import BundleRejected, Sources
 
 
-class _Vote(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    decision: str
+class _Edit(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    arguments: dict[str, Any]
+    presented: str
     reason: str = ""
+
+
+class _Revoke(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    reason: str = ""
+
+
+class _Deputy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Times: Unix microseconds."""
+
+    deputy: str
+    since_us: int
+    until_us: int
+
+
+class _NoDeputy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    deputy: str
 
 
 class _Activate(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -32,6 +49,7 @@ class Decisions:
     def __init__(self, services: Services) -> None:
         self._records = services.records
         self._desk = services.desk
+        self._votes = services.votes
         self._bundles = services.bundles
         self._feed = services.feed
 
@@ -40,28 +58,50 @@ class Decisions:
         person("GET", "/v1/approvals", self._list_approvals)
         person("GET", "/v1/approvals/{approval}", self._show_approval)
         person("POST", "/v1/approvals/{approval}/votes", self._vote)
+        person("POST", "/v1/approvals/{approval}/edits", self._edit)
+        person("POST", "/v1/approvals/{approval}/revocation", self._revoke)
+        person("GET", "/v1/deputies", self._deputies)
+        person("POST", "/v1/deputies", self._name_deputy)
+        person("POST", "/v1/deputies/end", self._end_deputy)
         person("GET", "/v1/bundles", self._bundle_status)
         person("POST", "/v1/bundles", self._activate, AUTHOR)
         person("POST", "/v1/bundles/rollback", self._rollback, AUTHOR)
 
     async def _list_approvals(self, incoming: Incoming, _person: Person) -> Response:
+        """Those in the states that are asked for, without what they were asked with; all if none is named."""
         wanted = parse_qs(incoming.query).get("state")
-        found = [
-            {**_shown(r), "payload": self._desk.text(r)}
-            for r in self._desk.all()
-            if wanted is None or r.state in wanted
-        ]
+        found = [self._shown(one) for one in self._desk.all() if wanted is None or one.state in wanted]
         return json_response({"approvals": found})
 
     async def _show_approval(self, _incoming: Incoming, person: Person, approval: str) -> Response:
-        record = self._desk.get(approval)
-        async with self._records.deciding:
-            await self._records.change(entries.Approval("viewed", approval, by=person.name))
-        return json_response({**_shown(record), "payload": self._desk.text(record)})
+        return json_response(self._shown(await self._votes.viewed(approval, person)))
 
     async def _vote(self, incoming: Incoming, person: Person, approval: str) -> Response:
-        vote = decode(incoming, _Vote)
-        return json_response(_shown(await self._desk.vote(approval, person, vote.decision, vote.reason)))
+        return json_response(self._shown(await self._votes.vote(approval, person, decode(incoming, Ballot))))
+
+    async def _edit(self, incoming: Incoming, person: Person, approval: str) -> Response:
+        asked = decode(incoming, _Edit)
+        record = await self._votes.edit(approval, person, asked.arguments, asked.presented, asked.reason)
+        return json_response(self._shown(record))
+
+    async def _revoke(self, incoming: Incoming, person: Person, approval: str) -> Response:
+        record = await self._votes.revoke(approval, person, decode(incoming, _Revoke).reason)
+        return json_response(self._shown(record))
+
+    async def _deputies(self, _incoming: Incoming, _person: Person) -> Response:
+        return json_response({"deputies": msgspec.to_builtins(list(self._records.store.all(Deputy)))})
+
+    async def _name_deputy(self, incoming: Incoming, person: Person) -> Response:
+        asked = decode(incoming, _Deputy)
+        named = await self._votes.name_deputy(person, asked.deputy, asked.since_us, asked.until_us)
+        return json_response(msgspec.to_builtins(named), 201)
+
+    async def _end_deputy(self, incoming: Incoming, person: Person) -> Response:
+        await self._votes.end_deputy(person, decode(incoming, _NoDeputy).deputy)
+        return json_response({})
+
+    def _shown(self, record: ApprovalRecord) -> dict[str, Any]:
+        return {**shown(record, self._desk.granted(record)), "payload": self._desk.text(record)}
 
     async def _bundle_status(self, _incoming: Incoming, _person: Person) -> Response:
         return json_response(self._bundles.status())
@@ -94,8 +134,8 @@ def state_of(record: ApprovalRecord) -> dict[str, Any]:
     }
 
 
-def _shown(record: ApprovalRecord) -> dict[str, Any]:
-    """What an approver sees."""
+def shown(record: ApprovalRecord, left: Grant | None) -> dict[str, Any]:
+    """What an approver sees of it; *left* of its scope."""
     asked = record.request
     return {
         **state_of(record),
@@ -106,7 +146,15 @@ def _shown(record: ApprovalRecord) -> dict[str, Any]:
         "server": asked["server"],
         "tool": asked["tool"],
         "place": asked["place"],
+        "policies": list(record.policies),
+        "because": asked["because"],
         "terms": record.terms,
+        "presented": record.presented,
+        "editors": list(record.editors),
+        "groups": list(record.groups),
+        "under": record.under,
+        "count": record.count,
+        "left": msgspec.to_builtins(left),
         "requested_at": record.requested_at_us // 1_000_000,
         "votes": [msgspec.to_builtins(vote) for vote in record.votes],
     }

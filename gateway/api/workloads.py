@@ -285,8 +285,8 @@ class Workloads:
         dispatcher = self._s.dispatcher
         asked = await self._s.statements.read(incoming, sender)
         match self._s.statements.judge(asked, approved=False):
-            case Hold(terms=terms):
-                record = await self._s.desk.request(asked.action, asked.dispatch, terms)
+            case Hold() as hold:
+                record = await self._s.desk.request(asked.action, asked.dispatch, hold)
                 return json_response(state_of(record), 201)
             case Permit():
                 no = Refusal(7, Reason.APPROVAL_MISMATCH, "nobody needs to approve this; send it again")

@@ -1,4 +1,5 @@
-"""Approvals: requested once, voted on by the right people, claimed exactly once, or expired.
+"""Approvals: requested once, found again, waited for, claimed exactly once, or over. How people decide on them stands
+in :mod:`gateway.approvals.votes`.
 
 Every step is a ledger entry before it is state, and steps that look before they write do so under one lock,
 so of any number of racing claims one wins.
@@ -15,10 +16,13 @@ import msgspec
 
 from edge.blobs import Blobs
 from edge.clock import SystemClock, new_id
+from gateway.approvals import presented
+from gateway.approvals.rules import Electorate, enough
 from gateway.delegations import Delegations
+from gateway.fold import grant_key
 from gateway.records import Records
 from gateway.registry import Registry
-from gateway.state import ApprovalRecord, Person
+from gateway.state import ApprovalRecord, Blocked, Deputy, Grant, Person
 from gateway.stops import Stops
 from gateway.subjects import Subjects
 from trust import wire
@@ -28,10 +32,10 @@ from trust.ledger.entries import AnyEntry
 from trust.personal import REQUEST, SubjectKey
 from trust.policy.terms import Terms
 from trust.reasons import Reason, Unverifiable, visible
+from trust.verdict import Hold
 from trust.wire import Dispatch, Proof
 
 MAX_WAIT_S: Final = 25.0
-MAX_REASON: Final = 500
 MAX_PENDING: Final = 100
 """Of one agent. Nobody reads more, and an agent must not fill the queue of others."""
 DENIAL_HOLDS_US: Final = 86_400 * 1_000_000
@@ -71,9 +75,10 @@ class Desk:
             self._open.add(record.id)
         else:
             self._open.discard(record.id)
-        known = self._of_action.setdefault((record.agent, record.action_digest), [])
-        if record.id not in known:
-            known.append(record.id)
+        for digest in {record.asked_digest, record.action_digest}:
+            known = self._of_action.setdefault((record.agent, digest), [])
+            if record.id not in known:
+                known.append(record.id)
 
     def _live(self) -> list[ApprovalRecord]:
         return [self.get(approval) for approval in self._open]
@@ -81,6 +86,7 @@ class Desk:
     def _on_change(self, entry: AnyEntry) -> None:
         if isinstance(entry, entries.Approval):
             self._index(self.get(entry.approval))
+        if isinstance(entry, entries.Approval | entries.Deputy | entries.Person):
             changed, self._changed = self._changed, asyncio.Event()
             changed.set()
 
@@ -98,24 +104,26 @@ class Desk:
         """How many wait for a person."""
         return sum(one.state == "pending" for one in self._live())
 
-    async def request(self, action: Action, dispatch: Dispatch, terms: Terms) -> ApprovalRecord:
-        """The request for *action*: the one that is there already, or a new one.
+    async def request(self, action: Action, dispatch: Dispatch, hold: Hold) -> ApprovalRecord:
+        """The request for *action*: the one that is there already, or a new one; approved at once if what somebody
+        approved before goes so far.
 
         A denial holds for a day in whatever run, so that asking again does not wear people down.
         """
         async with self._records.deciding:
             known = self._same(dispatch)
             if known is not None:
-                return known
+                if known.state == "pending":
+                    await self._records.change(entries.Approval("asked_again", known.id, by=dispatch.agent))
+                return self.get(known.id)
+            self._require_not_blocked(dispatch, hold)
             waiting = sum(one.state == "pending" and one.agent == dispatch.agent for one in self._live())
             if waiting >= MAX_PENDING:
                 raise Unverifiable(Reason.OVERLOADED, f"{waiting} actions of {dispatch.agent} wait for people already")
             approval = new_id("apr")
-            asked: dict[str, Any] = {
-                **await self._kept(action, dispatch),
-                "terms": terms.to_json(),
-                "payload_sha256": action.payload_digest,
-            }
+            stored = await self.stored_as(action, dispatch)
+            asked = {**stored, **self.terms_of(hold), "payload_sha256": action.payload_digest}
+            under = self._covering(dispatch, hold)
             await self._records.change(
                 entries.Approval(
                     "requested",
@@ -123,13 +131,50 @@ class Desk:
                     by=dispatch.agent,
                     request=asked,
                     action_digest=dispatch.action_digest,
+                    presented=presented.digest(asked),
+                    under=under,
                 )
             )
+            if under:
+                await self._records.change(entries.Approval("approved", approval, by="gateway", under=under))
             return self.get(approval)
 
-    async def _kept(self, action: Action, dispatch: Dispatch) -> dict[str, Any]:
-        """The request as its entry has it. Of one that is personal the bytes, and all that is made of them, lie
-        beside the ledger, sealed."""
+    def _require_not_blocked(self, dispatch: Dispatch, hold: Hold) -> None:
+        """Nobody denied everything that this policy would ask for in this run."""
+        for policy in hold.policies:
+            blocked = self._records.store.get(Blocked, f"{dispatch.agent}|{dispatch.run}|{policy}")
+            if blocked is not None:
+                detail = f"whatever {policy} asks for was denied for the rest of this run, with {blocked.approval}"
+                raise Unverifiable(Reason.APPROVAL_DENIED, detail)
+
+    def _covering(self, dispatch: Dispatch, hold: Hold) -> str:
+        """The approval whose scope covers this action too, if there is one. Its votes must be enough for what policy
+        asks of this one, and the same policies must have asked."""
+        now = self._clock.wall_us()
+        for grant in self._records.store.within(Grant, f"{dispatch.agent}|{dispatch.run}|"):
+            same = (grant.server, grant.tool) == (dispatch.server, dispatch.tool)
+            exact = grant.action_digest in ("", dispatch.action_digest)
+            if not (same and exact and now < grant.until_us):
+                continue
+            given = self.get(grant.approval)
+            asks_no_more = set(hold.policies) <= set(given.policies)
+            if asks_no_more and not hold.terms.step_up and self._enough(given, hold.terms.quorum):
+                return grant.approval
+        return ""
+
+    def granted(self, record: ApprovalRecord) -> Grant | None:
+        """What is left of the scope of *record*."""
+        found = self._records.store.get(Grant, grant_key(record.agent, record.run, record.id))
+        return found if found is not None and found.until_us > self._clock.wall_us() else None
+
+    @staticmethod
+    def terms_of(hold: Hold) -> dict[str, Any]:
+        """What policy says of a request."""
+        return {"terms": hold.terms.to_json(), "policies": sorted(hold.policies), "because": list(hold.sentences)}
+
+    async def stored_as(self, action: Action, dispatch: Dispatch) -> dict[str, Any]:
+        """A request as its entry has it. Of one that is personal the bytes, and all that is made of them, lie beside
+        the ledger, sealed."""
         body = action.payload.body
         if action.personal is None:
             return {**msgspec.to_builtins(dispatch), "body_sha256": await self._blobs.put(body)}
@@ -159,16 +204,26 @@ class Desk:
         return self.stored(record)[0].proof
 
     def stored(self, record: ApprovalRecord) -> tuple[Dispatch, bytes]:
-        """The complete action as it was asked."""
-        body = self._blobs.get(record.request["body_sha256"])
+        """The complete action that would run."""
+        return self._restored(record, record.request)
+
+    def asked_first(self, dispatch: Dispatch) -> tuple[Dispatch, bytes] | None:
+        """What the agent itself asked for, if *dispatch* comes with an approval that somebody edited since."""
+        record = self.get(dispatch.approval) if dispatch.approval is not None else None
+        if record is None or record.original is None:
+            return None
+        return self._restored(record, record.original)
+
+    def _restored(self, record: ApprovalRecord, request: dict[str, Any]) -> tuple[Dispatch, bytes]:
+        body = self._blobs.get(request["body_sha256"])
         if body is None:
             raise Unverifiable(Reason.APPROVAL_MISMATCH, "the stored bytes of this action are lost")
-        if "sealed_by" in record.request:
-            key = self._key_of(record)
+        if "sealed_by" in request:
+            key = self._subjects.key_of(request["sealed_by"], record.agent)
             if key is None:
                 raise Unverifiable(Reason.APPROVAL_CANCELLED, _ERASED)
             return wire.decode(key.unseal(body, REQUEST), Dispatch)
-        statement = {key: value for key, value in record.request.items() if key not in _BESIDE}
+        statement = {key: value for key, value in request.items() if key not in _BESIDE}
         return msgspec.convert(statement, Dispatch), body
 
     def _key_of(self, record: ApprovalRecord) -> SubjectKey | None:
@@ -180,55 +235,6 @@ class Desk:
             return self.stored(record)[1].decode("utf-8", "replace")
         except Unverifiable:
             return ""
-
-    async def vote(self, approval: str, person: Person, decision: str, reason: str) -> ApprovalRecord:
-        """Count one person's vote, and what follows from it."""
-        if decision not in ("approve", "deny"):
-            raise Unverifiable(Reason.MALFORMED_REQUEST, 'a vote is "approve" or "deny"')
-        async with self._records.deciding:
-            record = self.get(approval)
-            self._require_may_vote(record, person)
-            await self._records.change(
-                entries.Approval(
-                    "vote",
-                    approval,
-                    by=person.name,
-                    decision=decision,
-                    reason=reason[:MAX_REASON],
-                    action_digest=record.action_digest,
-                )
-            )
-            verdict = self._tally(self.get(approval))
-            if verdict is not None:
-                await self._records.change(entries.Approval(verdict, approval, by=person.name))
-            return self.get(approval)
-
-    def _require_may_vote(self, record: ApprovalRecord, person: Person) -> None:
-        if record.state != "pending":
-            raise _over(record)
-        if record.expires_at_us <= self._clock.wall_us():
-            raise Unverifiable(Reason.APPROVAL_EXPIRED, "nobody decided in time")
-        roles = record.terms["quorum"]
-        if not set(roles) & set(person.roles):
-            raise Unverifiable(Reason.NOT_YOURS, f"{person.name} has none of the roles {', '.join(sorted(roles))}")
-        if person.name == self._registry.agent(record.agent).agent.owner:
-            raise Unverifiable(Reason.NOT_YOURS, f"{person.name} owns {record.agent} and cannot approve for it")
-        if any(vote.by == person.name for vote in record.votes):
-            raise Unverifiable(Reason.NOT_YOURS, f"{person.name} has voted already")
-
-    def _tally(self, record: ApprovalRecord) -> str | None:
-        denials = sum(vote.decision == "deny" for vote in record.votes)
-        if denials >= int(record.terms["deny"]):
-            return "denied"
-        return "approved" if self._enough(record, record.terms["quorum"]) else None
-
-    def _enough(self, record: ApprovalRecord, quorum: Mapping[str, int]) -> bool:
-        """Whether as many people of each role approved; emptiness is no yes."""
-        approvers = [vote.by for vote in record.votes if vote.decision == "approve"]
-        people = {person.name: person.roles for person in self._records.store.all(Person)}
-        return bool(quorum) and all(
-            sum(role in people.get(name, ()) for name in approvers) >= count for role, count in quorum.items()
-        )
 
     def require_approved(self, approval: str, dispatch: Dispatch, payload: str, terms: Terms | None) -> ApprovalRecord:
         """The approval that *dispatch* claims to have, if it covers exactly this action; it stays unspent.
@@ -246,10 +252,13 @@ class Desk:
         if record.request["payload_sha256"] != payload:
             raise Unverifiable(Reason.APPROVAL_MISMATCH, "these are not the bytes that were shown")
         if record.state != "approved":
-            raise _over(record)
+            raise over(record)
+        if record.under and self.get(record.under).revoked:
+            raise Unverifiable(Reason.APPROVAL_CANCELLED, "what it rested on was taken back")
         if record.expires_at_us <= self._clock.wall_us():
             raise Unverifiable(Reason.APPROVAL_EXPIRED, "the approval was not used in time")
-        if terms is not None and not self._enough(record, terms.quorum):
+        given = self.get(record.under) if record.under else record
+        if terms is not None and not self._enough(given, terms.quorum):
             raise Unverifiable(Reason.APPROVAL_MISMATCH, "policy asks for other people now than those who approved")
         return record
 
@@ -287,9 +296,8 @@ class Desk:
             why = self._over(record)
             if not why:
                 continue
-            async with self._records.deciding:
-                if self.get(record.id).state in ("pending", "approved"):
-                    await self._records.change(entries.Approval("cancelled", record.id, by="gateway", reason=why))
+            cancelled = entries.Approval("cancelled", record.id, by="gateway", reason=why)
+            await self._step(record, ("pending", "approved"), cancelled)
 
     def _over(self, record: ApprovalRecord) -> str:
         """Why what *record* asks for may not happen any more, whoever approves; empty if it may."""
@@ -300,36 +308,63 @@ class Desk:
         except Unverifiable as bad:
             return bad.detail
         erased = "sealed_by" in record.request and self._key_of(record) is None
-        return _ERASED if erased else ""
+        if erased:
+            return _ERASED
+        return "what it rested on was taken back" if record.under and self.get(record.under).revoked else ""
 
-    async def expire_due(self) -> None:
-        """Called every second: what nobody decided, or nobody used, in time is over."""
+    def electorate(self) -> Electorate:
+        """Who may vote now, for themselves and for others."""
+        people = {person.name: person for person in self._records.cached(Person)}
+        return Electorate(people, self._records.cached(Deputy), self._clock.wall_us())
+
+    def _enough(self, record: ApprovalRecord, quorum: Mapping[str, int]) -> bool:
+        return enough(record.votes, quorum, record.groups, self.electorate())
+
+    async def attend(self) -> None:
+        """Called every second: what nobody decided, or nobody used, in time is over; before that, others are asked too,
+        and those who were asked are asked again."""
         now = self._clock.wall_us()
-        due = [record for record in self._live() if record.expires_at_us <= now]
-        for record in due:
-            async with self._records.deciding:
-                if self.get(record.id).state in ("pending", "approved"):
-                    await self._records.change(entries.Approval("expired", record.id))
+        for record in self._live():
+            if record.expires_at_us <= now:
+                await self._step(record, ("pending", "approved"), entries.Approval("expired", record.id))
+            elif record.state == "pending":
+                waited_s = (now - record.requested_at_us) / 1e6
+                groups = [group for group, after in _escalation(record) if waited_s >= after]
+                if groups:
+                    await self._step(record, ("pending",), entries.Approval("escalated", record.id, groups=groups))
+                if not record.reminded_at_us and now - record.requested_at_us > record.expires_at_us - now:
+                    await self._step(record, ("pending",), entries.Approval("reminded", record.id))
+
+    async def _step(self, record: ApprovalRecord, states: tuple[str, ...], entry: entries.Approval) -> None:
+        async with self._records.deciding:
+            if self.get(record.id).state in states:
+                await self._records.change(entry)
 
 
-_BESIDE: Final = ("body_sha256", "terms", "payload_sha256")
+_BESIDE: Final = ("body_sha256", "terms", "policies", "because", "payload_sha256")
 """What a stored request has beside the statement of who asked."""
 _ERASED: Final = "what it was about was erased"
+
+
+def _escalation(record: ApprovalRecord) -> list[tuple[str, int]]:
+    """To whom it is still to be escalated, after how many seconds."""
+    return [(group, after) for group, after in record.terms.get("escalate", {}).items() if group not in record.groups]
 
 
 def denial(record: ApprovalRecord) -> str:
     """Who said no to what, why, and how long that holds."""
     until = datetime.datetime.fromtimestamp((record.requested_at_us + DENIAL_HOLDS_US) / 1e6, datetime.UTC)
     votes = [vote for vote in record.votes if vote.decision == "deny"]
-    by = ", ".join(vote.by for vote in votes) or "somebody"
-    because = "; ".join(vote.reason for vote in votes if vote.reason)
+    by = ", ".join(vote.by if vote.seat == vote.by else f"{vote.by} for {vote.seat}" for vote in votes) or "somebody"
+    because = "; ".join(vote.reason for vote in votes if vote.reason and not vote.hushed)
     return (
         f"{by} denied {record.id}{f': {because}' if because else ''}; "
         f"the same action is refused until {until:%Y-%m-%d %H:%M} UTC"
     )
 
 
-def _over(record: ApprovalRecord) -> Unverifiable:
+def over(record: ApprovalRecord) -> Unverifiable:
+    """Why nothing more can become of it."""
     because = f": {record.cancelled}" if record.cancelled else ""
     return Unverifiable(_REASON_OF[record.state], f"this request is {record.state}{because}")
 

@@ -18,13 +18,14 @@ app = typer.Typer(name="people", help="People: who administers and who approves.
 def register(
     name: str,
     role: list[str] = typer.Option(..., help="operator, author, or a role that policies name."),
+    team: list[str] = typer.Option([], help="A team that policies name as team:NAME."),
     token_file: Path | None = typer.Option(None, "--token-file", help="Write the token there, for `--as`."),
     as_json: bool = Json,
 ) -> None:
     """Register a person; the token that signs them in is shown once, or written to a file."""
     if token_file is not None and token_file.exists():
         raise fail(f"{token_file} is there already; name a file that is not", USAGE)
-    told = gateway().call("POST", "/v1/people", {"name": name, "roles": role}).body
+    told = gateway().call("POST", "/v1/people", {"name": name, "roles": role, "teams": team}).body
 
     def people() -> None:
         if token_file is not None:
@@ -44,5 +45,5 @@ def register(
 def list_people(as_json: bool = Json) -> None:
     """All people with their roles."""
     found = gateway().call("GET", "/v1/people").body["people"]
-    rows = [(p["name"], ", ".join(p["roles"])) for p in found]
-    show(found, as_json, lambda: table(("PERSON", "ROLES"), rows, "no people"))
+    rows = [(p["name"], ", ".join(p["roles"]), ", ".join(p["teams"])) for p in found]
+    show(found, as_json, lambda: table(("PERSON", "ROLES", "TEAMS"), rows, "no people"))

@@ -170,11 +170,46 @@ class Outcome(_Entry, frozen=True, tag="outcome"):
     risk: Count = 0
 
 
-class Approval(_Entry, frozen=True, tag="approval"):
-    """One step of one approval: ``requested``, ``viewed``, ``vote``, ``approved``, ``denied``, ``claimed``,
-    ``expired``, ``cancelled``. ``request`` is the complete stored request and stands in ``requested`` only."""
+class Scope(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """How far a yes goes: this ``once``; these exact arguments for so many ``uses``, this one included; or this
+    ``tool`` with whatever arguments; the latter two in the same run and for so many ``minutes``."""
 
-    event: str
+    kind: Literal["once", "uses", "tool"] = "once"
+    uses: Annotated[int, msgspec.Meta(ge=0, le=100)] = 0
+    minutes: Annotated[int, msgspec.Meta(ge=0, le=480)] = 0
+
+
+ONCE: Final = Scope()
+
+
+class Approval(_Entry, frozen=True, tag="approval"):
+    """One step of one approval.
+
+    ``requested`` (``request``: the complete stored request; ``presented``: what people are shown of it, by its SHA-256;
+    ``under``: the approval whose scope covers it), ``asked_again``, ``viewed``, ``vote``, ``edited`` (another
+    ``request``, and so another digest; votes of before count no more), ``approved``, ``denied`` (``block``: policies
+    that ask nobody for the rest of the run), ``claimed``, ``expired``, ``cancelled``, ``reminded``, ``escalated`` (to
+    ``groups``), ``revoked`` (what is left of its scope).
+
+    A vote is ``by`` somebody, in the ``seat`` of whoever's it is (another's, for a deputy), for what was ``presented``;
+    ``hushed``: its reason is not for the agent.
+    """
+
+    event: Literal[
+        "requested",
+        "asked_again",
+        "viewed",
+        "vote",
+        "edited",
+        "approved",
+        "denied",
+        "claimed",
+        "expired",
+        "cancelled",
+        "reminded",
+        "escalated",
+        "revoked",
+    ]
     approval: str
     by: str = ""
     decision: str = ""
@@ -182,6 +217,25 @@ class Approval(_Entry, frozen=True, tag="approval"):
     request: JsonObject | None = None
     action_digest: str = ""
     claim: str = ""
+    presented: str = ""
+    under: str = ""
+    seat: str = ""
+    hushed: bool = False
+    scope: Scope = ONCE
+    block: list[str] = []
+    groups: list[str] = []
+
+
+class Deputy(_Entry, frozen=True, tag="deputy"):
+    """``deputy`` may vote in the seat of ``person`` from ``since_us`` until ``until_us`` (Unix microseconds), or not
+    any more (``ended``)."""
+
+    event: Literal["named", "ended"]
+    person: str
+    deputy: str
+    by: str
+    since_us: Microseconds = 0
+    until_us: Microseconds = 0
 
 
 class Bundle(_Entry, frozen=True, tag="bundle"):
@@ -260,12 +314,13 @@ class Server(_Entry, frozen=True, tag="server"):
 
 
 class Person(_Entry, frozen=True, tag="person"):
-    """A person (or the program that set the mesh up) was given a token and roles."""
+    """A person (or the program that set the mesh up) was given a token, roles and teams."""
 
     event: Literal["registered", "removed"]
     person: str
     by: str
     roles: list[str] = []
+    teams: list[str] = []
     token_sha256: str = ""
 
 
@@ -463,6 +518,7 @@ AnyEntry = (
     | Dispatch
     | Outcome
     | Approval
+    | Deputy
     | Bundle
     | Agent
     | Node

@@ -57,7 +57,11 @@ def words(entry: AnyEntry) -> str:
             detail = f": {visible(entry.detail, MAX_SHOWN)}" if entry.detail else ""
             return f"{entry.status}{at}{took}{detail}  {entry.decision_id}"
         case entries.Approval():
-            return f"{entry.approval} {entry.event}{_who(entry.by)}{_choice(entry.decision)}{_why(entry.reason)}"
+            return _approval(entry)
+        case entries.Deputy():
+            until = f" until {moment(entry.until_us)}" if entry.until_us else ""
+            what = "may vote for" if entry.event == "named" else "votes no more for"
+            return f"{entry.deputy} {what} {entry.person}{until}{_who(entry.by)}"
         case entries.Bundle():
             return f"version {entry.version} {entry.event}{_who(entry.by)}{_why(entry.reason)}  {entry.digest[:12]}"
         case entries.Agent():
@@ -120,6 +124,28 @@ def words(entry: AnyEntry) -> str:
             return f"{entry.what}: {visible(entry.detail)}"
         case _:
             assert_never(entry)
+
+
+def _approval(step: entries.Approval) -> str:
+    seat = f" for {step.seat}" if step.seat not in ("", step.by) else ""
+    scope = f", {reach(step.scope)}" if step.scope != entries.ONCE else ""
+    under = f" under {step.under}" if step.under else ""
+    to = f" to {', '.join(step.groups)}" if step.groups else ""
+    block = f"; {', '.join(step.block)} asks nobody again in this run" if step.block else ""
+    did = step.event.replace("_", " ")
+    who = f"{_who(step.by)}{seat}"
+    return f"{step.approval} {did}{under}{to}{who}{_choice(step.decision)}{scope}{_why(step.reason)}{block}"
+
+
+def reach(scope: entries.Scope) -> str:
+    """How far a yes goes."""
+    match scope.kind:
+        case "once":
+            return "this once"
+        case "uses":
+            return f"these arguments {scope.uses} times within {scope.minutes} minutes"
+        case "tool":
+            return f"this tool for {scope.minutes} minutes in this run"
 
 
 def deed(asked: Deed) -> str:
