@@ -137,7 +137,8 @@ class _Protocol(RequestHandler):
         server: Any = self._manager
 
         async def refuse(request: web.BaseRequest) -> web.StreamResponse:
-            detail = visible(str(err_info.message or "").splitlines()[0] if err_info.message else "bad HTTP")
+            said = str(err_info.message or "bad HTTP").splitlines()[0]
+            detail = visible(said.partition(": b")[0])  # what it read stands behind that, whoever's it is
             refusal = Refusal(1, Reason.MALFORMED_REQUEST, detail)
             response: web.StreamResponse = await server.on_refusal(refusal, caller_of(request))
             response.force_close()
@@ -178,7 +179,7 @@ class Server(web.Server):
 def caller_of(request: web.BaseRequest) -> str:
     """Where a request came from, for the record of one that nobody could identify."""
     path, mark, _ = request.raw_path.partition("?")  # a query may hold what must not be kept, such as a sign-in code
-    return visible(f"{request.remote or 'unknown'} {request.method} {path}{mark and '?…'}", 160)
+    return visible(f"{request.remote or 'unknown'} {request.method} {path}", 160) + (mark and "?…")
 
 
 def problem(refusal: Refusal, decision_id: str = "", extra: dict[str, Any] | None = None) -> web.Response:
@@ -216,6 +217,14 @@ def json_response(value: Any, status: int = 200, headers: dict[str, str] | None 
         body=msgspec.json.encode(value),
         headers={"Content-Type": "application/json", "Cache-Control": "no-store", **(headers or {})},
     )
+
+
+async def watched(chunks: AsyncIterator[bytes], tail: bytearray, most: int) -> AsyncIterator[bytes]:
+    """*chunks* as they are; their end, at most *most* bytes, is kept in *tail*, to see how it ended."""
+    async for chunk in chunks:
+        tail += chunk
+        del tail[:-most]
+        yield chunk
 
 
 async def relay(

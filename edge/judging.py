@@ -10,7 +10,7 @@ from typing import Any, Final
 import msgspec
 
 from edge.blobs import Blobs
-from trust.canonical import JsonObject, jcs, read_object
+from trust.canonical import JsonObject, jcs, read_object, sha256_hex
 from trust.identity.keys import PublicKey, SecretKey, unb64url
 from trust.ledger.entries import Deed, Judgement, Line, Refusal, SealedArguments
 from trust.ledger.verify import Undecidable
@@ -19,7 +19,7 @@ from trust.policy import judge
 from trust.policy.bundle import BundleRejected, Compiled, compile_bundle, open_bundle
 from trust.policy.cedar import Uid
 from trust.policy.engine import Request, World
-from trust.reasons import Unverifiable
+from trust.reasons import Reason, Unverifiable
 
 MAX_COMPILED: Final = 16
 """A bundle is compiled in some ten milliseconds and holds some megabytes; neighbouring decisions share one."""
@@ -47,8 +47,15 @@ class Judge:
         entry: Any = line.entry
         if isinstance(entry, Refusal) and entry.step != 5:
             raise Undecidable("it was refused before or after policy")
-        deed, salt = self.complete(entry.deed)
-        return judge.disagreement(self.bundle(entry.judgement.bundle), line, deed, salt)
+        bundle = self.bundle(entry.judgement.bundle)
+        wrong = judge.wrongly_kept(bundle, entry.deed)
+        if wrong is not None:
+            return wrong
+        try:
+            deed, salt = self.complete(entry.deed)
+        except Unverifiable as bad:
+            return f"what is personal of {entry.deed.server}/{entry.deed.tool} is not what was decided: {bad.detail}"
+        return judge.disagreement(bundle, line, deed, salt)
 
     def bundle(self, digest: str) -> Compiled:
         """The bundle with exactly this digest, or :class:`Undecidable`."""
@@ -75,7 +82,8 @@ class Judge:
 
     def complete(self, deed: Deed) -> tuple[Deed, bytes]:
         """*deed* with all of its arguments, and the salt of its digests: from beside the log if they were too large for
-        the entry, and opened if they are personal; :class:`Undecidable` if that cannot be."""
+        the entry, and opened if they are personal. :class:`Undecidable` if nobody here can open them,
+        :class:`Unverifiable` if they are not what their digest says."""
         if deed.sealed is None:
             if deed.arguments is not None:
                 return deed, b""
@@ -86,7 +94,11 @@ class Judge:
 
     def request(self, deed: Deed, judgement: Judgement) -> tuple[Compiled, Request, World]:
         """What Cedar was asked."""
-        bundle, (complete, _) = self.bundle(judgement.bundle), self.complete(deed)
+        bundle = self.bundle(judgement.bundle)
+        try:
+            complete, _ = self.complete(deed)
+        except Unverifiable as bad:
+            raise Undecidable(bad.detail) from None
         agent, context, args = judge.recorded(bundle, complete, judgement)
         name = f"{deed.server}/{deed.tool}"
         request = Request(agent.uid, name, Uid("Server", deed.server), {**context, "args": args})
@@ -94,18 +106,20 @@ class Judge:
 
 
 def open_sealed(deed: Deed, sealed: SealedArguments, blobs: Blobs, key_of: KeyOf) -> tuple[JsonObject, bytes]:
-    """(all arguments of *deed*, the salt of its digests), or :class:`Undecidable` that says why they stay sealed."""
+    """(all arguments of *deed*, the salt of its digests). :class:`Undecidable` if nobody here can open them,
+    :class:`Unverifiable` if they are not what their digest says."""
     key = key_of(sealed.key, deed.agent) if sealed.key else None
     if key is None:
         raise Undecidable("personal values are sealed, and their key is not here or was destroyed")
     box = blobs.get(sealed.blob) if sealed.blob else unb64url(sealed.box)
     if box is None:
         raise Undecidable("the arguments are not here")
-    try:
-        arguments = opened(key, box, deed.arguments)
-    except Unverifiable as bad:
-        raise Undecidable(bad.detail) from None
-    return arguments, key.salt(jcs(arguments))
+    arguments = opened(key, box, deed.arguments)
+    canonical = jcs(arguments)
+    salt = key.salt(canonical)
+    if sha256_hex(salt + canonical) != deed.arguments_sha256:
+        raise Unverifiable(Reason.MALFORMED_REQUEST, "its digest is another")
+    return arguments, salt
 
 
 def _signer(home: Path) -> PublicKey | None:

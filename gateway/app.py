@@ -46,6 +46,7 @@ from gateway.store import Store
 from gateway.subjects import FILE as SUBJECTS
 from gateway.subjects import Subjects
 from gateway.witness import Witness
+from trust import report
 from trust.identity.keys import SecretKey
 from trust.ledger import entries
 from trust.ledger.disk import Disk
@@ -88,6 +89,7 @@ class Gateway:
         self.records = Records(self.ledger, self._store)
         await self.records.note(entries.Start(VERSION, self.ledger.size))
         self._subjects = subjects = Subjects(home / SUBJECTS, self.records)
+        await subjects.settle()
         people = People(self.records)
         await self._first_operator(people)
         blobs = Blobs(home / "blobs")
@@ -268,7 +270,7 @@ class Gateway:
         self.telemetry.tally.count("licet_refusals", (("reason", str(no.reason)),))
         try:
             await self.records.note(
-                entries.Refusal(no.step, str(no.reason), no.detail[:2000], decision_id, caller=caller)
+                entries.Refusal(no.step, str(no.reason), report.detail(no), decision_id, caller=caller)
             )
         except LedgerUnavailable as fault:
             no = Refusal(6, Reason.LEDGER_UNAVAILABLE, str(fault))

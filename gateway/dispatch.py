@@ -41,6 +41,7 @@ from trust.identity.keys import SecretKey
 from trust.identity.replay import Nonces
 from trust.ledger import entries
 from trust.ledger.writer import LedgerUnavailable
+from trust.personal import padded
 from trust.policy.inventory import RISK_HIGH
 from trust.policy.terms import Terms
 from trust.reasons import Reason, Unverifiable
@@ -342,7 +343,7 @@ class Dispatcher:
             node=node.name,
             upstream_status=status,
             duration_us=took_ns // 1000,
-            response_bytes=size,
+            response_bytes=size if action.personal is None else padded(size),
             agent=agent,
             risk=risk,
         )

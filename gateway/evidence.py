@@ -26,8 +26,8 @@ from trust.verifier import SOURCE
 from trust.verifier.pack import FORMAT
 
 MAX_ENTRIES: Final = 20_000
-_CONTEXT: Final = ("person", "bundle")
-"""Of the gateway's log, beside the run itself: who had which role, and which policies were active when."""
+_CONTEXT: Final = ("person", "bundle", "deputy")
+"""Of the gateway's log, beside the run itself: who had which role or deputy, and which policies were active when."""
 AFTER_US: Final = 60 * 1_000_000
 _EARLIEST: Final = (1980, 1, 1, 0, 0, 0)
 """The time of every file in the pack: two packs of the same evidence are the same bytes."""
@@ -80,8 +80,9 @@ class Packer:
                 raise Unverifiable(Reason.NOT_FOUND, f"no log has a run {visible(run)} (the index is a second behind)")
             if len(rows) > MAX_ENTRIES:
                 raise Unverifiable(Reason.MALFORMED_REQUEST, f"this run has more than {MAX_ENTRIES} entries")
+            until_us = max(row.wall_us for row in rows) + AFTER_US
             for kind in _CONTEXT:
-                asked = Filter(kind=kind, origin=self._gateway, until_us=rows[-1].wall_us + AFTER_US, limit=MAX_ROWS)
+                asked = Filter(kind=kind, origin=self._gateway, until_us=until_us, limit=MAX_ROWS)
                 rows += (await self._ledgers.index.find(asked)).rows
             return await asyncio.to_thread(self._write, run, rows, personal)
 

@@ -14,7 +14,6 @@ from gateway.state import (
     ApprovalRecord,
     Blocked,
     Deputy,
-    ErasedKey,
     Grant,
     Heard,
     KeyHolder,
@@ -28,6 +27,7 @@ from gateway.state import (
     SavedQuery,
     ServerRecord,
     Settled,
+    SubjectRecord,
     Tripped,
     Visit,
     Vote,
@@ -81,8 +81,7 @@ def apply(store: Store, stamp: Stamp, entry: AnyEntry) -> None:
             else:
                 store.put(key, Deputy(entry.person, entry.deputy, entry.since_us, entry.until_us))
         case entries.Subject():
-            if entry.event == "erased":
-                store.put(entry.key, ErasedKey(entry.key))
+            store.put(entry.key, SubjectRecord(entry.key, entry.event == "erased"))
         case entries.Log():
             _log(store, entry)
         case entries.Witness():

@@ -234,11 +234,16 @@ class Ledgers:
         return found
 
     async def sql(self, text: str, by: str) -> Answer:
-        """What *by* asks in SQL; that it was asked is recorded before it is answered."""
+        """What *by* asks in SQL; that it was asked, and how many rows that told, is recorded before it is answered."""
         if len(msgspec.json.encode(text)) > MAX_ASKED:
             raise Unverifiable(Reason.MALFORMED_REQUEST, f"a question of more than {MAX_ASKED} bytes; ask for less")
-        await self._records.note(entries.Query(by, "sql", text, 0))
-        return await self._room.ask(text, by)
+        try:
+            answer = await self._room.ask(text, by)
+        except BaseException:
+            await self._records.note(entries.Query(by, "sql", text, 0))
+            raise
+        await self._records.note(entries.Query(by, "sql", text, len(answer.rows)))
+        return answer
 
     async def exporting(self, asked: Filter, how: str, by: str) -> None:
         """Record that *by* takes away what answers *asked*, before the first of it is given."""
@@ -292,6 +297,8 @@ class Ledgers:
             arguments, salt = open_sealed(deed, deed.sealed, self._blobs, self._key_of)
         except Undecidable as bad:
             return Opened({}, missing=str(bad))
+        except Unverifiable as bad:
+            return Opened({}, missing=f"what is sealed is not what was decided: {bad.detail}")
         return Opened(arguments, salt)
 
     def proved(self, origin: str, index: int) -> Proved:

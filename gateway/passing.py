@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
-from typing import Final, Literal
+from collections.abc import Callable
+from typing import Literal
 
 import msgspec
 
 from edge.client import Reply
-from edge.http import Incoming, Response, StreamResponse, relay
+from edge.http import Incoming, Response, StreamResponse, relay, watched
 from gateway.state import NodeRecord
 from trust import mcp, wire
-from trust.canonical import jcs
-from trust.reasons import Unverifiable
-
-MAX_TAIL_BYTES: Final = 256 << 10
-"""Of a stream, kept to read its last event."""
+from trust.mcp import MAX_TAIL_BYTES
 
 Ending = Literal["done", "tool_error", "refused", "failed", "unknown"]
 
@@ -48,26 +44,9 @@ def passed(reply: Reply, node: NodeRecord, body: bytes) -> Passed:
 async def pass_on(incoming: Incoming, reply: Reply, node: NodeRecord, stopped: Callable[[], object]) -> Passed:
     """A stream to the sidecar, chunk by chunk, until it ends or is *stopped*."""
     tail = bytearray()
-    chunks, headers = _watched(reply.chunks(), tail), _headers(reply, node)
+    chunks, headers = watched(reply.chunks(), tail, MAX_TAIL_BYTES), _headers(reply, node)
     streamed, complete = await relay(incoming, chunks, reply.status, headers, stopped)
-    return Passed(streamed, reply.status, _stream_ending(reply, bytes(tail)) if complete else "unknown")
-
-
-async def _watched(chunks: AsyncIterator[bytes], tail: bytearray) -> AsyncIterator[bytes]:
-    """*chunks* as they are; their end is kept in *tail*, to see how it ended."""
-    async for chunk in chunks:
-        tail += chunk
-        del tail[:-MAX_TAIL_BYTES]
-        yield chunk
-
-
-def _stream_ending(reply: Reply, tail: bytes) -> Ending:
-    """A stream is done if its last event is a response without an error; what cannot be read is no success."""
-    try:
-        last = jcs(mcp.final_response("text/event-stream", tail))
-    except Unverifiable:
-        return "tool_error"
-    return _ending(reply, last)
+    return Passed(streamed, reply.status, _ending(reply, bytes(tail)) if complete else "unknown")
 
 
 def _ending(reply: Reply, body: bytes) -> Ending:
@@ -77,4 +56,4 @@ def _ending(reply: Reply, body: bytes) -> Ending:
         return "failed" if reply.status >= 500 else "refused"
     if not upstream.isdecimal() or int(upstream) >= 400:
         return "failed"
-    return "tool_error" if mcp.is_error(body) else "done"
+    return "tool_error" if mcp.went_wrong(reply.header("Content-Type"), body) else "done"

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any, Final
 
 import msgspec
 
 from trust.ledger.rows import Row
+from trust.reasons import Reason, Unverifiable
 
+_KEY: Final = re.compile(r"sub_[0-9a-zA-Z]{1,40}")
 MAX_ROWS: Final = 1_000
 """In one page."""
 TEXTS: Final = (
@@ -43,6 +46,12 @@ class Filter(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     limit: int = 50
     after: str = ""
     oldest_first: bool = False
+
+    def __post_init__(self) -> None:
+        """A question is recorded: a name in it would stand there for ever."""
+        if self.subject and not _KEY.fullmatch(self.subject):
+            wrong = "subject: expected the id of a key (sub_…), as `licet audit subject NAME` tells it"
+            raise Unverifiable(Reason.MALFORMED_REQUEST, wrong)
 
 
 class Page(msgspec.Struct, frozen=True):

@@ -120,10 +120,11 @@ class Revoked(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     at_us: int
 
 
-class ErasedKey(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The key of a subject that was destroyed."""
+class SubjectRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The key of a subject, of which nothing more stands here; whether it was destroyed."""
 
     key: str
+    erased: bool
 
 
 class Tripped(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

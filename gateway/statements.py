@@ -23,7 +23,7 @@ from gateway.registry import Registry
 from gateway.standings import Standings
 from gateway.stops import Stops
 from gateway.subjects import Subjects
-from trust import mcp, report, wire
+from trust import mcp, wire
 from trust.action import Action
 from trust.canonical import JsonObject
 from trust.facts import Agent, Mandate, cedar_time, trust_context
@@ -107,14 +107,16 @@ class Statements:
             return await self._believed(dispatch, body, sender)
         except Unverifiable as bad:
             await self._in_vain(dispatch, sender, bad)
-            bad.detail = report.detail(bad.reason, bad.detail, personal=self._may_be_personal(dispatch))
+            bad.personal = self._may_be_personal(dispatch)
             raise
 
     def _may_be_personal(self, dispatch: Dispatch) -> bool:
         bundle = self._bundles.compiled
         server = bundle.inventory.servers.get(dispatch.server) if bundle is not None else None
         tool = server.tools.get(dispatch.tool) if server is not None else None
-        return bundle is None or (tool is not None and bundle.personal(tool).anything)
+        if bundle is None or tool is None:
+            return bundle is None or bundle.any_personal
+        return bundle.personal(tool).anything
 
     async def _in_vain(self, dispatch: Dispatch, sender: Sender, bad: Unverifiable) -> None:
         """Only against who signed this itself: what its sidecar says of a guest proves nothing."""
@@ -156,7 +158,8 @@ class Statements:
         tool = bundle.inventory.tool(action.server, action.tool)
         _require_own_headers(action, message, tool)
         mandate, delegators, standing = self._mandate(dispatch, agent, action, tool)
-        return self._sealed(action, agent.name, mandate, bundle.personal(tool)), tool, mandate, delegators, standing
+        sealed = self._sealed(action, agent.name, mandate, bundle.personal(tool), dispatch.subject)
+        return sealed, tool, mandate, delegators, standing
 
     async def edited(self, dispatch: Dispatch, body: bytes, arguments: JsonObject) -> Edited:
         """The stored request with other *arguments*, judged as if the agent asked for that now; or
@@ -169,7 +172,8 @@ class Statements:
         tool = bundle.inventory.tool(dispatch.server, dispatch.tool)
         payload = mcp.payload(mcp.read_message(changed), changed, _plain(dispatch.headers), tool)
         dispatch = msgspec.structs.replace(dispatch, headers=list(payload.headers))
-        await self._key_for(dispatch, changed, agent, bundle)
+        subject = await self._key_for(dispatch, changed, agent, bundle)
+        dispatch = msgspec.structs.replace(dispatch, subject=subject)
         action, tool, mandate, delegators, standing = self._understood(dispatch, changed, agent, bundle)
         digest = action.digest(agent.name, mandate.principal, mandate.tokens, tool.digest)
         dispatch = msgspec.structs.replace(dispatch, action_digest=digest)
@@ -178,22 +182,25 @@ class Statements:
             raise Unverifiable(verdict.reason, f"with these arguments nobody could permit it: {verdict.detail}")
         return Edited(dispatch, action, verdict if isinstance(verdict, Hold) else None)
 
-    async def _key_for(self, dispatch: Dispatch, body: bytes, agent: Agent, bundle: Compiled) -> None:
-        """What was edited may be about somebody else: who that is has a key before anything of it is kept."""
+    async def _key_for(self, dispatch: Dispatch, body: bytes, agent: Agent, bundle: Compiled) -> str:
+        """What was edited may be about somebody else: who that is has a key before anything of it is kept. Its id."""
         action, _ = wire.action_of(dispatch, body)
         tool = bundle.inventory.tool(action.server, action.tool)
         marks = bundle.personal(tool)
-        if marks.anything:
-            mandate = self._mandate(dispatch, agent, action, tool)[0]
-            await self._subjects.obtain(marks.about(action.arguments, mandate.principal), agent.name)
+        if not marks.anything:
+            return ""
+        mandate = self._mandate(dispatch, agent, action, tool)[0]
+        return (await self._subjects.obtain(marks.about(action.arguments, mandate.principal), agent.name)).id
 
-    def _sealed(self, action: Action, agent: str, mandate: Mandate, marks: Marked) -> Action:
+    def _sealed(self, action: Action, agent: str, mandate: Mandate, marks: Marked, asked: str) -> Action:
         """Recorded here as by the sidecar: what is personal under the same key, so with the same digests."""
         if not marks.anything:
             return action
         key = self._subjects.known(marks.about(action.arguments, mandate.principal))
-        if key is None:
-            raise Unverifiable(Reason.STALE_FACTS, "whom this is about was erased in this moment; ask again")
+        if key is None or key.id != asked:
+            raise Unverifiable(
+                Reason.STALE_FACTS, "whom this is about was erased, or marked, in this moment; ask again"
+            )
         return msgspec.structs.replace(action, personal=Personal(marks, key.of(agent)))
 
     def _mandate(

@@ -11,16 +11,16 @@ import sqlite3
 from pathlib import Path
 from typing import Final
 
-from edge.clock import new_id
 from edge.judging import KeyOf, no_keys
 from gateway.records import Records
-from gateway.state import ErasedKey
+from gateway.state import SubjectRecord
 from trust.ledger import entries
 from trust.ledger.entries import AnyEntry
 from trust.personal import SubjectKey
 from trust.reasons import Reason, Unverifiable
 
 FILE: Final = "subjects.sqlite"
+PREFIX: Final = "sub_"
 SECRET_BYTES: Final = 32
 _SCHEMA: Final = """
 CREATE TABLE IF NOT EXISTS subject (id TEXT PRIMARY KEY, subject TEXT NOT NULL UNIQUE, secret BLOB NOT NULL)
@@ -35,11 +35,20 @@ class Subjects:
     def __init__(self, path: Path, records: Records) -> None:
         self._records = records
         self._db = _open(path)
-        gone = [known.key for known in records.store.all(ErasedKey)]
+        known = list(records.store.all(SubjectRecord))
+        gone = [one.key for one in known if one.erased]
         self.erasures = len(gone)
         with self._db:
             self._db.executemany("DELETE FROM subject WHERE id = ?", [(key,) for key in gone])
+        there = {key for (key,) in self._db.execute("SELECT id FROM subject")}
+        self._lost = [one.key for one in known if not one.erased and one.key not in there]
         records.listen(self._on_change)
+
+    async def settle(self) -> None:
+        """Record which keys are gone although nobody destroyed them: what they had sealed is lost."""
+        for key in self._lost:
+            detail = f"{key} is not in {FILE}, and nobody erased it: what it had sealed cannot be read"
+            await self._records.note(entries.Gap("subject_key_lost", detail))
 
     def _on_change(self, entry: AnyEntry) -> None:
         if isinstance(entry, entries.Subject) and entry.event == "erased":
@@ -67,8 +76,8 @@ class Subjects:
         return found.of(agent)
 
     async def _make(self, subject: str, agent: str) -> SubjectKey:
-        made = SubjectKey(new_id("sub"), secrets.token_bytes(SECRET_BYTES))
-        await self._records.note(entries.Subject("made", made.id, agent))
+        made = SubjectKey(f"{PREFIX}{secrets.token_hex(13)}", secrets.token_bytes(SECRET_BYTES))
+        await self._records.change(entries.Subject("made", made.id, agent))
         with self._db:
             self._db.execute("INSERT INTO subject VALUES (?, ?, ?)", (made.id, subject, made.secret))
         return made

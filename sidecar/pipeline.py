@@ -30,13 +30,13 @@ from sidecar.stream import End, Stream
 from sidecar.subjects import Subjects
 from sidecar.told import tell
 from sidecar.world import View
-from trust import feed, report, wire
+from trust import feed, mcp, report, wire
 from trust.action import Action
 from trust.canonical import sha256_hex
 from trust.facts import Facts, Mandate
 from trust.ledger import entries
 from trust.ledger.writer import EntryTooLarge, LedgerUnavailable
-from trust.personal import Marked
+from trust.personal import Marked, padded
 from trust.policy import judge, schema
 from trust.policy.bundle import Compiled
 from trust.policy.cedar import Uid
@@ -48,7 +48,7 @@ from trust.verdict import Hold, Permit, Refusal, decide
 from trust.wire import Dispatch, Place, Proof
 
 ANYWHERE: Final = Place()
-Status = Literal["done", "refused", "failed", "unknown"]
+Status = Literal["done", "tool_error", "refused", "failed", "unknown"]
 _log = logging.getLogger("licet.sidecar")
 
 
@@ -121,7 +121,10 @@ class Pipeline:
 
     async def _act(self, action: Action, caller: Caller, place: Place, approval: str | None, marks: Marks) -> Answer:
         delegated: Opened | None = None
-        action = self._subjects.guarded(action)
+        try:
+            action = self._subjects.guarded(action)
+        except Unverifiable as bad:  # it has no canonical form, so nothing of it can be recorded
+            return await self.refuse_with(Refusal.of(1, bad), action.decision_id, caller=caller.authn)
         try:
             delegated = await self._chains.open(caller.chain) if caller.chain else None  # 2
             action = await self._subjects.sealed(action, lambda: self._principal(delegated))
@@ -266,7 +269,7 @@ class Pipeline:
         known: dict[str, Any] = {"approval": judged.approval if judged else None, "caller": caller.authn}
         known["deed"] = await self._deed(action, caller, judged)
         if judged is not None:
-            known["judgement"] = report.judgement(judged.bundle.digest, "deny", judged.facts, judged.finding)
+            known["judgement"] = self._judgement(judged, "deny")
         refused = await self.refuse_with(no, action.decision_id, **known)
         if refused.audit is not None:
             self._reports.note(refused.audit.index, str(no.reason), action.server, no.policies)
@@ -304,7 +307,8 @@ class Pipeline:
         )
 
     def _judgement(self, judged: Judged, decision: entries.Decision) -> entries.Judgement:
-        return report.judgement(judged.bundle.digest, decision, judged.facts, judged.finding)
+        personal = judged.action.personal is not None
+        return report.judgement(judged.bundle.digest, decision, judged.facts, judged.finding, personal=personal)
 
     async def _permitted(self, judged: Judged, permit: Permit, marks: Marks) -> Answer:
         """The intent is durable before anything leaves."""
@@ -432,6 +436,7 @@ class Pipeline:
             chain=judged.caller.chain,
             proof=judged.caller.proof,
             approval=judged.approval,
+            subject=action.personal.key.id if action.personal is not None else "",
             place=judged.place,
             trace_id=action.trace.trace_id,
             span_id=action.trace.span_id,
@@ -456,13 +461,16 @@ class Pipeline:
             self._outcome(action, "unknown", started, Reason.OUTCOME_UNKNOWN, "the caller went away")
             raise
         if isinstance(came, Refusal):
+            if action.personal is not None and came.reason in (Reason.STALE_FACTS, Reason.PERMIT_INVALID):
+                self._subjects.forget()
             self._memory.denied(action.run, self._clock.now())
             status: Status = "refused" if came.reason in NOTHING_HAPPENED else "unknown"
             self._outcome(action, status, started, came.reason, came.detail)
             return Refused(action.decision_id, audit, came)
         stream = self._stream(action, came, started)
         if stream is None:
-            self._done(action, came, started, sha256_hex(action.salt + came.body), len(came.body))
+            digest = sha256_hex(action.salt + came.body)
+            self._done(action, came, started, End("complete", digest, len(came.body), came.body))
         spent = judged.approval is not None
         return Allowed(action.decision_id, audit, came.node, came.status, came.headers, came.body, stream, spent)
 
@@ -471,15 +479,18 @@ class Pipeline:
 
         def on_end(end: End) -> None:
             if end.how == "complete":
-                self._done(action, came, started, end.digest, end.size)
+                self._done(action, came, started, end)
             else:
                 self._outcome(action, "unknown", started, Reason.OUTCOME_UNKNOWN, f"the stream was {end.how}")
 
         return None if came.reply is None else Stream(came.reply, on_end, action.salt)
 
-    def _done(self, action: Action, came: Forwarded, started: int, digest: str, size: int) -> None:
-        status: Status = "done" if came.status < 400 else "failed"
-        self._outcome(action, status, started, came=came, digest=digest, size=size)
+    def _done(self, action: Action, came: Forwarded, started: int, end: End) -> None:
+        status: Status = "failed"
+        if came.status < 400:
+            wrong = mcp.went_wrong(came.headers.get("Content-Type", ""), end.tail)
+            status = "tool_error" if wrong else "done"
+        self._outcome(action, status, started, came=came, digest=end.digest, size=end.size)
 
     def _outcome(
         self,
@@ -501,12 +512,14 @@ class Pipeline:
             run=action.run,
             status=status,
             reason=str(reason or ""),
-            detail=report.detail(reason or "", detail, personal=action.personal is not None),
+            detail=report.detail(Refusal(10, reason, detail), personal=action.personal is not None)
+            if reason
+            else detail,
             node=came.node if came else "",
             upstream_status=came.status if came else 0,
             duration_us=(self._clock.mono_ns() - started) // 1000,
             response_sha256=digest,
-            response_bytes=size,
+            response_bytes=size if action.personal is None else padded(size),
         )
         try:
             self._ledger.append_later(entry)

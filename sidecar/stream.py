@@ -8,17 +8,19 @@ from dataclasses import dataclass
 from typing import Literal
 
 from edge.client import Broken, Reply
+from trust.mcp import MAX_TAIL_BYTES
 
 Ending = Literal["complete", "broken", "abandoned"]
 
 
 @dataclass(frozen=True, slots=True)
 class End:
-    """``digest`` (SHA-256, hexadecimal) and ``size`` are of what was passed on."""
+    """``digest`` (SHA-256, hexadecimal) and ``size`` are of what was passed on, ``tail`` is the last of it."""
 
     how: Ending
     digest: str
     size: int
+    tail: bytes
 
 
 class Stream:
@@ -31,6 +33,7 @@ class Stream:
         self._on_end = on_end
         self._digest = hashlib.sha256(salt)
         self._size = 0
+        self._tail = bytearray()
         self._ended = False
 
     def __aiter__(self) -> Stream:
@@ -47,6 +50,8 @@ class Stream:
             raise ConnectionError(str(bad)) from None
         self._digest.update(chunk)
         self._size += len(chunk)
+        self._tail += chunk
+        del self._tail[:-MAX_TAIL_BYTES]
         return chunk
 
     async def aclose(self) -> None:
@@ -55,5 +60,5 @@ class Stream:
     async def _end(self, how: Ending) -> None:
         if not self._ended:
             self._ended = True
-            self._on_end(End(how, self._digest.hexdigest(), self._size))
+            self._on_end(End(how, self._digest.hexdigest(), self._size, bytes(self._tail)))
             self._reply.close()

@@ -37,9 +37,10 @@ class Subjects:
         self._erasures = 0
 
     def guarded(self, action: Action) -> Action:
-        """*action*, so that nothing personal of it can be recorded in plain: under a key that nobody keeps."""
+        """*action*, so that nothing personal of it can be recorded in plain: under a key that nobody keeps.
+        :class:`Unverifiable` if its arguments have no canonical form."""
         marks = marks_of(self._view.bundle, action)
-        if not marks.anything:
+        if not marks.anything and action.canonical_arguments:
             return action
         thrown_away = SubjectKey("", secrets.token_bytes(SALT_BYTES))
         return msgspec.structs.replace(action, personal=Personal(marks, thrown_away))
@@ -58,17 +59,25 @@ class Subjects:
         kept, until = self._kept.get(subject, (None, 0.0))
         if kept is not None and now < until:
             return kept
+        erasures = self._told()
         key = await self._ask(subject)
         if len(self._kept) >= MAX_KEPT:
             self._kept.clear()
-        self._kept[subject] = key, now + KEPT_S
+        if self._told() == erasures:  # else it may be one of those
+            self._kept[subject] = key, now + KEPT_S
         return key
+
+    def forget(self) -> None:
+        """Ask for all of them again: the gateway did not know one."""
+        self._kept.clear()
+
+    def _told(self) -> int:
+        return self._view.facts.erasures if self._view.facts is not None else 0
 
     def _forget_what_was_erased(self) -> None:
         """Whose key was destroyed is not told: all are asked for again."""
-        told = self._view.facts
-        if told is not None and told.erasures != self._erasures:
-            self._erasures = told.erasures
+        if self._told() != self._erasures:
+            self._erasures = self._told()
             self._kept.clear()
 
     async def _ask(self, subject: str) -> SubjectKey:
@@ -87,9 +96,12 @@ class Subjects:
 
 
 def marks_of(bundle: Compiled | None, action: Action) -> Marked:
-    """What of *action* is personal; everything while there is no policy to say so."""
+    """What of *action* is personal; everything while there is no policy to say so, and of a tool that nobody knows, if
+    any is personal: the name may be misspelt."""
     if bundle is None:
         return ALL
     server = bundle.inventory.servers.get(action.server)
     tool = server.tools.get(action.tool) if server is not None else None
-    return Marked() if tool is None else bundle.personal(tool)
+    if tool is None:
+        return ALL if bundle.any_personal else Marked()
+    return bundle.personal(tool)

@@ -33,6 +33,8 @@ def modules() -> dict[str, Module]:
     found = {}
     for package in PACKAGES:
         for path in sorted((REPOSITORY / package).rglob("*.py")):
+            if "node_modules" in path.parts:
+                continue
             name = ".".join(path.relative_to(REPOSITORY).with_suffix("").parts).removesuffix(".__init__")
             tree = ast.parse(path.read_text("utf-8"))
             doc = (ast.get_docstring(tree) or "").splitlines()

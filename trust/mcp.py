@@ -30,6 +30,8 @@ METHOD_HEADER: Final = "mcp-method"
 NAME_HEADER: Final = "mcp-name"
 EVENT_HEADER: Final = "last-event-id"
 PARAM_PREFIX: Final = "mcp-param-"
+MAX_TAIL_BYTES: Final = 256 << 10
+"""Of a stream, kept to read its last event."""
 _NAMED_BY: Final = {"tools/call": "name", "prompts/get": "name", "resources/read": "uri"}
 
 RpcId = str | int | None
@@ -351,6 +353,17 @@ def final_response(content_type: str, body: bytes) -> JsonObject:
     if not isinstance(value, dict) or ("result" not in value and "error" not in value):
         raise Unverifiable(Reason.UPSTREAM_FAILED, "expected a JSON-RPC response")
     return value
+
+
+def went_wrong(content_type: str, body: bytes) -> bool:
+    """Whether the response in *body*, or at the end of a stream of which *body* is the last part, tells of an error;
+    what cannot be read is no success."""
+    if not content_type.startswith("text/event-stream"):
+        return is_error(body)
+    try:
+        return is_error(jcs(final_response(content_type, body)))
+    except Unverifiable:
+        return True
 
 
 def is_error(body: bytes) -> bool:

@@ -227,6 +227,7 @@ class Unverifiable(Exception):
     """Input from outside that cannot be believed: malformed, badly signed, expired, ambiguous.
 
     Whoever reads from a socket translates it into a recorded refusal. ``caller``: who was refused, where that is known.
+    ``personal``: its detail may quote what is personal, and is told but not recorded.
     """
 
     def __init__(self, reason: Reason, detail: str, retry_after_s: int | None = None) -> None:
@@ -235,6 +236,7 @@ class Unverifiable(Exception):
         self.detail = detail
         self.retry_after_s = retry_after_s
         self.caller = ""
+        self.personal = False
 
 
 def visible(text: str, limit: int = 200) -> str:

@@ -10,7 +10,7 @@ from trust.facts import Facts
 from trust.identity.keys import b64url
 from trust.ledger.entries import Decision, Deed, Judgement, Refusal, SealedArguments
 from trust.personal import ALL, ARGUMENTS, QUIET, Personal
-from trust.policy import judge
+from trust.policy import cedar, judge
 from trust.policy.engine import Finding
 from trust.reasons import Reason
 from trust.verdict import Refusal as No
@@ -85,7 +85,9 @@ QUOTING = frozenset(
     {
         Reason.MALFORMED_REQUEST,
         Reason.AMBIGUOUS_JSON,
+        Reason.AMBIGUOUS_HEADERS,
         Reason.HEADER_MISMATCH,
+        Reason.DELEGATION_INVALID,
         Reason.ARGUMENTS_INVALID,
         Reason.AUTHORITY_EXCEEDED,
         Reason.POLICY_ERROR,
@@ -97,26 +99,28 @@ QUOTING = frozenset(
 """Reasons whose detail may quote what was sent, or what somebody made of it."""
 
 
-def detail(reason: Reason | str, said: str, *, personal: bool) -> str:
+def detail(no: No, *, personal: bool = False) -> str:
     """What an entry says of a refusal: nothing that may quote what is personal."""
-    return QUIET if personal and reason in QUOTING else said[:2000]
+    return QUIET if (personal or no.personal) and no.reason in QUOTING else no.detail[:2000]
 
 
-def judgement(bundle: str, decision: Decision, facts: Facts, finding: Finding) -> Judgement:
-    """How it was decided, as an entry says it."""
+def judgement(bundle: str, decision: Decision, facts: Facts, finding: Finding, *, personal: bool) -> Judgement:
+    """How it was decided, as an entry says it; an error quotes values: of a *personal* call only whose it is stays."""
+    errors = [cedar.policy_of_error(error) or QUIET for error in finding.errors] if personal else list(finding.errors)
     recorded: dict[str, Any] = judge.recorded_facts(facts)
     return Judgement(
         bundle=bundle,
         decision=decision,
         facts=recorded,
         policies=list(finding.policies),
-        errors=list(finding.errors),
+        errors=errors,
         shadow=list(finding.shadow),
     )
 
 
 def refusal(no: No, decision_id: str, **known: Any) -> Refusal:
-    """A refusal as an entry says it; *known*: deed, judgement, caller, approval."""
+    """A refusal as an entry says it; *known*: deed, judgement, caller, approval. Without a deed nobody knows whether
+    what came was personal."""
     asked: Deed | None = known.get("deed")
-    said = detail(no.reason, no.detail, personal=asked is not None and asked.sealed is not None)
+    said = detail(no, personal=asked is None or asked.sealed is not None)
     return Refusal(no.step, str(no.reason), said, decision_id, **known)

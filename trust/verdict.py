@@ -37,7 +37,7 @@ class Hold(msgspec.Struct, frozen=True):
 
 
 class Refusal(msgspec.Struct, frozen=True):
-    """No, at ``step``, for ``reason``."""
+    """No, at ``step``, for ``reason``. ``personal``: its detail may quote what is personal: told, and not recorded."""
 
     step: Step
     reason: Reason
@@ -45,10 +45,11 @@ class Refusal(msgspec.Struct, frozen=True):
     policies: tuple[str, ...] = ()
     errors: tuple[str, ...] = ()
     retry_after_s: int | None = None
+    personal: bool = False
 
     @classmethod
     def of(cls, step: Step, bad: Unverifiable) -> Refusal:
-        return cls(step, bad.reason, bad.detail, retry_after_s=bad.retry_after_s)
+        return cls(step, bad.reason, bad.detail, retry_after_s=bad.retry_after_s, personal=bad.personal)
 
     def unrecorded(self, fault: Exception) -> Refusal:
         """What is said when this could not be recorded: never that nothing happened when something may have."""

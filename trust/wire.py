@@ -54,7 +54,8 @@ class Proof(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 class Dispatch(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A permitted action on its way to the gateway. ``facts`` are those of the decision; ``intent`` is
-    ``<origin>#<index>`` of its entry; ``chain`` is the delegation chain whose tokens ``authority`` names."""
+    ``<origin>#<index>`` of its entry; ``chain`` is the delegation chain whose tokens ``authority`` names; ``subject``:
+    the key under which it was recorded, if it is personal."""
 
     action_id: Id
     decision_id: Id
@@ -74,6 +75,7 @@ class Dispatch(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     chain: str = ""
     proof: Proof | None = None
     approval: Id | None = None
+    subject: Annotated[str, msgspec.Meta(max_length=64)] = ""
     terms: dict[str, Any] | None = None
     place: Place = Place()
     trace_id: Annotated[str, msgspec.Meta(max_length=64)] = ""

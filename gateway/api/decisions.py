@@ -10,9 +10,10 @@ import msgspec
 
 from edge.http import Incoming, Response, json_response
 from gateway.api.access import Access, Services, decode
+from gateway.approvals import rules
 from gateway.approvals.desk import denial
 from gateway.approvals.votes import Ballot
-from gateway.people import AUTHOR
+from gateway.people import AUDITOR, AUTHOR, OPERATOR
 from gateway.state import ApprovalRecord, Deputy, Grant, Person
 from trust.policy.bundle import BundleRejected, Sources
 
@@ -67,26 +68,26 @@ class Decisions:
         person("POST", "/v1/bundles", self._activate, AUTHOR)
         person("POST", "/v1/bundles/rollback", self._rollback, AUTHOR)
 
-    async def _list_approvals(self, incoming: Incoming, _person: Person) -> Response:
-        """Those in the states that are asked for, without what they were asked with; all if none is named."""
+    async def _list_approvals(self, incoming: Incoming, person: Person) -> Response:
+        """Those in the states that are asked for; all if none is named. What is personal is shown one by one only."""
         wanted = parse_qs(incoming.query).get("state")
-        found = [self._shown(one) for one in self._desk.all() if wanted is None or one.state in wanted]
-        return json_response({"approvals": found})
+        found = [one for one in self._desk.all() if wanted is None or one.state in wanted]
+        return json_response({"approvals": [self._shown(one, person, opened=False) for one in found]})
 
     async def _show_approval(self, _incoming: Incoming, person: Person, approval: str) -> Response:
-        return json_response(self._shown(await self._votes.viewed(approval, person)))
+        return json_response(self._shown(await self._votes.viewed(approval, person), person))
 
     async def _vote(self, incoming: Incoming, person: Person, approval: str) -> Response:
-        return json_response(self._shown(await self._votes.vote(approval, person, decode(incoming, Ballot))))
+        return json_response(self._shown(await self._votes.vote(approval, person, decode(incoming, Ballot)), person))
 
     async def _edit(self, incoming: Incoming, person: Person, approval: str) -> Response:
         asked = decode(incoming, _Edit)
         record = await self._votes.edit(approval, person, asked.arguments, asked.presented, asked.reason)
-        return json_response(self._shown(record))
+        return json_response(self._shown(record, person))
 
     async def _revoke(self, incoming: Incoming, person: Person, approval: str) -> Response:
         record = await self._votes.revoke(approval, person, decode(incoming, _Revoke).reason)
-        return json_response(self._shown(record))
+        return json_response(self._shown(record, person))
 
     async def _deputies(self, _incoming: Incoming, _person: Person) -> Response:
         return json_response({"deputies": msgspec.to_builtins(list(self._records.store.all(Deputy)))})
@@ -100,8 +101,12 @@ class Decisions:
         await self._votes.end_deputy(person, decode(incoming, _NoDeputy).deputy)
         return json_response({})
 
-    def _shown(self, record: ApprovalRecord) -> dict[str, Any]:
-        return {**shown(record, self._desk.granted(record)), "payload": self._desk.text(record)}
+    def _shown(self, record: ApprovalRecord, person: Person, *, opened: bool = True) -> dict[str, Any]:
+        """What is personal of it, for those who decide or who read the ledger."""
+        may = bool((rules.wanted(record) | {AUDITOR, OPERATOR}) & self._desk.electorate().reach(person.name))
+        sealed = "sealed_by" in record.request and not (opened and may)
+        payload = "" if sealed else self._desk.text(record)
+        return {**shown(record, self._desk.granted(record)), "payload": payload, "sealed": sealed}
 
     async def _bundle_status(self, _incoming: Incoming, _person: Person) -> Response:
         return json_response(self._bundles.status())

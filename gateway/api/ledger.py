@@ -116,7 +116,7 @@ class Ledger:
             }
             for log in await self._s.ledgers.state()
         ]
-        return json_response({"logs": logs})
+        return json_response({"logs": logs, "witness": self._s.witness.vkey})
 
     async def _gaps(self, incoming: Incoming, person: Person) -> Response:
         since = asked_in(incoming).since_us

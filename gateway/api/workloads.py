@@ -232,8 +232,9 @@ class Workloads:
         """The key under which an agent's sidecar records what is personal of one subject."""
         asked = decode(incoming, _Subject)
         _require(sender, "agent", "only sidecars record what is personal")
-        agent = self._s.registry.require_speaks_for(sender.workload, asked.agent).agent.name
-        key = await self._s.subjects.obtain(asked.subject, agent)
+        agent = self._s.registry.require_speaks_for(sender.workload, asked.agent).agent
+        self._s.stops.require(agent)
+        key = await self._s.subjects.obtain(asked.subject, agent.name)
         return json_response({"id": key.id, "secret": b64url(key.secret)})
 
     # Facts

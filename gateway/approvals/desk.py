@@ -1,7 +1,6 @@
-"""Approvals: requested once, found again, waited for, claimed exactly once, or over. How people decide on them stands
-in :mod:`gateway.approvals.votes`.
+"""Approvals: requested once, found again, waited for, claimed exactly once, or over.
 
-Every step is a ledger entry before it is state, and steps that look before they write do so under one lock,
+How people decide on them stands in :mod:`gateway.approvals.votes`. Every step is a ledger entry before it is state, and steps that look before they write do so under one lock,
 so of any number of racing claims one wins.
 """
 
@@ -64,6 +63,7 @@ class Desk:
         self._changed = asyncio.Event()
         self._closing = False
         self._open: set[str] = set()
+        self._chains: dict[str, str] = {}
         self._of_action: dict[tuple[str, str], list[str]] = {}
         for record in self.all():
             self._index(record)
@@ -75,6 +75,7 @@ class Desk:
             self._open.add(record.id)
         else:
             self._open.discard(record.id)
+            self._chains.pop(record.id, None)
         for digest in {record.asked_digest, record.action_digest}:
             known = self._of_action.setdefault((record.agent, digest), [])
             if record.id not in known:
@@ -180,7 +181,7 @@ class Desk:
             return {**msgspec.to_builtins(dispatch), "body_sha256": await self._blobs.put(body)}
         key = action.personal.key
         sealed = await self._blobs.put(key.seal(wire.encode(dispatch, body), REQUEST))
-        plain = msgspec.structs.replace(dispatch, headers=[], proof=None)
+        plain = msgspec.structs.replace(dispatch, headers=[], proof=None, chain="")
         return {**msgspec.to_builtins(plain), "body_sha256": sealed, "sealed_by": key.id}
 
     def _same(self, dispatch: Dispatch) -> ApprovalRecord | None:
@@ -225,6 +226,14 @@ class Desk:
             return wire.decode(key.unseal(body, REQUEST), Dispatch)
         statement = {key: value for key, value in request.items() if key not in _BESIDE}
         return msgspec.convert(statement, Dispatch), body
+
+    def _chain(self, record: ApprovalRecord) -> str:
+        """Of one that is personal it is sealed: its constraints may say about whom it is."""
+        if "sealed_by" not in record.request:
+            return str(record.request["chain"])
+        if record.id not in self._chains:
+            self._chains[record.id] = self.stored(record)[0].chain
+        return self._chains[record.id]
 
     def _key_of(self, record: ApprovalRecord) -> SubjectKey | None:
         return self._subjects.key_of(record.request["sealed_by"], record.agent)
@@ -301,15 +310,14 @@ class Desk:
 
     def _over(self, record: ApprovalRecord) -> str:
         """Why what *record* asks for may not happen any more, whoever approves; empty if it may."""
+        if "sealed_by" in record.request and self._key_of(record) is None:
+            return _ERASED
         try:
             self._stops.require(self._registry.agent(record.agent).agent)
-            if record.request["chain"]:
-                self._delegations.open(record.request["chain"], record.agent)
+            if record.request["authority"]:
+                self._delegations.open(self._chain(record), record.agent)
         except Unverifiable as bad:
             return bad.detail
-        erased = "sealed_by" in record.request and self._key_of(record) is None
-        if erased:
-            return _ERASED
         return "what it rested on was taken back" if record.under and self.get(record.under).revoked else ""
 
     def electorate(self) -> Electorate:

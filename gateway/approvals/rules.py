@@ -32,6 +32,10 @@ class Electorate(msgspec.Struct, frozen=True):
         mine = (d for d in self.deputies if d.deputy == voter)
         return [voter] + [d.person for d in mine if d.since_us <= self.now_us < d.until_us]
 
+    def reach(self, voter: str) -> frozenset[str]:
+        """The groups in which *voter* may vote, for whomever."""
+        return frozenset().union(*(self.groups(name) for name in self.seats(voter)))
+
 
 def wanted(record: ApprovalRecord) -> frozenset[str]:
     """The groups whose people may decide now."""
@@ -54,7 +58,9 @@ def seat(record: ApprovalRecord, voter: str, owner: str, all_: Electorate, asked
         possible = [name for name in possible if name == asked]
     if not possible:
         groups = ", ".join(sorted(wanted(record)))
-        raise Unverifiable(Reason.NOT_YOURS, f"{voter} has none of the roles {groups}, and stands in for nobody who does")
+        raise Unverifiable(
+            Reason.NOT_YOURS, f"{voter} has none of the roles {groups}, and stands in for nobody who does"
+        )
     taken = {vote.seat for vote in record.votes} | {vote.by for vote in record.votes}
     if voter in taken:
         raise Unverifiable(Reason.NOT_YOURS, f"{voter} has voted already")

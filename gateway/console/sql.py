@@ -41,7 +41,7 @@ class SqlPage:
         return await self._show(incoming, guest, EXAMPLE)
 
     async def _ask(self, incoming: Incoming, guest: Guest, fields: dict[str, str]) -> Response:
-        text = fields.get("sql", "")
+        text = fields.get("sql", "").replace("\r\n", "\n")  # as browsers send it
         try:
             return await self._show(incoming, guest, text, await self._ledgers.sql(text, guest.person.name))
         except Unverifiable as bad:  # what is wrong with the question stands above the question

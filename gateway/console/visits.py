@@ -71,7 +71,7 @@ class Visits:
         if link is None or link.expires_at <= self._clock.now():
             raise Unverifiable(
                 Reason.UNAUTHENTICATED,
-                "this link was used already, or is older than 15 minutes; `licet console` makes another one",
+                "this link was used already, or is older than 15 minutes: licet console --as TOKEN-FILE makes one",
             )
         return link.person
 

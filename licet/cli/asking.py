@@ -22,7 +22,7 @@ from trust.canonical import read_object
 from trust.ledger import checkpoint, moments, proofs, words
 from trust.ledger.rows import Row
 from trust.ledger.tiles import write_atomically
-from trust.personal import subject_id
+from trust.personal import principal_id, subject_id
 from trust.reasons import visible
 
 PAGE: Final = 500
@@ -310,8 +310,9 @@ def prove(
 @app.command("logs")
 @reporting
 def logs(token_file: Path | None = As, as_json: bool = Json) -> None:
-    """Every log that the gateway has: how far it is sealed, witnessed and searchable, and what contradicts it."""
-    found = gateway(token_file).call("GET", "/v1/ledger/logs").body["logs"]
+    """Every log that the gateway has: how far it is sealed, witnessed and searchable, and what contradicts it; and the
+    witness's key, which outsiders need to verify evidence."""
+    told = gateway(token_file).call("GET", "/v1/ledger/logs").body
     rows = [
         (
             log["origin"],
@@ -320,9 +321,14 @@ def logs(token_file: Path | None = As, as_json: bool = Json) -> None:
             words.moment(log["witnessed_us"]) if log["witnessed_us"] else "is the witness",
             log["wrong"] or "nothing",
         )
-        for log in found
+        for log in told["logs"]
     ]
-    show(found, as_json, lambda: table(("LOG", "SEALED", "SEARCHABLE", "LAST WITNESSED", "WRONG"), rows, "no logs"))
+
+    def people() -> None:
+        table(("LOG", "SEALED", "SEARCHABLE", "LAST WITNESSED", "WRONG"), rows, "no logs")
+        say(f"the witness's key: {told['witness']}", "dim")
+
+    show(told, as_json, people)
 
 
 @app.command("prune")
@@ -347,11 +353,16 @@ def prune(
 _WHO: Final = typer.Argument(help="As the calls name it, such as a customer's number; of a principal: principal:NAME.")
 
 
+def _id(name: str) -> str:
+    principal = name.removeprefix("principal:")
+    return subject_id(name) if principal == name else principal_id(principal)
+
+
 @app.command("subject")
 @reporting
 def subject(name: str = _WHO, token_file: Path | None = As, as_json: bool = Json) -> None:
     """By which key what is personal of somebody is sealed: with it `licet audit query --subject` finds all of it."""
-    told = gateway(token_file).call("POST", "/v1/subjects/find", {"subject": subject_id(name)}).body
+    told = gateway(token_file).call("POST", "/v1/subjects/find", {"subject": _id(name)}).body
     show(told, as_json, lambda: say(f"{told['key']}: licet audit query --subject {told['key']}"))
 
 
@@ -364,7 +375,7 @@ def erase(
     as_json: bool = Json,
 ) -> None:
     """Destroy the key of everything personal that is recorded of somebody. It cannot be taken back."""
-    asked = {"subject": subject_id(name), "reason": reason}
+    asked = {"subject": _id(name), "reason": reason}
     told = gateway(token_file).call("POST", "/v1/subjects/erase", asked).body
 
     def people() -> None:

@@ -10,6 +10,7 @@ import msgspec
 import typer
 
 from edge.judging import Judge
+from gateway.subjects import FILE as SUBJECTS
 from gateway.subjects import keys_below
 from licet import ledgers
 from licet.cli.output import FAILED, USAGE, Json, console, fail, reporting, say, show
@@ -92,10 +93,16 @@ def show_entries(
 
 
 def _judge(root: Path, copy: bool) -> Judge:
-    """With the bundles of the home that the ledger is in, and the keys of subjects if it is the gateway's; a copy
-    lies in the gateway's."""
+    """With the bundles of the home that the ledger is in, or of the gateway's if it is a copy; and the keys of subjects
+    that the gateway has, if it is on this machine."""
     home = root.parent.parent if copy else root.parent
-    return Judge(home, keys_below(home))
+    gateway_home = load().gateway.home
+    return Judge(home, keys_below(home if (home / SUBJECTS).exists() else gateway_home))
+
+
+def _is_copy(root: Path) -> bool:
+    """The gateway keeps copies of other logs below ``logs/``."""
+    return root.absolute().parent.name == "logs" and not (root / "wal").exists()
 
 
 @app.command("verify")
@@ -105,7 +112,7 @@ def verify(
     key: str | None = typer.Option(
         None, "--key", help="The log's verifier key (vkey), or a file that holds it, from somewhere you trust."
     ),
-    copy: bool = typer.Option(False, "--copy", help="PATH is the gateway's copy of a log (gateway/logs/…)."),
+    copy: bool = typer.Option(False, "--copy", help="PATH is a copy of a log; those in gateway/logs/ are known."),
     against: Path | None = typer.Option(
         None, "--against", help="A directory with checkpoints of this ledger that were kept (checkpoints_to)."
     ),
@@ -126,7 +133,8 @@ def verify(
     if against is not None and not kept:
         raise fail(f"{against}: no *.checkpoint is there", USAGE)
     reports = [
-        verify_ledger(root, key=public, origin=origin, judge=_judge(root, copy), kept=kept, copy=copy) for root in found
+        verify_ledger(root, key=public, origin=origin, judge=_judge(root, as_copy), kept=kept, copy=as_copy)
+        for root, as_copy in ((one, copy or _is_copy(one)) for one in found)
     ]
     told = [
         {

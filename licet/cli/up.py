@@ -28,6 +28,9 @@ class _Stop(Exception):
 
 
 def _stop(_number: int, _frame: FrameType | None) -> None:
+    """Once: everything stops already when somebody presses it again."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
     raise _Stop
 
 

@@ -11,7 +11,7 @@ from contextlib import AsyncExitStack
 from functools import partial
 from pathlib import Path
 from ssl import SSLContext
-from typing import Final
+from typing import Final, Literal
 
 import msgspec
 
@@ -32,6 +32,7 @@ from edge.http import (
     relay,
     require_c_parser,
     require_free,
+    watched,
 )
 from edge.routes import Routes
 from edge.stopping import Stopped, until
@@ -46,7 +47,7 @@ from sidecar.node.stdio_upstream import StdioUpstream
 from sidecar.node.upstream import Replied, Upstream, UpstreamFailed
 from sidecar.shipping import Shipper
 from sidecar.world import listen
-from trust import feed, wire
+from trust import feed, mcp, report, wire
 from trust.action import Payload
 from trust.canonical import digest_of, sha256_hex
 from trust.identity import ticket
@@ -55,7 +56,7 @@ from trust.identity.replay import Nonces
 from trust.identity.ticket import Ticket
 from trust.ledger import entries
 from trust.ledger.writer import LedgerUnavailable
-from trust.personal import QUIET
+from trust.personal import QUIET, padded
 from trust.policy.inventory import RISK_HIGH, Server, Tool
 from trust.reasons import Reason, Unverifiable
 from trust.trace import HEADER as TRACEPARENT
@@ -70,6 +71,7 @@ LIST_TIMEOUT_S: Final = 20.0
 START_TIMEOUT_S: Final = 35.0
 MAX_EXECUTE_BYTES: Final = 8 << 20
 _log = logging.getLogger("licet.node")
+_Status = Literal["done", "tool_error", "failed", "unknown"]
 
 
 class _Offer(msgspec.Struct, frozen=True):
@@ -372,7 +374,7 @@ class Node:
         decision_id = new_id("dec")
         try:
             await self.ledger.append(
-                entries.Refusal(no.step, str(no.reason), no.detail[:2000], decision_id, caller=caller)
+                entries.Refusal(no.step, str(no.reason), report.detail(no), decision_id, caller=caller)
             )
         except LedgerUnavailable as fault:
             no = no.unrecorded(fault)
@@ -381,8 +383,15 @@ class Node:
     async def _execute(self, incoming: Incoming) -> StreamResponse:
         """Step 9: open the ticket, check that the bytes are its, spend it, record, pass them on."""
         self._require_gateway(incoming)
-        marks = self.telemetry.tracer.marks()
         execute, body = wire.decode(incoming.body, Execute)
+        try:
+            return await self._execute_traced(incoming, execute, body)
+        except Unverifiable as bad:
+            bad.personal = bool(execute.salt)
+            raise
+
+    async def _execute_traced(self, incoming: Incoming, execute: Execute, body: bytes) -> StreamResponse:
+        marks = self.telemetry.tracer.marks()
         if marks is UNSEEN or not execute.trace_id:
             return await self._run(incoming, execute, body, Trace(execute.trace_id, execute.span_id), marks)
         trace = new_span(Trace(execute.trace_id, execute.span_id))
@@ -474,14 +483,16 @@ class Node:
         headers = {**replied.headers, wire.UPSTREAM_STATUS_HEADER: str(replied.status)}
         self._sessions.note(job.entitled, job.payload, replied)
         if replied.chunks is None:
-            self._outcome(job, "done", replied)
+            self._outcome(job, _ending(replied, replied.body), replied)
             return Response(headers=headers, body=replied.body)
-        stopped = partial(self._is_stopped, job.entitled.agent)
-        response, complete = await relay(incoming, replied.chunks, 200, headers, stopped)
-        self._outcome(job, "done" if complete else "unknown", replied)
+        stopped, tail = partial(self._is_stopped, job.entitled.agent), bytearray()
+        response, complete = await relay(
+            incoming, watched(replied.chunks, tail, mcp.MAX_TAIL_BYTES), 200, headers, stopped
+        )
+        self._outcome(job, _ending(replied, bytes(tail)) if complete else "unknown", replied)
         return response
 
-    def _outcome(self, job: _Job, status: str, replied: Replied | None = None, detail: str = "") -> None:
+    def _outcome(self, job: _Job, status: _Status, replied: Replied | None = None, detail: str = "") -> None:
         took_ns, labels = self._clock.mono_ns() - job.started_ns, (("status", status),)
         self.telemetry.tally.count("licet_executions", labels)
         self.telemetry.tally.took("licet_execution_seconds", took_ns / 1e9, labels)
@@ -489,14 +500,14 @@ class Node:
             action_id=job.entitled.action_id,
             decision_id=job.entitled.id,
             run=job.entitled.run,
-            status="done" if status == "done" else "failed" if status == "failed" else "unknown",
+            status=status,
             step=9,
             detail=QUIET if job.salt and detail else detail[:2000],
             node=self.identity.name,
             upstream_status=replied.status if replied else 0,
             duration_us=took_ns // 1000,
             response_sha256=sha256_hex(job.salt + replied.body) if replied and replied.chunks is None else "",
-            response_bytes=len(replied.body) if replied else 0,
+            response_bytes=_size(job, replied),
         )
         try:
             self.ledger.append_later(entry)
@@ -515,6 +526,19 @@ class Node:
 
 
 _JSON: Final = {"Content-Type": "application/json"}
+
+
+def _ending(replied: Replied, body: bytes) -> _Status:
+    """How the server says that it ended."""
+    if replied.status >= 400:
+        return "failed"
+    return "tool_error" if mcp.went_wrong(replied.headers.get("Content-Type", ""), body) else "done"
+
+
+def _size(job: _Job, replied: Replied | None) -> int:
+    """How large the answer was; of a personal call not exactly."""
+    size = len(replied.body) if replied else 0
+    return padded(size) if job.salt else size
 
 
 def _dispatch(entitled: Ticket, node: str) -> entries.Dispatch:

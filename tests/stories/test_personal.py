@@ -24,7 +24,7 @@ from trust import mcp
 from trust.canonical import digest_of, sha256_hex
 from trust.ledger.entries import Approval, Dispatch, Intent, Outcome, Refusal, Subject
 from trust.ledger.verify import verify
-from trust.personal import QUIET, subject_id
+from trust.personal import QUIET, principal_id, subject_id
 
 pytestmark = pytest.mark.slow
 
@@ -269,7 +269,8 @@ async def test_without_a_subject_it_is_about_the_principal(mesh: Mesh) -> None:
     await mesh.call("shop/send", {"customer": "ada"})
     keep, send = (e.deed.sealed.key for e in entries_of(mesh, Intent))
     assert keep != send
-    assert (await erase(mesh, "principal:ada")).json["erased"] == keep
+    body = {"subject": principal_id("ada"), "reason": "asked"}
+    assert (await mesh.admin("POST", "/v1/subjects/erase", body)).json["erased"] == keep
 
 
 async def test_a_sidecar_gets_keys_of_its_own_agent_only_and_no_two_agents_the_same(mesh: Mesh) -> None:

@@ -16,7 +16,18 @@ from trust import report
 from trust.action import Action, Payload
 from trust.canonical import jcs
 from trust.identity.keys import unb64url
-from trust.personal import ALL, MARK, Marked, Personal, SubjectKey, marks_of, opened, subject_id
+from trust.personal import (
+    ALL,
+    MARK,
+    Marked,
+    Personal,
+    SubjectKey,
+    marks_of,
+    opened,
+    padded,
+    principal_id,
+    subject_id,
+)
 from trust.policy.inventory import Manifest, Tool
 from trust.reasons import Unverifiable
 
@@ -53,6 +64,7 @@ def deed(made: Action, **more: Any) -> Any:
         (tool({"a": {"type": "array", "items": {"anyOf": [NAME, TEXT]}}, "b": TEXT}), {"b"}),
         (tool({"a": TEXT, "b": TEXT}, personal=("misspelt",)), set()),
         (tool({"a": {"$ref": "#/$defs/x"}, "b": TEXT}, {"$defs": {"x": NAME}}), set()),
+        (tool({"a": NAME, "b": {"$ref": "#/properties/a"}, "c": TEXT}), {"c"}),
         (tool({"b": TEXT}, {MARK: True}), set()),
         (tool(None, personal=("a",)), set()),
     ],
@@ -137,11 +149,31 @@ def test_under_a_key_that_nobody_keeps_nothing_is_kept() -> None:
         ("who", {"who": "ada"}, "ada"),
         ("who", {"who": 17}, "17"),
         ("who", {"who": 17.0}, "17"),
-        ("who", {"who": True}, "principal:bob"),
-        ("who", {"who": None}, "principal:bob"),
-        ("who", {}, "principal:bob"),
-        ("", {"who": "ada"}, "principal:bob"),
+        ("who", {"who": " u\u0308ber "}, "\u00fcber"),
+        ("who", {"who": {"id": 7}}, '{"id":7}'),
+        ("who", {"who": "principal:bob"}, "principal:bob"),
+        ("who", {"who": None}, None),
+        ("who", {"who": ""}, None),
+        ("who", {}, None),
+        ("", {"who": "ada"}, None),
     ],
 )
-def test_whom_a_call_is_about(subject: str, arguments: Any, name: str) -> None:
-    assert Marked(True, subject=subject).about(arguments, "bob") == subject_id(name)
+def test_whom_a_call_is_about(subject: str, arguments: Any, name: str | None) -> None:
+    expected = principal_id("bob") if name is None else subject_id(name)
+    assert Marked(True, subject=subject).about(arguments, "bob") == expected
+
+
+@given(st.binary(max_size=6000))
+def test_how_long_what_was_sealed_is_cannot_be_told(data: bytes) -> None:
+    """But roughly: so a yes, a number and a short name are all one."""
+    box = KEY.seal(data, "arguments")
+    assert KEY.unseal(box, "arguments") == data
+    assert len(box) - 16 == padded(len(data) + 4) <= max(256, (len(data) + 4) * 9 // 8 + 256)
+    if len(data) <= 252:
+        assert len(box) == 272
+
+
+@given(st.integers(0, 1 << 24))
+def test_padding_grows_and_is_never_too_little(size: int) -> None:
+    assert size <= padded(size) <= padded(size + 1)
+    assert padded(padded(size)) == padded(size)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, Final
 
 import msgspec
@@ -141,6 +142,13 @@ class Compiled:
         if found is None:
             found = self._marks[known] = marks_of(tool)
         return found
+
+    @cached_property
+    def any_personal(self) -> bool:
+        """Whether anything that any tool takes is."""
+        return any(
+            self.personal(tool).anything for one in self.inventory.servers.values() for tool in one.tools.values()
+        )
 
     def without(self, policy: str) -> Compiled:
         """The same bundle with one policy dropped, to see who would miss it."""

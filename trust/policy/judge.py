@@ -97,6 +97,25 @@ def action_digest(bundle: Compiled, deed: Deed, salt: bytes = b"") -> str:
     )
 
 
+def wrongly_kept(bundle: Compiled, deed: Deed) -> str | None:
+    """What is wrong with how the arguments of a decided action were recorded: what is personal is sealed under the key
+    of its subject, and nothing else is, or decisions could hide behind keys that nobody has."""
+    try:
+        marks = bundle.personal(bundle.inventory.tool(deed.server, deed.tool))
+    except Unverifiable:
+        return None
+    name = f"{deed.server}/{deed.tool}"
+    if deed.sealed is None:
+        return f"what is personal of {name} was recorded in plain" if marks.anything else None
+    if not marks.anything:
+        return f"nothing of {name} is personal, and it was sealed"
+    if not deed.sealed.key:
+        return f"{name} was decided, and sealed under a key that nobody has"
+    if not set(deed.arguments or {}) <= marks.plain:
+        return f"what is personal of {name} was recorded in plain"
+    return None
+
+
 def disagreement(bundle: Compiled, line: Line, deed: Deed, salt: bytes = b"") -> str | None:
     """What is wrong with the decision in *line*, if it does not follow from what was recorded beside it.
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from . import jcs, notes
+from .approvals import Approvals
 from .bundle import Bundle, Undecidable
 from .cedar import Unsupported
 from .notes import Checkpoint, Fault, Proof
@@ -160,8 +161,8 @@ class Pack:
                     self.report.open.append(f"{entry.place}: refused at step {entry.body['step']}, not by policy")
                 continue
             try:
-                self._decide(entry, bundles)
                 active.require(entry)
+                self._decide(entry, bundles)
                 again += 1
             except (Undecidable, Unsupported) as bad:
                 self.report.partly.append(f"{entry.place} could not be decided again: {bad}")
@@ -218,7 +219,10 @@ class Pack:
             if jcs.canonical(shown) != jcs.canonical(plain):
                 raise Fault("the arguments that were opened are not those that stand there in plain")
             deed["arguments"] = opened["arguments"]
-            return bytes.fromhex(opened["salt"])
+            salt = bytes.fromhex(opened["salt"])
+            if len(salt) != 32:
+                raise Fault("the salt of its digests is none")
+            return salt
         if deed.get("arguments") is None:
             try:
                 deed["arguments"] = jcs.read(self._read(f"arguments/{deed['arguments_sha256']}.json"))
@@ -229,21 +233,13 @@ class Pack:
     # 3. What needed people had them
 
     def _approvals(self, entries: list[Entry]) -> None:
-        steps: dict[str, list[Any]] = {}
-        roles: dict[str, set[str]] = {}
-        for entry in entries:
-            if entry.kind == "approval":
-                steps.setdefault(entry.body["approval"], []).append(entry.body)
-            elif entry.kind == "person":
-                roles[entry.body["person"]] = set(entry.body.get("roles", []))
+        approvals = Approvals(entries)
         for entry in entries:
             approval = entry.body.get("approval") if entry.kind == "intent" else None
             if approval is not None:
                 try:
-                    people = _approved(entry, steps.get(approval, []), roles)
-                    self.report.said.append(
-                        f"{entry.place} ran under {approval}, approved by {', '.join(sorted(people))}"
-                    )
+                    people = ", ".join(sorted(approvals.require(entry)))
+                    self.report.said.append(f"{entry.place} ran under {approval}, approved by {people}")
                 except Exception as bad:
                     self.report.faults.append(f"{entry.place}: {approval}: {_why(bad)}")
 
@@ -265,32 +261,6 @@ class Pack:
             elif ends[action] == "unknown":
                 self.report.open.append(f"{intent.place}: how it ended is not known")
         self.report.said.append(f"{len(intents)} actions were allowed, and everything that was sent on was one of them")
-
-
-def _approved(intent: Entry, steps: Any, roles: dict[str, set[str]]) -> set[str]:
-    """Who approved: enough of each role, of exactly this; nobody denied it, and it was used for this, once."""
-    by_event: dict[str, list[Any]] = {}
-    for step in steps:
-        by_event.setdefault(step["event"], []).append(step)
-    deed = intent.body["deed"]
-    asked = by_event.get("requested", [])
-    if len(asked) != 1 or asked[0]["action_digest"] != deed["action_digest"]:
-        raise Fault("it was asked for something else, or not at all")
-    if by_event.get("denied") or not by_event.get("approved"):
-        raise Fault("it was denied, or not approved")
-    claims = by_event.get("claimed", [])
-    if len(claims) != 1 or claims[0].get("claim") != deed["action_id"]:
-        raise Fault("it was not used exactly once, for this action")
-    own = {deed["agent"], deed["principal"], intent.body["judgement"]["facts"]["agent"]["owner"]}
-    votes = {vote["by"] for vote in by_event.get("vote", []) if vote["decision"] == "approve"} - own
-    wanted = asked[0]["request"]["terms"]["quorum"]
-    if not wanted:
-        raise Fault("it says of nobody that they should approve")
-    for role, count in wanted.items():
-        fitting = [person for person in votes if role in roles.get(person, ())]
-        if len(fitting) < count:
-            raise Fault(f"{len(fitting)} of {count} people of the role {role} approved")
-    return votes
 
 
 class _Active:
