@@ -1,7 +1,7 @@
 """Approvals: requested once, found again, waited for, claimed exactly once, or over.
 
-How people decide on them stands in :mod:`gateway.approvals.votes`. Every step is a ledger entry before it is state, and steps that look before they write do so under one lock,
-so of any number of racing claims one wins.
+How people decide on them stands in :mod:`gateway.approvals.votes`. Every step is a ledger entry before it is state, and
+steps that look before they write do so under one lock, so of any number of racing claims one wins.
 """
 
 from __future__ import annotations

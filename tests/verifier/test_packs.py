@@ -16,7 +16,7 @@ import pytest
 from playwright.async_api import Browser
 
 from tests.console.conftest import browser, screen
-from tests.mesh import Mesh
+from tests.mesh import Mesh, policy_files
 from tests.stories.test_agents_cli import fine, licet
 from tests.stories.test_asking import settled
 from trust.identity.keys import SecretKey, b64url
@@ -88,6 +88,21 @@ async def test_an_outsider_verifies_it_with_a_bare_python(told: Mesh, tmp_path: 
     assert "another key for licet.local/sidecar/demo than the one that you gave" in output
     read = [(e.by, e.what, e.asked) for e in told.entries("gateway") if isinstance(e, Query)]
     assert ("operator", "evidence", "r1") in read
+
+
+async def test_policies_that_became_active_later_are_in_it(
+    told: Mesh, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Everything that is about the run, however long after the first people were registered."""
+    monkeypatch.setattr("gateway.evidence.AFTER_US", 0)
+    more = '@id("later") permit(principal, action, resource) when { context.trust.score > 999 };'
+    assert (await told.activate({**policy_files(), "later.cedar": more})).status == 200
+    await told.ready()
+    await told.call(READ, NOTES, run="r3")
+    await settled(told)
+    (tmp_path / "r3.zip").write_bytes(await pack_of(told, "r3"))
+    code, output = await asyncio.to_thread(bare, tmp_path / "r3.zip")
+    assert code == 0, output
 
 
 async def test_the_same_evidence_is_the_same_bytes(told: Mesh) -> None:
