@@ -1,0 +1,448 @@
+"""Approvals by real people over real processes: who may, how far it goes, what was shown, and every way in which not."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sidecar.config import ToolServer
+from tests.mesh import Answer, Mesh, policy_files
+from tests.stories.test_agents_cli import as_json, fine, licet
+from tests.stories.test_asking import settled
+from tests.verifier.test_packs import bare
+from trust.ledger.entries import Approval, Intent, Refusal
+
+pytestmark = pytest.mark.slow
+
+BANK = """
+import json, sys
+properties = {"to": {"type": "string"}, "cents": {"type": "integer"}}
+SCHEMA = {"type": "object", "properties": properties, "required": ["to", "cents"]}
+for line in sys.stdin:
+    asked = json.loads(line)
+    match asked.get("method"):
+        case "initialize":
+            result = {"protocolVersion": "2025-11-25", "capabilities": {"tools": {}}, "serverInfo": {"name": "bank"}}
+        case "tools/list":
+            names = ("pay", "refund", "close", "burn")
+            result = {"tools": [{"name": n, "description": n, "inputSchema": SCHEMA} for n in names]}
+        case "tools/call":
+            given = asked["params"]
+            open(sys.argv[1], "a").write(json.dumps([given["name"], given["arguments"]]) + chr(10))
+            result = {"content": [{"type": "text", "text": f"{given['name']} {given['arguments']}"}]}
+        case _:
+            continue
+    print(json.dumps({"jsonrpc": "2.0", "id": asked["id"], "result": result}), flush=True)
+"""
+MANIFEST = "".join(
+    f'[tools.{name}]\ncategory = "data"\neffect = "write"\nprivileged = true\nrisk = {risk}\nlabels = []\n'
+    for name, risk in (("pay", 2), ("refund", 1), ("close", 1), ("burn", 3))
+)
+POLICY = """
+@id("pays") @approval("of=finance quorum=2 ttl=1h") @reason("money leaves the house")
+permit(principal, action == Action::"bank/pay", resource) when { context.approved };
+@id("refunds") @approval("of=finance ttl=1h")
+permit(principal, action == Action::"bank/refund", resource) when { context.approved };
+@id("closes") @approval("of=team:leads ttl=10s escalate=1s,operations")
+permit(principal, action == Action::"bank/close", resource) when { context.approved };
+@id("burns") @approval("of=finance ttl=1h")
+permit(principal, action == Action::"bank/burn", resource) when { context.approved };
+@id("too-much") forbid(principal, action == Action::"bank/pay", resource) when { context.args.cents > 1000000 };
+@id("too-much-back") forbid(principal, action == Action::"bank/refund", resource) when { context.args.cents > 1000000 };
+"""
+PAY = {"to": "ada's landlord", "cents": 70_000}
+PEOPLE: dict[str, dict[str, Any]] = {
+    "fay": {"roles": ["finance"]},
+    "finn": {"roles": ["finance"]},
+    "ada": {"roles": ["finance"]},
+    "lea": {"roles": ["guest"], "teams": ["leads"]},
+    "oz": {"roles": ["operations"]},
+    "gus": {"roles": ["guest"]},
+}
+
+
+def files() -> dict[str, str]:
+    kept = {k: v for k, v in policy_files().items() if not k.startswith("cases/")}
+    return kept | {"bank.cedar": POLICY}
+
+
+@pytest.fixture
+async def mesh(tmp_path: Path) -> AsyncIterator[Mesh]:
+    (tmp_path / "bank.toml").write_text(MANIFEST)
+    command = (sys.executable, "-c", BANK, str(tmp_path / "done"))
+    bank = ToolServer(name="bank", command=command, manifest=tmp_path / "bank.toml")
+    async with Mesh(tmp_path, servers=(bank,)) as running:
+        for name, more in PEOPLE.items():
+            answer = await running.admin("POST", "/v1/people", {"name": name, **more})
+            running.tokens[name] = answer.json["token"]
+        answer = await running.activate(files())
+        assert answer.status == 200, answer.body
+        await running.ready()
+        yield running
+
+
+def done(mesh: Mesh) -> list[Any]:
+    """What really happened at the bank."""
+    path = mesh.home / "done"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def state(mesh: Mesh, approval: str) -> str:
+    return mesh.gateway.desk.get(approval).state
+
+
+def steps(mesh: Mesh, approval: str) -> list[str]:
+    return [e.event for e in mesh.entries("gateway") if isinstance(e, Approval) and e.approval == approval]
+
+
+async def held(mesh: Mesh, tool: str = "refund", args: Any = None, **more: Any) -> str:
+    answer = await mesh.call(f"bank/{tool}", args or PAY, **more)
+    assert answer.status == 202, answer.body
+    return str(answer.json["approval"])
+
+
+def no(answer: Answer, reason: str, says: str = "") -> None:
+    assert answer.json.get("reason") == reason, answer.body
+    assert says in answer.json["detail"]
+
+
+async def edit(mesh: Mesh, approval: str, who: str, args: Any, presented: str | None = None) -> Answer:
+    seen = mesh.gateway.desk.get(approval).presented if presented is None else presented
+    return await mesh.admin("POST", f"/v1/approvals/{approval}/edits", {"arguments": args, "presented": seen}, who)
+
+
+# Who may, and how many
+
+
+async def test_two_must_agree_and_the_same_one_not_twice(mesh: Mesh) -> None:
+    approval = await held(mesh, "pay")
+    assert (await mesh.vote(approval, who="fay")).json["state"] == "pending"
+    no(await mesh.vote(approval, who="fay"), "not_yours", "voted already")
+    no(await mesh.claim(approval), "approval_pending")
+    assert (await mesh.vote(approval, who="finn")).json["state"] == "approved"
+    assert (await mesh.claim(approval)).status == 200
+    no(await mesh.claim(approval), "approval_consumed")
+    assert done(mesh) == [["pay", PAY]]
+
+
+async def test_nobody_decides_for_themselves(mesh: Mesh) -> None:
+    approval = await held(mesh)
+    no(await mesh.vote(approval, who="ada"), "not_yours", "owns demo")
+    no(await mesh.vote(approval, who="gus"), "not_yours", "none of the roles finance")
+    assert (await edit(mesh, approval, "fay", {**PAY, "cents": 5})).status == 200
+    no(await mesh.vote(approval, who="fay"), "not_yours", "edited it")
+    no(await edit(mesh, approval, "ada", PAY), "not_yours", "owns demo")
+    assert state(mesh, approval) == "pending"
+
+
+async def test_a_principal_does_not_approve_what_is_done_for_them(mesh: Mesh) -> None:
+    from licet.client import delegate, narrow
+    from tests.stories.test_delegation import credentials
+
+    other = await mesh.add_agent("other", "ben")
+    root = await asyncio.to_thread(delegate, credentials(mesh), mesh.gateway_url, {"bank/refund": {}})
+    chain = narrow(credentials(mesh), root, other.identity.key.public, {"bank/refund": {}})
+    asked = await mesh.act(other, "bank/refund", PAY, chain=chain)
+    no(await mesh.vote(asked.json["approval"], who="ada"), "not_yours", "done for")
+    assert (await mesh.vote(asked.json["approval"], who="finn")).json["state"] == "approved"
+
+
+async def test_teams_decide_and_others_when_they_do_not(mesh: Mesh) -> None:
+    first = await held(mesh, "close")
+    no(await mesh.vote(first, who="oz"), "not_yours", "team:leads")
+    assert (await mesh.vote(first, who="lea")).json["state"] == "approved"
+    second = await held(mesh, "close", {**PAY, "cents": 1})
+    async with asyncio.timeout(10):
+        while "escalated" not in steps(mesh, second):
+            await asyncio.sleep(0.05)
+    assert (await mesh.vote(second, who="oz")).json["state"] == "approved"
+    assert (await mesh.claim(second)).status == 200
+
+
+async def test_nobody_in_time_is_a_no_after_a_reminder(mesh: Mesh) -> None:
+    approval = await held(mesh, "close")
+    async with asyncio.timeout(20):
+        while state(mesh, approval) == "pending":
+            await asyncio.sleep(0.1)
+    assert steps(mesh, approval) == ["requested", "escalated", "reminded", "expired"]
+    no(await mesh.vote(approval, who="lea"), "approval_expired")
+    no(await mesh.claim(approval), "approval_expired")
+    assert done(mesh) == []
+
+
+async def test_a_deputy_votes_in_the_seat_of_another(mesh: Mesh) -> None:
+    now = time.time_ns() // 1000
+    named = {"deputy": "gus", "since_us": now, "until_us": now + 3_600_000_000}
+    assert (await mesh.admin("POST", "/v1/deputies", named, "finn")).status == 201
+    approval = await held(mesh, "pay")
+    assert (await mesh.vote(approval, who="gus")).status == 200
+    no(await mesh.vote(approval, who="finn"), "not_yours", "has voted already")  # the seat is taken
+    assert (await mesh.vote(approval, who="fay")).json["state"] == "approved"
+    votes = [e for e in mesh.entries("gateway") if isinstance(e, Approval) and e.event == "vote"]
+    assert [(e.by, e.seat) for e in votes] == [("gus", "finn"), ("fay", "fay")]
+    assert (await mesh.admin("POST", "/v1/deputies/end", {"deputy": "gus"}, "finn")).status == 200
+    another = await held(mesh, "pay", {**PAY, "cents": 1})
+    no(await mesh.vote(another, who="gus"), "not_yours", "stands in for nobody")
+
+
+async def test_a_deputy_is_no_way_around_who_may_not(mesh: Mesh) -> None:
+    """Neither for the owner's seat, nor for the owner in another's."""
+    now = time.time_ns() // 1000
+    named = {"since_us": now, "until_us": now + 3_600_000_000}
+    await mesh.admin("POST", "/v1/deputies", {"deputy": "gus", **named}, "ada")
+    await mesh.admin("POST", "/v1/deputies", {"deputy": "ada", **named}, "finn")
+    approval = await held(mesh)
+    no(await mesh.vote(approval, who="gus"), "not_yours", "cannot decide on it")
+    no(await mesh.vote(approval, who="ada"), "not_yours", "owns demo")
+
+
+@pytest.mark.parametrize(
+    ("deputy", "since", "until"),
+    [("nobody", 0, 3600), ("finn", 0, 3600), ("gus", 3600, 0), ("gus", -7200, -3600), ("gus", 0, 400 * 86_400)],
+)
+async def test_no_such_deputy(mesh: Mesh, deputy: str, since: int, until: int) -> None:
+    now = time.time_ns() // 1000
+    body = {"deputy": deputy, "since_us": now + since * 1_000_000, "until_us": now + until * 1_000_000}
+    assert (await mesh.admin("POST", "/v1/deputies", body, "finn")).status in (400, 404)
+
+
+# Bound to exactly what was shown
+
+
+async def test_a_vote_is_for_what_was_shown(mesh: Mesh) -> None:
+    approval = await held(mesh)
+    before = mesh.gateway.desk.get(approval).presented
+    assert (await edit(mesh, approval, "fay", {**PAY, "cents": 5})).status == 200
+    no(await mesh.vote(approval, who="finn", presented=before), "approval_mismatch", "look at it again")
+    no(await mesh.vote(approval, who="finn", presented=""), "approval_mismatch")
+    assert (await mesh.vote(approval, who="finn")).json["state"] == "approved"
+
+
+async def test_edited_arguments_run_and_votes_of_before_do_not_count(mesh: Mesh) -> None:
+    approval = await held(mesh, "pay")
+    assert (await mesh.vote(approval, who="finn")).status == 200
+    less = {**PAY, "cents": 9}
+    told = await edit(mesh, approval, "fay", less)
+    assert (told.json["votes"], told.json["editors"]) == ([], ["fay"])
+    no(await mesh.vote(approval, who="fay"), "not_yours")
+    mesh.tokens["flo"] = (await mesh.admin("POST", "/v1/people", {"name": "flo", "roles": ["finance"]})).json["token"]
+    assert (await mesh.vote(approval, who="finn")).json["state"] == "pending"
+    assert (await mesh.vote(approval, who="flo")).json["state"] == "approved"
+    answer = await mesh.call("bank/pay", PAY)  # the agent asks again for what it asked for
+    assert answer.status == 200, answer.body
+    assert done(mesh) == [["pay", less]]
+    intents = [e for e in mesh.entries() if isinstance(e, Intent)]
+    assert intents[-1].deed.arguments == less
+
+
+async def test_what_nobody_could_permit_cannot_be_edited_in(mesh: Mesh) -> None:
+    approval = await held(mesh)
+    for args, reason in (
+        ({**PAY, "cents": 2_000_000}, "policy_forbids"),
+        ({"to": "x"}, "arguments_invalid"),
+        ({**PAY, "more": 1}, "arguments_invalid"),
+        (PAY, "malformed_request"),
+    ):
+        no(await edit(mesh, approval, "fay", args), reason)
+    no(await edit(mesh, approval, "gus", {**PAY, "cents": 1}), "not_yours")
+    no(await edit(mesh, approval, "fay", {**PAY, "cents": 1}, "0" * 64), "approval_mismatch")
+    assert steps(mesh, approval) == ["requested"]
+
+
+async def test_another_run_or_agent_cannot_claim_it(mesh: Mesh) -> None:
+    approval = await held(mesh, run="r1")
+    assert (await mesh.vote(approval, who="fay")).status == 200
+    other = await mesh.add_agent("other", "ben")
+    url = f"http://127.0.0.1:{other.port}/v1/approvals/{approval}/claim"
+    no(await mesh.request("POST", url, token=other.token), "not_yours")
+    assert (await mesh.call("bank/refund", PAY, run="r2")).status == 202
+    assert (await mesh.call("bank/refund", {**PAY, "cents": 70_001}, run="r1")).status == 202
+    assert state(mesh, approval) == "approved"
+    assert done(mesh) == []
+    assert (await mesh.call("bank/refund", PAY, run="r1")).status == 200
+
+
+async def test_policy_has_the_last_word_and_the_approval_stays_unspent(mesh: Mesh) -> None:
+    approval = await held(mesh)
+    assert (await mesh.vote(approval, who="fay")).status == 200
+    forbids = {**files(), "stop.cedar": '@id("stop") forbid(principal, action == Action::"bank/refund", resource);'}
+    assert (await mesh.activate(forbids)).status == 200
+    await mesh.ready()
+    no(await mesh.claim(approval), "policy_forbids")
+    assert state(mesh, approval) == "approved"
+    assert (await mesh.activate(files())).status == 200
+    await mesh.ready()
+    assert (await mesh.claim(approval)).status == 200
+    assert len(done(mesh)) == 1
+
+
+@pytest.mark.parametrize("annotation", ["", "quorum=2", "of=finance quorum=0", "of=nobody", "of=team:nobody",
+                                        "of=finance escalate=5m", "of=finance ttl=5m escalate=5m,operations",
+                                        "of=finance escalate=5m,nobody"])  # fmt: skip
+async def test_an_annotation_that_names_nobody_is_no_policy(mesh: Mesh, annotation: str) -> None:
+    text = f'@id("x") @approval("{annotation}") permit(principal, action == Action::"bank/pay", resource) when {{ context.approved }};'
+    assert (await mesh.activate({**files(), "x.cedar": text})).status == 422
+
+
+# How far a yes goes
+
+
+async def test_these_arguments_so_many_times(mesh: Mesh) -> None:
+    approval = await held(mesh, run="r1")
+    assert (await mesh.vote(approval, who="fay", scope={"kind": "uses", "uses": 3})).status == 200
+    assert (await mesh.claim(approval)).status == 200
+    for _ in range(2):
+        assert (await mesh.call("bank/refund", PAY, run="r1")).status == 200
+    assert (await mesh.call("bank/refund", PAY, run="r1")).status == 202, "three times, and no more"
+    assert (await mesh.call("bank/refund", PAY, run="r2")).status == 202
+    assert done(mesh) == [["refund", PAY]] * 3
+
+
+async def test_this_tool_for_some_minutes_in_this_run(mesh: Mesh) -> None:
+    approval = await held(mesh, run="r1")
+    assert (await mesh.vote(approval, who="fay", scope={"kind": "tool", "minutes": 10})).status == 200
+    assert (await mesh.claim(approval)).status == 200
+    assert (await mesh.call("bank/refund", {**PAY, "cents": 2}, run="r1")).status == 200
+    assert (await mesh.call("bank/refund", PAY, run="r2")).status == 202
+    no(await mesh.call("bank/refund", {**PAY, "cents": 2_000_000}, run="r1"), "policy_forbids")
+    assert (await mesh.call("bank/pay", PAY, run="r1")).status == 202
+    shown = (await mesh.admin("GET", f"/v1/approvals/{approval}", who="fay")).json
+    assert shown["left"]["action_digest"] == ""
+    answer = await mesh.admin("POST", f"/v1/approvals/{approval}/revocation", {"reason": "enough"}, "finn")
+    assert answer.status == 200, answer.body
+    assert (await mesh.call("bank/refund", {**PAY, "cents": 3}, run="r1")).status == 202
+    no(await mesh.admin("POST", f"/v1/approvals/{approval}/revocation", {}, "finn"), "approval_consumed")
+
+
+async def test_a_yes_goes_as_far_as_its_narrowest_vote(mesh: Mesh) -> None:
+    approval = await held(mesh, "pay", run="r1")
+    await mesh.vote(approval, who="fay", scope={"kind": "tool", "minutes": 100})
+    await mesh.vote(approval, who="finn", scope={"kind": "uses", "uses": 2, "minutes": 5})
+    assert (await mesh.claim(approval)).status == 200
+    assert (await mesh.call("bank/pay", {**PAY, "cents": 1}, run="r1")).status == 202
+    assert (await mesh.call("bank/pay", PAY, run="r1")).status == 200
+    assert (await mesh.call("bank/pay", PAY, run="r1")).status == 202
+
+
+async def test_the_highest_risk_is_approved_once_each_time(mesh: Mesh) -> None:
+    approval = await held(mesh, "burn")
+    no(await mesh.vote(approval, who="fay", scope={"kind": "tool", "minutes": 5}), "approval_mismatch", "highest risk")
+    assert state(mesh, approval) == "pending"
+
+
+async def test_a_yes_that_was_not_used_can_be_taken_back(mesh: Mesh) -> None:
+    approval = await held(mesh)
+    await mesh.vote(approval, who="fay")
+    no(await mesh.admin("POST", f"/v1/approvals/{approval}/revocation", {}, "gus"), "not_yours")
+    assert (await mesh.admin("POST", f"/v1/approvals/{approval}/revocation", {}, "fay")).json["state"] == "cancelled"
+    no(await mesh.claim(approval), "approval_cancelled", "took the approval back")
+    assert done(mesh) == []
+
+
+# No
+
+
+async def test_a_denial_tells_the_agent_why_unless_that_is_not_for_it(mesh: Mesh) -> None:
+    first = await held(mesh)
+    await mesh.vote(first, "deny", "fay", "ask for less")
+    no(await mesh.call("bank/refund", PAY), "approval_denied", "ask for less")
+    second = await held(mesh, args={**PAY, "cents": 1})
+    await mesh.vote(second, "deny", "fay", "it smells of fraud", tell=False)
+    answer = await mesh.call("bank/refund", {**PAY, "cents": 1})
+    no(answer, "approval_denied", "fay denied")
+    assert "fraud" not in answer.body.decode()
+
+
+async def test_a_rule_can_be_denied_for_the_rest_of_a_run(mesh: Mesh) -> None:
+    approval = await held(mesh, run="r1")
+    await mesh.vote(approval, "deny", "fay", block=True)
+    no(await mesh.call("bank/refund", {**PAY, "cents": 1}, run="r1"), "approval_denied", "rest of this run")
+    assert (await mesh.call("bank/refund", {**PAY, "cents": 1}, run="r2")).status == 202
+    assert (await mesh.call("bank/pay", PAY, run="r1")).status == 202
+    assert [e.reason for e in mesh.entries() if isinstance(e, Refusal)] == ["approval_denied"]
+
+
+async def test_asking_again_is_one_card_with_a_count(mesh: Mesh) -> None:
+    approval = await held(mesh)
+    assert await held(mesh) == approval
+    assert await held(mesh) == approval
+    assert mesh.gateway.desk.get(approval).count == 3
+    await mesh.stop("gateway")
+    await mesh.start_gateway()
+    assert mesh.gateway.desk.get(approval).count == 3
+
+
+async def test_two_hundred_claims_and_one_execution(mesh: Mesh) -> None:
+    approval = await held(mesh)
+    await mesh.vote(approval, who="fay")
+    answers = await asyncio.gather(*(mesh.claim(approval) for _ in range(200)))
+    assert sum(answer.status == 200 for answer in answers) == 1
+    assert done(mesh) == [["refund", PAY]]
+    others = {answer.json["reason"] for answer in answers if answer.status != 200}
+    # an agent with so much in flight is also stopped by the policies of its ring
+    assert others <= {"approval_consumed", "overloaded", "approval_mismatch", "policy_forbids"}
+
+
+async def test_evidence_tells_edits_deputies_and_scopes(mesh: Mesh, tmp_path: Path) -> None:
+    now = time.time_ns() // 1000
+    named = {"deputy": "gus", "since_us": now, "until_us": now + 3_600_000_000}
+    await mesh.admin("POST", "/v1/deputies", named, "finn")
+    approval = await held(mesh, "pay", run="r1")
+    mesh.tokens["flo"] = (await mesh.admin("POST", "/v1/people", {"name": "flo", "roles": ["finance"]})).json["token"]
+    await edit(mesh, approval, "fay", {**PAY, "cents": 9})
+    for who in ("gus", "flo"):
+        await mesh.vote(approval, who=who, scope={"kind": "tool", "minutes": 5})
+    assert (await mesh.claim(approval)).status == 200
+    assert (await mesh.call("bank/pay", {**PAY, "cents": 4}, run="r1")).status == 200
+    await settled(mesh)
+    answer = await mesh.admin("GET", "/v1/runs/r1/evidence")
+    (tmp_path / "r1.zip").write_bytes(answer.body)
+    code, output = await asyncio.to_thread(bare, tmp_path / "r1.zip")
+    assert code == 0, output
+    assert output.count("approved by flo, gus for finn") == 2
+
+
+# The command line
+
+
+async def test_the_commands(mesh: Mesh, tmp_path: Path) -> None:
+    tokens = {}
+    for name in ("fay", "finn", "gus"):
+        tokens[name] = tmp_path / f"{name}.token"
+        tokens[name].write_text(mesh.tokens[name])
+    approval = await held(mesh, "pay", run="r1")
+    assert "money leaves the house" in await fine(mesh, "approvals", "show", approval)
+    watched = await fine(mesh, "approvals", "watch", "--seconds", "1")
+    assert approval in watched
+    less = json.dumps({**PAY, "cents": 5})
+    said = await fine(mesh, "approvals", "edit", approval, less, "--as", str(tokens["fay"]))
+    assert "edited by fay" in said
+    code, _, error = await licet(mesh, "approvals", "approve", approval, "--as", str(tokens["fay"]))
+    assert code != 0
+    assert "edited it" in error
+    later = time.strftime("%Y-%m-%d", time.gmtime(time.time() + 3 * 86_400))
+    assert "votes in your seat" in await fine(
+        mesh, "approvals", "deputy", "gus", "--until", later, "--as", str(tokens["finn"])
+    )
+    assert [d["deputy"] for d in await as_json(mesh, "approvals", "deputy")] == ["gus"]
+    for_finn = ("approvals", "grant", approval, "--uses", "2", "--for", "finn", "--as", str(tokens["gus"]))
+    assert "pending" in await fine(mesh, *for_finn)
+    code, _, error = await licet(mesh, "approvals", "grant", approval, "--as", str(tokens["fay"]))
+    assert "--uses N" in error
+    assert "votes for you no more" in await fine(
+        mesh, "approvals", "deputy", "gus", "--end", "--as", str(tokens["finn"])
+    )
+    refund = await held(mesh, run="r1")
+    assert "is denied" in await fine(mesh, "approvals", "deny", refund, "--block", "--as", str(tokens["fay"]))
+    another = await held(mesh, args={**PAY, "cents": 1})
+    assert "is approved" in await fine(mesh, "approvals", "approve", another, "--as", str(tokens["fay"]))
+    assert "goes no further" in await fine(mesh, "approvals", "revoke", another, "--as", str(tokens["finn"]))
+    listed = await as_json(mesh, "approvals", "list", "--state", "all")
+    assert {one["state"] for one in listed} == {"pending", "denied", "cancelled"}
