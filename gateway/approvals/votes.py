@@ -140,6 +140,8 @@ class Votes:
         async with self._records.deciding:
             record = self._desk.get(approval)
             self._require_may_decide(record, person)
+            if record.state == "pending":
+                raise Unverifiable(Reason.APPROVAL_MISMATCH, "nobody approved it yet: there is nothing to take back")
             if record.state != "approved" and self._desk.granted(record) is None:
                 raise over(record)
             await self._records.change(

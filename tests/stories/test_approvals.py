@@ -61,6 +61,7 @@ PAY = {"to": "ada's landlord", "cents": 70_000}
 PEOPLE: dict[str, dict[str, Any]] = {
     "fay": {"roles": ["finance"]},
     "finn": {"roles": ["finance"]},
+    "flo": {"roles": ["finance"]},
     "ada": {"roles": ["finance"]},
     "lea": {"roles": ["guest"], "teams": ["leads"]},
     "oz": {"roles": ["operations"]},
@@ -73,18 +74,30 @@ def files() -> dict[str, str]:
     return kept | {"bank.cedar": POLICY}
 
 
+class BankMesh(Mesh):
+    """With a bank, and people who may decide on what it does."""
+
+    async def __aenter__(self) -> Mesh:
+        await super().__aenter__()
+        for name, more in PEOPLE.items():
+            answer = await self.admin("POST", "/v1/people", {"name": name, **more})
+            self.tokens[name] = answer.json["token"]
+        answer = await self.activate(files())
+        assert answer.status == 200, answer.body
+        await self.ready()
+        return self
+
+
+def bank_mesh(home: Path) -> Mesh:
+    (home / "bank.toml").write_text(MANIFEST)
+    command = (sys.executable, "-c", BANK, str(home / "done"))
+    bank = ToolServer(name="bank", command=command, manifest=home / "bank.toml")
+    return BankMesh(home, servers=(bank,))
+
+
 @pytest.fixture
 async def mesh(tmp_path: Path) -> AsyncIterator[Mesh]:
-    (tmp_path / "bank.toml").write_text(MANIFEST)
-    command = (sys.executable, "-c", BANK, str(tmp_path / "done"))
-    bank = ToolServer(name="bank", command=command, manifest=tmp_path / "bank.toml")
-    async with Mesh(tmp_path, servers=(bank,)) as running:
-        for name, more in PEOPLE.items():
-            answer = await running.admin("POST", "/v1/people", {"name": name, **more})
-            running.tokens[name] = answer.json["token"]
-        answer = await running.activate(files())
-        assert answer.status == 200, answer.body
-        await running.ready()
+    async with bank_mesh(tmp_path) as running:
         yield running
 
 
@@ -232,7 +245,6 @@ async def test_edited_arguments_run_and_votes_of_before_do_not_count(mesh: Mesh)
     told = await edit(mesh, approval, "fay", less)
     assert (told.json["votes"], told.json["editors"]) == ([], ["fay"])
     no(await mesh.vote(approval, who="fay"), "not_yours")
-    mesh.tokens["flo"] = (await mesh.admin("POST", "/v1/people", {"name": "flo", "roles": ["finance"]})).json["token"]
     assert (await mesh.vote(approval, who="finn")).json["state"] == "pending"
     assert (await mesh.vote(approval, who="flo")).json["state"] == "approved"
     answer = await mesh.call("bank/pay", PAY)  # the agent asks again for what it asked for
@@ -395,7 +407,6 @@ async def test_evidence_tells_edits_deputies_and_scopes(mesh: Mesh, tmp_path: Pa
     named = {"deputy": "gus", "since_us": now, "until_us": now + 3_600_000_000}
     await mesh.admin("POST", "/v1/deputies", named, "finn")
     approval = await held(mesh, "pay", run="r1")
-    mesh.tokens["flo"] = (await mesh.admin("POST", "/v1/people", {"name": "flo", "roles": ["finance"]})).json["token"]
     await edit(mesh, approval, "fay", {**PAY, "cents": 9})
     for who in ("gus", "flo"):
         await mesh.vote(approval, who=who, scope={"kind": "tool", "minutes": 5})

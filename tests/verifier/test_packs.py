@@ -95,7 +95,7 @@ async def test_policies_that_became_active_later_are_in_it(
 ) -> None:
     """Everything that is about the run, however long after the first people were registered."""
     monkeypatch.setattr("gateway.evidence.AFTER_US", 0)
-    more = '@id("later") permit(principal, action, resource) when { context.trust.score > 999 };'
+    more = '@id("later") permit(principal, action in Action::"fs", resource) when { context.trust.score > 999 };'
     assert (await told.activate({**policy_files(), "later.cedar": more})).status == 200
     await told.ready()
     await told.call(READ, NOTES, run="r3")

@@ -33,6 +33,8 @@ class Approvals:
         asked = _last(steps, "requested", "edited")
         if asked is None or asked.body["action_digest"] != deed["action_digest"]:
             raise Fault("it was asked for something else, or not at all")
+        if _all(steps, "denied"):
+            raise Fault("it was denied")
         claims = _all(steps, "claimed")
         if len(claims) != 1 or claims[0].body.get("claim") != deed["action_id"]:
             raise Fault("it was not used exactly once, for this action")
@@ -52,7 +54,7 @@ class Approvals:
     def _decided(self, steps: list[Any], terms: Any, own: set[str]) -> set[str]:
         """Whose seats approved it, if those are enough for *terms*."""
         if _all(steps, "denied") or not _all(steps, "approved"):
-            raise Fault("it was denied, or not approved")
+            raise Fault("it was denied, or nobody approved it")
         changed = _last(steps, "requested", "edited").index
         barred = own | {step.body["by"] for step in _all(steps, "edited")}
         escalated = {group for step in _all(steps, "escalated") for group in step.body.get("groups", [])}
