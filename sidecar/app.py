@@ -184,6 +184,7 @@ class Sidecar:
         routes.add("GET", metrics.PATH, self.telemetry.metrics.serve)
         routes.add("POST", "/v1/actions", served(lambda agent: agent.actions.act))
         routes.add("GET", "/v1/approvals/{approval}", served(lambda agent: agent.actions.approval))
+        routes.add("GET", "/v1/approvals/{approval}/events", served(lambda agent: agent.actions.events))
         routes.add("POST", "/v1/approvals/{approval}/claim", served(lambda agent: agent.actions.claim))
         routes.add("POST", "/v1/mandates", served(lambda agent: partial(self._accept_chain, agent)))
         for method in ("POST", "GET", "DELETE"):

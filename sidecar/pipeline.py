@@ -7,9 +7,11 @@ awaited, so no other call can slip in between what was read and what was decided
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import traceback
+from collections.abc import AsyncIterator
 from typing import Any, Final, Literal
 
 import msgspec
@@ -48,6 +50,8 @@ from trust.verdict import Hold, Permit, Refusal, decide
 from trust.wire import Dispatch, Place, Proof
 
 ANYWHERE: Final = Place()
+POLL_S: Final = 5.0
+"""For how long the gateway is asked to keep the line, each time: clients and proxies give up on a silent stream."""
 Status = Literal["done", "tool_error", "refused", "failed", "unknown"]
 _log = logging.getLogger("licet.sidecar")
 
@@ -375,6 +379,19 @@ class Pipeline:
     async def approval_state(self, approval: str, wait_s: float = 0.0) -> dict[str, Any] | Refusal:
         """What the gateway says of one approval of this agent, after at most *wait_s* if it is pending."""
         return await self._ask_gateway("GET", f"/v1/approvals/{approval}/state?agent={self._agent}&wait={wait_s:.1f}")
+
+    async def states(self, approval: str, seconds: float) -> AsyncIterator[dict[str, Any]]:
+        """What becomes of an approval: each time that the gateway says so, until it is decided or *seconds* are over.
+        While the gateway is away nothing is said: the request is safe with it."""
+        deadline = self._clock.mono() + seconds
+        while (left := deadline - self._clock.mono()) > 0:
+            state = await self.approval_state(approval, min(left, POLL_S))
+            if isinstance(state, Refusal):
+                await asyncio.sleep(min(1.0, left))
+                continue
+            yield state
+            if state["state"] != "pending":
+                return
 
     async def _ask_gateway(
         self, method: str, target: str, body: bytes = b"", headers: dict[str, str] | None = None

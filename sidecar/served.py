@@ -55,7 +55,7 @@ class Served:
             telemetry,
         )
         self.actions = Actions(self.pipeline, run, Repeats(past.keys, clock.now))
-        self.mcp = Mcp(self.pipeline, clock, run, hold_wait_s)
+        self.mcp = Mcp(self.pipeline, run, hold_wait_s)
 
     async def report(self) -> None:
         """Tell the gateway what was refused here since it last heard."""

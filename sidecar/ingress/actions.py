@@ -1,13 +1,17 @@
-"""The native protocol: ``POST /v1/actions`` and ``/v1/approvals/{id}``."""
+"""The native protocol: ``POST /v1/actions`` and ``/v1/approvals/{id}``, with all ways to wait for a person."""
 
 from __future__ import annotations
 
+import asyncio
+import math
+import re
+from collections.abc import AsyncIterator
 from typing import Any, Final
 
 import msgspec
 
 from edge.clock import new_id, new_trace
-from edge.http import Incoming, Response, StreamResponse, json_response, problem
+from edge.http import Incoming, Response, StreamResponse, json_response, problem, relay
 from sidecar.answers import Allowed, Answer, Held, Refused
 from sidecar.ingress.common import audit_member, decision_headers, require_run
 from sidecar.ingress.repeats import Repeats, Told
@@ -23,6 +27,8 @@ from trust.verdict import Refusal
 from trust.wire import Place
 
 RETRY_AFTER_S: Final = 5
+MAX_WAIT_S: Final = 300
+_WAIT: Final = re.compile(r"(?:^|[,;])\s*wait=(\d{1,6})\s*(?:$|[,;])")
 
 
 class _Asked(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -44,13 +50,14 @@ class Actions:
     async def act(self, incoming: Incoming, caller: Caller) -> StreamResponse:
         asked, arguments = _read(incoming)
         action = self._action(asked, arguments, new_trace(incoming.header(TRACEPARENT)))
-        key = asked.idempotency_key
+        key, wait_s = asked.idempotency_key, preferred_wait(incoming)
         if key is None:
-            return await respond(await self._pipeline.act(action, caller, asked.place))
+            answer = await self._waited(await self._pipeline.act(action, caller, asked.place), caller, wait_s)
+            return _applied(await respond(answer), wait_s)
 
         async def do() -> tuple[Answer, Told]:
-            answer = await self._pipeline.act(action, caller, asked.place)
-            response = await respond(answer)
+            answer = await self._waited(await self._pipeline.act(action, caller, asked.place), caller, wait_s)
+            response = _applied(await respond(answer), wait_s)
             body = response.body if isinstance(response.body, bytes) else b""
             return answer, Told(response.status, dict(response.headers), body)
 
@@ -58,6 +65,20 @@ class Actions:
         under = digest_of({"asked": msgspec.to_builtins(asked), "chain": caller.chain})
         told = await self._repeats.once(key, under, do)
         return Response(status=told.status, headers=told.headers, body=told.body)
+
+    async def _waited(self, answer: Answer, caller: Caller, wait_s: int) -> Answer:
+        """What became of a held action within so many seconds (``Prefer: wait``, RFC 7240): it ran, or was refused, or
+        it is held as before."""
+        if not isinstance(answer, Held) or not wait_s:
+            return answer
+        async for state in self._pipeline.states(answer.approval, wait_s):
+            if state["state"] == "approved":
+                # In a task of its own: the approval is spent, so an agent that hangs up must not cancel it half-way.
+                return await asyncio.shield(asyncio.create_task(self._pipeline.claim(answer.approval, caller)))
+            if state["state"] != "pending":
+                no = Refusal(7, _ENDED.get(state["state"], Reason.APPROVAL_EXPIRED), state["reason"])
+                return await self._pipeline.refuse_with(no, answer.decision_id, approval=answer.approval)
+        return answer
 
     def _action(self, asked: _Asked, arguments: JsonObject, trace: Trace) -> Action:
         server, slash, tool = asked.tool.partition("/")
@@ -75,17 +96,68 @@ class Actions:
         key = asked.idempotency_key or ""
         return Action(action_id, new_id("dec"), "native", server, tool, arguments, payload, run, key, trace)
 
-    async def approval(self, _incoming: Incoming, caller: Caller, approval: str) -> StreamResponse:
+    async def approval(self, incoming: Incoming, caller: Caller, approval: str) -> StreamResponse:
         """The state of one approval; for the agent in full, not for programs that it left with less."""
-        if caller.chain:
-            raise Unverifiable(Reason.NOT_YOURS, "only the agent itself looks at its approvals; make the call again")
+        _require_whole(caller)
+        wait_s = preferred_wait(incoming)
         state = await self._pipeline.approval_state(approval)
         if isinstance(state, Refusal):
             return await respond(await self._pipeline.refuse_with(state, new_id("dec"), approval=approval))
-        return json_response(state)
+        if state["state"] == "pending" and wait_s:
+            async for heard in self._pipeline.states(approval, wait_s):
+                state = heard
+        return _applied(json_response(state), wait_s)
+
+    async def events(self, incoming: Incoming, caller: Caller, approval: str) -> StreamResponse:
+        """The states of one approval as server-sent events, until it is decided."""
+        _require_whole(caller)
+        state = await self._pipeline.approval_state(approval)
+        if isinstance(state, Refusal):
+            return await respond(await self._pipeline.refuse_with(state, new_id("dec"), approval=approval))
+        headers = {"Content-Type": "text/event-stream", "Cache-Control": "no-store"}
+        response, _ = await relay(incoming, self._events(approval, state), 200, headers)
+        return response
+
+    async def _events(self, approval: str, state: dict[str, Any]) -> AsyncIterator[bytes]:
+        yield _event(state)
+        if state["state"] != "pending":
+            return
+        async for heard in self._pipeline.states(approval, math.inf):
+            if heard["state"] == "pending":
+                yield b": still waiting\n\n"
+            else:
+                yield _event(heard)
 
     async def claim(self, _incoming: Incoming, caller: Caller, approval: str) -> StreamResponse:
         return await respond(await self._pipeline.claim(approval, caller))
+
+
+_ENDED: Final = {
+    "denied": Reason.APPROVAL_DENIED,
+    "cancelled": Reason.APPROVAL_CANCELLED,
+    "consumed": Reason.APPROVAL_CONSUMED,
+}
+
+
+def preferred_wait(incoming: Incoming) -> int:
+    """How many seconds the agent would wait (``Prefer: wait=N``), at most :data:`MAX_WAIT_S`."""
+    found = _WAIT.search(incoming.header("prefer") or "")
+    return min(int(found[1]), MAX_WAIT_S) if found is not None else 0
+
+
+def _applied(response: Response, wait_s: int) -> Response:
+    if wait_s:
+        response.headers["Preference-Applied"] = f"wait={wait_s}"
+    return response
+
+
+def _event(state: dict[str, Any]) -> bytes:
+    return b"event: %b\ndata: %b\n\n" % (str(state["state"]).encode(), msgspec.json.encode(state))
+
+
+def _require_whole(caller: Caller) -> None:
+    if caller.chain:
+        raise Unverifiable(Reason.NOT_YOURS, "only the agent itself looks at its approvals; make the call again")
 
 
 def _read(incoming: Incoming) -> tuple[_Asked, JsonObject]:
@@ -117,6 +189,7 @@ async def respond(answer: Answer) -> Response:
                 "because": list(answer.sentences),
                 "detail": "a person must decide; then send the same action again, or claim it with "
                 f"POST /v1/approvals/{answer.approval}/claim",
+                "events": f"/v1/approvals/{answer.approval}/events",
                 "audit": audit_member(answer),
             }
             location = {"Location": f"/v1/approvals/{answer.approval}", "Retry-After": str(RETRY_AFTER_S)}

@@ -9,9 +9,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any
 
-from edge.clock import SystemClock, new_id, new_trace
+from edge.clock import new_id, new_trace
 from edge.http import Incoming, Response, StreamResponse, relay
 from sidecar.answers import Allowed, Answer, Held, Refused
 from sidecar.ingress.common import decision_headers
@@ -24,9 +24,6 @@ from trust.policy.inventory import require_server_name
 from trust.reasons import TABLE, Reason, Unverifiable
 from trust.trace import HEADER as TRACEPARENT
 from trust.verdict import Refusal
-
-COMMENT_EVERY_S: Final = 5.0
-"""Clients and proxies give up on a silent stream; a comment keeps it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,9 +42,8 @@ class _Call:
 class Mcp:
     """MCP requests against one pipeline."""
 
-    def __init__(self, pipeline: Pipeline, clock: SystemClock, default_run: str, hold_wait_s: float) -> None:
+    def __init__(self, pipeline: Pipeline, default_run: str, hold_wait_s: float) -> None:
         self._pipeline = pipeline
-        self._clock = clock
         self._default_run = default_run
         self._hold_wait_s = hold_wait_s
 
@@ -113,17 +109,12 @@ class Mcp:
         return response
 
     async def _while_held(self, call: _Call, held: Held) -> AsyncIterator[bytes]:
-        deadline = self._clock.mono() + self._hold_wait_s
         yield b": waiting for a person to decide " + held.approval.encode() + b"\n\n"
-        while (left := deadline - self._clock.mono()) > 0:
-            state = await self._pipeline.approval_state(held.approval, min(left, COMMENT_EVERY_S))
-            if isinstance(state, Refusal):
-                # The gateway is away; the request is safe with it, so keep waiting.
-                await asyncio.sleep(min(1.0, left))
-            elif state["state"] == "approved":
+        async for state in self._pipeline.states(held.approval, self._hold_wait_s):
+            if state["state"] == "approved":
                 yield mcp.event(await self._claimed(call, held))
                 return
-            elif state["state"] != "pending":
+            if state["state"] != "pending":
                 reason = Reason.APPROVAL_DENIED if state["state"] == "denied" else Reason.APPROVAL_EXPIRED
                 no = Refusal(7, reason, state["reason"])
                 refused = await self._pipeline.refuse_with(no, held.decision_id, approval=held.approval)
