@@ -17,6 +17,7 @@ PATH: Final = "/metrics"
 HELP: Final = {
     "licet_actions": "Actions that agents asked for, by decision and reason.",
     "licet_action_seconds": "From an action's arrival to its answer (of a stream: to its beginning).",
+    "licet_notices": "Notices that something waits for people: told, failed for good, or dropped.",
     "licet_dispatches": "Actions that the gateway sent to nodes, by how they ended.",
     "licet_dispatch_seconds": "From sending an action to a node to its answer.",
     "licet_executions": "Actions that this node executed, by how they ended.",

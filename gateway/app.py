@@ -31,6 +31,7 @@ from gateway.dispatch import Dispatcher
 from gateway.evidence import Packer
 from gateway.feed import Feed
 from gateway.ledgers import Ledgers
+from gateway.notices import Notices
 from gateway.offers import Inventories
 from gateway.people import AUTHOR, OPERATOR, People
 from gateway.proofs import Proofs
@@ -173,6 +174,9 @@ class Gateway:
             trust_domain=domain,
             audience=audience,
         )
+        self._notices = Notices(
+            config.notify, self.records, self.desk, self.telemetry, clock, lambda: self._console.origin
+        )
         self._console = Console(services, _secret(home / "console.secret"))
         self._api = Api(services, self._console, self.telemetry.metrics)
         self._watch(nodes)
@@ -191,6 +195,7 @@ class Gateway:
             asyncio.create_task(self.standings.work()),
             asyncio.create_task(self.ledgers.work()),
             asyncio.create_task(self.anchors.work()),
+            asyncio.create_task(self._notices.work()),
         ]
 
     @property
@@ -287,6 +292,7 @@ class Gateway:
             task.cancel()
         await asyncio.wait(self._tasks)
         await self._client.close()
+        await self._notices.close()
         if self._shared is not None:
             await self._shared.close()
         await self.ledger.close()

@@ -7,7 +7,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from edge.config import BaseUrl, ExistingFile, Name, Port, Seconds, Section, SegmentBytes, WholeSeconds
+from edge.config import BaseUrl, ExistingFile, Name, Port, Seconds, Section, SegmentBytes, Url, WholeSeconds
 from trust.standing.breaker import Limits
 
 
@@ -36,6 +36,29 @@ class BreakerConfig(Section):
     @property
     def limits(self) -> Limits:
         return Limits(self.failures, self.loop, self.burst, self.window_s, self.open_s)
+
+
+class NotifyConfig(Section):
+    """Section ``[gateway.notify]``: who is told that something waits for people. ``webhook`` gets signed messages
+    (Standard Webhooks; the secret, ``whsec_…``, is in a file), ``slack`` a text, ``smtp`` (``host:port``) mails."""
+
+    webhook: Url | None = None
+    webhook_secret_file: ExistingFile | None = None
+    slack: Url | None = None
+    smtp: Annotated[str, Field(pattern=r"^$|^[A-Za-z0-9.-]+:[0-9]{1,5}$")] = ""
+    smtp_tls: bool = True
+    smtp_user: str = ""
+    smtp_password_file: ExistingFile | None = None
+    smtp_from: Annotated[str, Field(pattern=r"^$|^[^@\s]+@[^@\s]+$")] = ""
+    smtp_to: tuple[Annotated[str, Field(pattern=r"^[^@\s]+@[^@\s]+$")], ...] = ()
+
+    @model_validator(mode="after")
+    def _complete(self) -> Self:
+        if (self.webhook is None) != (self.webhook_secret_file is None):
+            raise ValueError("webhook and webhook_secret_file together")
+        if len({bool(self.smtp), bool(self.smtp_from), bool(self.smtp_to)}) != 1:
+            raise ValueError("smtp, smtp_from and smtp_to together")
+        return self
 
 
 class GatewayConfig(Section):
@@ -68,6 +91,7 @@ class GatewayConfig(Section):
     keep_days: Annotated[int, Field(ge=0, le=36_500)] = 0
     nonces: str = Field("", pattern=r"^(rediss?|unix)://.+$|^$")
     breaker: BreakerConfig = BreakerConfig()
+    notify: NotifyConfig = NotifyConfig()
 
     @model_validator(mode="after")
     def _files_if_files(self) -> Self:

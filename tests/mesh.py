@@ -13,7 +13,7 @@ import aiohttp
 
 from edge import tls
 from gateway.app import Gateway
-from gateway.config import BreakerConfig, GatewayConfig
+from gateway.config import BreakerConfig, GatewayConfig, NotifyConfig
 from licet.workbench import MANIFEST
 from sidecar.app import Sidecar
 from sidecar.config import NodeConfig, SidecarConfig, ToolServer
@@ -70,6 +70,7 @@ class Mesh:
     tls: bool = False
     otlp: str | None = None
     breaker: BreakerConfig = field(default_factory=BreakerConfig)
+    notify: NotifyConfig = field(default_factory=NotifyConfig)
     others: dict[str, Sidecar] = field(default_factory=dict)
     tokens: dict[str, str] = field(default_factory=dict)
 
@@ -117,6 +118,7 @@ class Mesh:
             tls="own" if self.tls else "off",
             otlp=self.otlp,
             breaker=self.breaker,
+            notify=self.notify,
         )
         self.gateway = Gateway(config, self.gateway_disk)
         await self.gateway.start()

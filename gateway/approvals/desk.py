@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import datetime
+import heapq
+from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
@@ -16,7 +18,7 @@ import msgspec
 from edge.blobs import Blobs
 from edge.clock import SystemClock, new_id
 from gateway.approvals import presented
-from gateway.approvals.rules import Electorate, enough
+from gateway.approvals.rules import Electorate, enough, may_vote
 from gateway.delegations import Delegations
 from gateway.fold import grant_key
 from gateway.records import Records
@@ -37,6 +39,8 @@ from trust.wire import Dispatch, Proof
 MAX_WAIT_S: Final = 25.0
 MAX_PENDING: Final = 100
 """Of one agent. Nobody reads more, and an agent must not fill the queue of others."""
+ALIKE: Final = 6
+"""Of one tool: as many finished requests are remembered."""
 DENIAL_HOLDS_US: Final = 86_400 * 1_000_000
 
 
@@ -65,6 +69,8 @@ class Desk:
         self._open: set[str] = set()
         self._chains: dict[str, str] = {}
         self._of_action: dict[tuple[str, str], list[str]] = {}
+        self._past: dict[str, str] = {}
+        self._alike: dict[tuple[str, str], deque[str]] = {}
         for record in self.all():
             self._index(record)
         records.listen(self._on_change)
@@ -75,11 +81,19 @@ class Desk:
             self._open.add(record.id)
         else:
             self._open.discard(record.id)
+            self._remember(record)
             self._chains.pop(record.id, None)
         for digest in {record.asked_digest, record.action_digest}:
             known = self._of_action.setdefault((record.agent, digest), [])
             if record.id not in known:
                 known.append(record.id)
+
+    def _remember(self, record: ApprovalRecord) -> None:
+        """What is over, for whoever looks back."""
+        if record.id not in self._past:
+            name = (record.request["server"], record.request["tool"])
+            self._alike.setdefault(name, deque(maxlen=ALIKE)).append(record.id)
+        self._past[record.id] = record.state
 
     def _live(self) -> list[ApprovalRecord]:
         return [self.get(approval) for approval in self._open]
@@ -99,6 +113,35 @@ class Desk:
 
     def all(self) -> list[ApprovalRecord]:
         return list(self._records.store.all(ApprovalRecord))
+
+    def find(self, approval: str) -> ApprovalRecord | None:
+        """The request of this id, if there is one."""
+        return self._records.store.get(ApprovalRecord, approval)
+
+    def waiting_for(self, person: Person) -> tuple[list[ApprovalRecord], list[ApprovalRecord]]:
+        """(what *person* can decide on, what others must), each with what ends first first."""
+        all_, now = self.electorate(), self._clock.wall_us()
+        mine: list[ApprovalRecord] = []
+        others: list[ApprovalRecord] = []
+        for record in self._live():
+            if record.state == "pending" and record.expires_at_us > now:
+                owner = self._registry.agent(record.agent).agent.owner
+                (mine if may_vote(record, person.name, owner, all_) else others).append(record)
+        return sorted(mine, key=_by_end), sorted(others, key=_by_end)
+
+    def past(self, state: str, before: str, most: int) -> list[ApprovalRecord]:
+        """What is over, the latest first: in this *state* if one is named, and asked before the request *before*."""
+        ids = (one for one, ended in self._past.items() if state in ("", ended) and (not before or one < before))
+        return [self.get(one) for one in heapq.nlargest(most, ids)]
+
+    def like(self, record: ApprovalRecord, most: int) -> list[ApprovalRecord]:
+        """The last that asked for the same tool and are over, the latest first."""
+        found = self._alike.get((record.request["server"], record.request["tool"]), ())
+        return [self.get(one) for one in reversed(found) if one != record.id][:most]
+
+    def original(self, record: ApprovalRecord) -> tuple[Dispatch, bytes] | None:
+        """What the agent asked for, if somebody edited it since."""
+        return None if record.original is None else self._restored(record, record.original)
 
     @property
     def pending(self) -> int:
@@ -210,10 +253,7 @@ class Desk:
 
     def asked_first(self, dispatch: Dispatch) -> tuple[Dispatch, bytes] | None:
         """What the agent itself asked for, if *dispatch* comes with an approval that somebody edited since."""
-        record = self.get(dispatch.approval) if dispatch.approval is not None else None
-        if record is None or record.original is None:
-            return None
-        return self._restored(record, record.original)
+        return None if dispatch.approval is None else self.original(self.get(dispatch.approval))
 
     def _restored(self, record: ApprovalRecord, request: dict[str, Any]) -> tuple[Dispatch, bytes]:
         body = self._blobs.get(request["body_sha256"])
@@ -352,6 +392,10 @@ class Desk:
 _BESIDE: Final = ("body_sha256", "terms", "policies", "because", "payload_sha256")
 """What a stored request has beside the statement of who asked."""
 _ERASED: Final = "what it was about was erased"
+
+
+def _by_end(record: ApprovalRecord) -> int:
+    return record.expires_at_us
 
 
 def _escalation(record: ApprovalRecord) -> list[tuple[str, int]]:

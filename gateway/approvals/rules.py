@@ -70,6 +70,15 @@ def seat(record: ApprovalRecord, voter: str, owner: str, all_: Electorate, asked
     return free[0]
 
 
+def may_vote(record: ApprovalRecord, voter: str, owner: str, all_: Electorate) -> bool:
+    """Whether *voter* could vote on it now."""
+    try:
+        seat(record, voter, owner, all_)
+    except Unverifiable:
+        return False
+    return True
+
+
 def require_may_decide(record: ApprovalRecord, voter: str, owner: str, all_: Electorate) -> None:
     """That *voter* could vote on what the agent asked for, or could have."""
     seat(msgspec.structs.replace(record, votes=(), editors=()), voter, owner, all_)
@@ -83,6 +92,13 @@ def enough(votes: Iterable[Vote], quorum: Mapping[str, int], stand_ins: Iterable
         sum(bool(all_.groups(name) & ({group} | escalated)) for name in seats) >= count
         for group, count in quorum.items()
     )
+
+
+def given(record: ApprovalRecord, group: str, all_: Electorate) -> int:
+    """How many of *group*, or who may stand in for it, have approved."""
+    accepted = {group} | frozenset(record.groups)
+    seats = {vote.seat for vote in record.votes if vote.decision == "approve" and vote.by in all_.people}
+    return sum(bool(all_.groups(name) & accepted) for name in seats)
 
 
 def outcome(record: ApprovalRecord, all_: Electorate) -> Literal["approved", "denied"] | None:

@@ -5,16 +5,19 @@ from __future__ import annotations
 from edge.http import Incoming, Response, StreamResponse, json_response
 from gateway.api.access import Access, Services
 from gateway.console.assets import FOR_EVER, Assets
+from gateway.console.cards import Cards
 from gateway.console.door import ROOT, Door, form, pairs
 from gateway.console.gaps import GapPages
 from gateway.console.ledger import LedgerPages
 from gateway.console.pages import Pages, redirect
+from gateway.console.queue import QueuePages
 from gateway.console.runs import RunPages
 from gateway.console.signals import Signals
 from gateway.console.sql import SqlPage
 from gateway.console.visits import LINK_S, Guest, Visits, require_own_form
 from gateway.console.why import Whys
 from gateway.state import Person
+from trust.ledger.entries import AnyEntry, Approval, Deputy
 from trust.reasons import Reason, Unverifiable
 from trust.verdict import Refusal
 
@@ -43,11 +46,18 @@ class Console:
         door.page("/events", self._events)
         door.form("/sign-out", self._leave)
         whys = Whys(s.ledgers.home, s.subjects.key_of)
+        cards = Cards(s.desk, s.registry, s.standings, s.bundles, whys)
+        QueuePages(s.desk, s.votes, cards, s.clock).add_to(door)
         LedgerPages(s.ledgers, s.records, whys, s.clock).add_to(door)
         RunPages(s.ledgers, s.packer, whys, s.clock).add_to(door)
         GapPages(s.ledgers, s.clock).add_to(door)
         SqlPage(s.ledgers).add_to(door)
         s.ledgers.listen(lambda: self._signals.tell("ledger"))
+        s.records.listen(self._on_change)
+
+    def _on_change(self, entry: AnyEntry) -> None:
+        if isinstance(entry, Approval | Deputy):
+            self._signals.tell("queue")
 
     def refusal(self, incoming: Incoming, no: Refusal, decision_id: str) -> Response:
         """A recorded refusal, as a page."""
@@ -90,7 +100,7 @@ class Console:
     async def _home(self, incoming: Incoming, guest: Guest) -> Response:
         """The first place that this person may see."""
         for section in self._door.sections:
-            if guest.may(*section.roles):
+            if not section.roles or guest.may(*section.roles):
                 return redirect(section.path)
         return self._door.show("nothing", incoming, guest)
 

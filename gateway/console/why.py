@@ -10,7 +10,7 @@ from typing import Any, Final
 import msgspec
 
 from edge.judging import Judge, KeyOf
-from trust.ledger.entries import Judgement, Line
+from trust.ledger.entries import Hold, Judgement, Line
 from trust.ledger.verify import Undecidable
 from trust.policy import explain
 from trust.reasons import Unverifiable
@@ -62,6 +62,10 @@ class Whys:
         if judgement is None or getattr(entry, "deed", None) is None:
             return None
         return await asyncio.to_thread(self._of, entry, judgement)
+
+    async def waiting(self, hold: Hold) -> Why:
+        """Of a request as it waits."""
+        return await asyncio.to_thread(self._of, hold, hold.judgement)
 
     def _of(self, entry: Any, judgement: Judgement) -> Why:
         facts = json.dumps(judgement.facts, indent=2, ensure_ascii=False, sort_keys=True)

@@ -1,0 +1,173 @@
+"""A request as people read it: what will happen, with what, why somebody is asked, for whom, how far it reaches."""
+
+from __future__ import annotations
+
+import json
+from typing import Any, Final
+
+import msgspec
+
+from gateway.approvals import rules
+from gateway.approvals.desk import Desk
+from gateway.bundles import Bundles
+from gateway.console.why import Why, Whys
+from gateway.registry import Registry
+from gateway.standings import Standings
+from gateway.state import ApprovalRecord, Grant, Person
+from trust import report, wire
+from trust.canonical import JsonObject
+from trust.ledger import entries
+from trust.policy.inventory import Tool
+from trust.reasons import Unverifiable
+
+MAX_VALUE: Final = 4_000
+LIKE_IT: Final = 5
+
+
+class Value(msgspec.Struct, frozen=True):
+    """One argument; ``was``: before somebody edited it. Empty where it is not, or was not."""
+
+    name: str
+    value: str
+    was: str = ""
+    changed: bool = False
+
+
+class Seats(msgspec.Struct, frozen=True):
+    """How many of one group have approved, of how many."""
+
+    group: str
+    given: int
+    wanted: int
+
+
+class Card(msgspec.Struct, frozen=True):
+    """``seat``: in whose place the person who looks would vote; empty with ``barred``, which says why not. ``missing``:
+    why the arguments are not here."""
+
+    record: ApprovalRecord
+    owner: str
+    purpose: str
+    teams: tuple[str, ...]
+    score: int
+    tier: str
+    tool: Tool | None
+    zone: str
+    labels: tuple[str, ...]
+    values: list[Value]
+    seats: list[Seats]
+    like: list[ApprovalRecord]
+    left: Grant | None
+    seat: str = ""
+    barred: str = ""
+    missing: str = ""
+    arguments: str = ""
+    why: Why | None = None
+
+    @property
+    def until_s(self) -> int:
+        return self.record.expires_at_us // 1_000_000
+
+    @property
+    def scoped(self) -> bool:
+        """Whether a yes may go further than this once."""
+        return self.tool is not None and self.tool.manifest.risk < 3 and not self.record.terms.get("step_up")
+
+
+class Cards:
+    """Of one gateway."""
+
+    def __init__(self, desk: Desk, registry: Registry, standings: Standings, bundles: Bundles, whys: Whys) -> None:
+        self._desk = desk
+        self._registry = registry
+        self._standings = standings
+        self._bundles = bundles
+        self._whys = whys
+
+    def of(self, record: ApprovalRecord, person: Person) -> Card:
+        """*record* as *person* sees it."""
+        all_ = self._desk.electorate()
+        agent = self._registry.agent(record.agent).agent
+        standing = self._standings.standing(record.agent)
+        bundle = self._bundles.compiled
+        server = bundle.inventory.servers.get(record.request["server"]) if bundle is not None else None
+        seat, barred = "", ""
+        try:
+            seat = rules.seat(record, person.name, agent.owner, all_)
+        except Unverifiable as bad:
+            barred = bad.detail
+        opens = bool(rules.wanted(record) & all_.reach(person.name)) or bool({"auditor", "operator"} & person.groups)
+        given, missing = self._arguments(record) if opens or "sealed_by" not in record.request else (None, "personal")
+        before = self._before(record)
+        return Card(
+            record=record,
+            owner=agent.owner,
+            purpose=agent.purpose,
+            teams=tuple(agent.teams),
+            score=standing.score,
+            tier=standing.tier,
+            tool=server.tools.get(record.request["tool"]) if server is not None else None,
+            zone=server.zone if server is not None else "",
+            labels=tuple(server.labels) if server is not None else (),
+            values=_values(given or {}, before),
+            seats=[Seats(g, rules.given(record, g, all_), n) for g, n in sorted(record.terms["quorum"].items())],
+            like=self._desk.like(record, LIKE_IT),
+            left=self._desk.granted(record),
+            seat=seat,
+            barred=barred,
+            missing=missing,
+            arguments=json.dumps(given, indent=2, ensure_ascii=False) if given is not None else "",
+        )
+
+    def _arguments(self, record: ApprovalRecord) -> tuple[JsonObject | None, str]:
+        try:
+            action, _ = wire.action_of(*self._desk.stored(record))
+        except Unverifiable as bad:
+            return None, bad.detail
+        return action.arguments, ""
+
+    def _before(self, record: ApprovalRecord) -> JsonObject | None:
+        """What the agent asked with, if somebody edited that since."""
+        try:
+            first = self._desk.original(record)
+        except Unverifiable:
+            return None
+        return wire.action_of(*first)[0].arguments if first is not None else None
+
+    async def explained(self, card: Card) -> Card:
+        """With the clauses that asked for a person, of the policies as they were."""
+        try:
+            dispatch, body = self._desk.stored(card.record)
+            action, _ = wire.action_of(dispatch, body)
+        except Unverifiable:
+            return card
+        deed = report.deed(
+            action,
+            agent=dispatch.agent,
+            principal=dispatch.principal,
+            authn="",
+            authority=dispatch.authority,
+            action_digest=dispatch.action_digest,
+        )
+        judgement = entries.Judgement(dispatch.bundle, "hold", dispatch.facts, list(card.record.policies))
+        return msgspec.structs.replace(card, why=await self._whys.waiting(entries.Hold(deed, judgement, {})))
+
+
+def _values(now: JsonObject, before: JsonObject | None) -> list[Value]:
+    if before is None:
+        return [Value(name, _text(value)) for name, value in now.items()]
+    names = dict.fromkeys((*now, *before))
+    return [
+        Value(
+            name,
+            _text(now[name]) if name in now else "",
+            _text(before[name]) if name in before else "",
+            (name in now) != (name in before) or now.get(name) != before.get(name),
+        )
+        for name in names
+    ]
+
+
+def _text(value: Any) -> str:
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= MAX_VALUE else f"{text[:MAX_VALUE]}… ({len(text)} characters)"

@@ -1,0 +1,136 @@
+"""The queue: what waits for people, the card that explains it, and the forms by which they decide."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from edge.clock import SystemClock
+from edge.http import Incoming, Response
+from gateway.approvals.desk import Desk
+from gateway.approvals.votes import Ballot, Votes
+from gateway.console.cards import Card, Cards
+from gateway.console.door import ROOT, Door, pairs
+from gateway.console.pages import redirect
+from gateway.console.visits import Guest
+from gateway.state import ApprovalRecord
+from trust.canonical import read_object
+from trust.ledger.entries import ONCE, Scope
+from trust.reasons import Reason, Unverifiable, visible
+
+HERE: Final = "/queue"
+PAST: Final = "/history"
+FULL: Final = 10
+"""Requests that stand on the page with everything; what comes after those is listed."""
+LISTED: Final = 200
+PAGE: Final = 50
+_NUMBERS: Final = 4
+
+
+class QueuePages:
+    """For everybody who is signed in; who may not decide sees why."""
+
+    def __init__(self, desk: Desk, votes: Votes, cards: Cards, clock: SystemClock) -> None:
+        self._desk = desk
+        self._votes = votes
+        self._cards = cards
+        self._clock = clock
+
+    def add_to(self, door: Door) -> None:
+        self._door = door
+        door.section(HERE, "Queue")
+        door.section(PAST, "History")
+        door.page(HERE, self._queue)
+        door.page(f"{HERE}-cards", self._live)
+        door.page(f"{HERE}/{{approval}}", self._one)
+        door.form(f"{HERE}/{{approval}}/vote", self._vote)
+        door.form(f"{HERE}/{{approval}}/edit", self._edit)
+        door.form(f"{HERE}/{{approval}}/revoke", self._revoke)
+        door.page(PAST, self._history)
+
+    async def _queue(self, incoming: Incoming, guest: Guest) -> Response:
+        return self._show("queue", incoming, guest, await self._waiting(guest))
+
+    async def _live(self, incoming: Incoming, guest: Guest) -> Response:
+        """The same without what stands around it, for a page that is there already."""
+        return self._show("queue_cards", incoming, guest, await self._waiting(guest))
+
+    def _show(
+        self, template: str, incoming: Incoming, guest: Guest, waiting: tuple[list[Card], list[ApprovalRecord]]
+    ) -> Response:
+        full, rest = waiting
+        done = pairs(incoming.query).get("done", "")
+        said = self._desk.find(done)
+        return self._door.show(
+            template, incoming, guest, cards=full, rest=rest[:LISTED], more=max(0, len(rest) - LISTED), said=said,
+            now_s=int(self._clock.now()),
+        )  # fmt: skip
+
+    async def _waiting(self, guest: Guest) -> tuple[list[Card], list[ApprovalRecord]]:
+        """What this person can decide on first, and of that what ends first; that it was looked at is recorded once."""
+        mine, others = self._desk.waiting_for(guest.person)
+        ordered = mine + others
+        for record in ordered[:FULL]:
+            if not record.viewed_at_us:
+                await self._votes.viewed(record.id, guest.person)
+        return [self._cards.of(self._desk.get(one.id), guest.person) for one in ordered[:FULL]], ordered[FULL:]
+
+    async def _one(self, incoming: Incoming, guest: Guest, approval: str) -> Response:
+        record = await self._votes.viewed(approval, guest.person)
+        card = await self._cards.explained(self._cards.of(record, guest.person))
+        return self._door.show("request", incoming, guest, card=card, now_s=int(self._clock.now()))
+
+    async def _vote(self, _incoming: Incoming, guest: Guest, fields: dict[str, str], approval: str) -> Response:
+        ballot = Ballot(
+            decision=fields.get("decision", ""),
+            presented=fields.get("presented", ""),
+            reason=fields.get("reason", ""),
+            seat=fields.get("seat", ""),
+            tell="hush" not in fields,
+            block="block" in fields,
+            scope=_scope(fields) if fields.get("decision") == "approve" else ONCE,
+        )
+        await self._votes.vote(approval, guest.person, ballot)
+        return redirect(f"{ROOT}{HERE}?done={approval}")
+
+    async def _edit(self, _incoming: Incoming, guest: Guest, fields: dict[str, str], approval: str) -> Response:
+        arguments = read_object(fields.get("arguments", "").encode())
+        seen, reason = fields.get("presented", ""), fields.get("reason", "")
+        await self._votes.edit(approval, guest.person, arguments, seen, reason)
+        return redirect(f"{ROOT}{HERE}/{approval}")
+
+    async def _revoke(self, _incoming: Incoming, guest: Guest, fields: dict[str, str], approval: str) -> Response:
+        await self._votes.revoke(approval, guest.person, fields.get("reason", ""))
+        return redirect(f"{ROOT}{HERE}/{approval}")
+
+    async def _history(self, incoming: Incoming, guest: Guest) -> Response:
+        """What was decided, the latest first."""
+        fields = pairs(incoming.query)
+        state, before = fields.get("state", ""), fields.get("before", "")
+        found = self._desk.past(state, before, PAGE + 1)
+        following = found[PAGE - 1].id if len(found) > PAGE else ""
+        return self._door.show(
+            "history", incoming, guest, requests=found[:PAGE], state=state, next=following, states=STATES
+        )
+
+
+STATES: Final = ("approved", "consumed", "denied", "expired", "cancelled")
+
+
+def _scope(fields: dict[str, str]) -> Scope:
+    """How far the form says that a yes goes."""
+    match fields.get("scope", "once"):
+        case "once":
+            return ONCE
+        case "uses":
+            return Scope("uses", _number(fields, "uses", 100), _number(fields, "minutes", 480))
+        case "tool":
+            return Scope("tool", 0, _number(fields, "minutes", 480))
+        case other:
+            raise Unverifiable(Reason.MALFORMED_REQUEST, f"scope {visible(other)}: expected once, uses or tool")
+
+
+def _number(fields: dict[str, str], name: str, most: int) -> int:
+    text = fields.get(name, "0")
+    if not text.isdecimal() or len(text) > _NUMBERS or int(text) > most:
+        raise Unverifiable(Reason.MALFORMED_REQUEST, f"{name}: expected a number up to {most}")
+    return int(text)
