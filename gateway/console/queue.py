@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+import secrets
 from typing import Final
+
+import msgspec
 
 from edge.clock import SystemClock
 from edge.http import Incoming, Response
@@ -21,7 +25,7 @@ HERE: Final = "/queue"
 PAST: Final = "/history"
 FULL: Final = 10
 """Requests that stand on the page with everything; what comes after those is listed."""
-LISTED: Final = 200
+LISTED: Final = 100
 PAGE: Final = 50
 _NUMBERS: Final = 4
 
@@ -34,6 +38,8 @@ class QueuePages:
         self._votes = votes
         self._cards = cards
         self._clock = clock
+        self._drawn: dict[str, tuple[int, Response]] = {}
+        self._blank = secrets.token_hex(32)
 
     def add_to(self, door: Door) -> None:
         self._door = door
@@ -48,19 +54,26 @@ class QueuePages:
         door.page(PAST, self._history)
 
     async def _queue(self, incoming: Incoming, guest: Guest) -> Response:
-        return self._show("queue", incoming, guest, await self._waiting(guest))
+        return await self._show("queue", incoming, guest)
 
     async def _live(self, incoming: Incoming, guest: Guest) -> Response:
-        """The same without what stands around it, for a page that is there already."""
-        return self._show("queue_cards", incoming, guest, await self._waiting(guest))
+        """The same without what stands around it, for a page that is there already. Many pages of one person ask for it
+        at each change, so it is drawn once; only the token of its forms is each page's own."""
+        version, drawn = self._drawn.get(guest.person.name, (-1, None))
+        now = self._desk.version
+        if drawn is None or version != now:
+            unnamed = msgspec.structs.replace(guest, csrf=self._blank)
+            drawn = await self._show("queue_cards", incoming, unnamed)
+            self._drawn[guest.person.name] = now, drawn
+        body = drawn.body if isinstance(drawn.body, bytes) else b""
+        return Response(body=body.replace(self._blank.encode(), guest.csrf.encode()), headers=drawn.headers)
 
-    def _show(
-        self, template: str, incoming: Incoming, guest: Guest, waiting: tuple[list[Card], list[ApprovalRecord]]
-    ) -> Response:
-        full, rest = waiting
-        done = pairs(incoming.query).get("done", "")
-        said = self._desk.find(done)
-        return self._door.show(
+    async def _show(self, template: str, incoming: Incoming, guest: Guest) -> Response:
+        """In a thread: a long page must hold up nobody, least of all a kill."""
+        full, rest = await self._waiting(guest)
+        said = self._desk.find(pairs(incoming.query).get("done", ""))
+        return await asyncio.to_thread(
+            self._door.show,
             template, incoming, guest, cards=full, rest=rest[:LISTED], more=max(0, len(rest) - LISTED), said=said,
             now_s=int(self._clock.now()),
         )  # fmt: skip

@@ -10,6 +10,7 @@ from gateway.console.door import ROOT, Door, form, pairs
 from gateway.console.gaps import GapPages
 from gateway.console.ledger import LedgerPages
 from gateway.console.pages import Pages, redirect
+from gateway.console.queue import HERE as QUEUE
 from gateway.console.queue import QueuePages
 from gateway.console.runs import RunPages
 from gateway.console.signals import Signals
@@ -97,12 +98,9 @@ class Console:
     async def _leave(self, _incoming: Incoming, guest: Guest, _fields: dict[str, str]) -> Response:
         return redirect(f"{ROOT}/sign-in", await self._visits.leave(guest))
 
-    async def _home(self, incoming: Incoming, guest: Guest) -> Response:
-        """The first place that this person may see."""
-        for section in self._door.sections:
-            if not section.roles or guest.may(*section.roles):
-                return redirect(section.path)
-        return self._door.show("nothing", incoming, guest)
+    async def _home(self, _incoming: Incoming, _guest: Guest) -> Response:
+        """What waits, for everybody."""
+        return redirect(f"{ROOT}{QUEUE}")
 
     async def _events(self, incoming: Incoming, _guest: Guest) -> StreamResponse:
         if self._signals.full:

@@ -136,7 +136,11 @@ async def test_a_form_from_anywhere_else_is_refused_and_changes_nothing(mesh: Me
 @pytest.mark.slow
 async def test_pages_are_for_their_roles(mesh: Mesh) -> None:
     cookie, csrf = await signed_in(mesh, "approver-1")
-    assert b"no page here for your roles" in (await get(mesh, "/console", cookie)).body
+    home = await get(mesh, "/console", cookie)
+    assert (home.status, home.headers["Location"]) == (303, "/console/queue")
+    seen = (await get(mesh, "/console/queue", cookie)).body
+    assert b">History</a>" in seen
+    assert b">Ledger</a>" not in seen
     for path in ("/console/ledger", "/console/runs", "/console/gaps", "/console/ledger/entry?origin=x&index=0"):
         answer = await get(mesh, path, cookie)
         assert answer.status == 403, path

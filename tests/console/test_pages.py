@@ -167,6 +167,7 @@ async def test_the_page_tells_of_news_by_itself(told: Mesh, browser: Browser) ->
 async def test_it_works_without_javascript(told: Mesh, browser: Browser) -> None:
     one = await screen(told, browser, javascript=False)
     page = one.page
+    await one.go("/console/ledger")
     await page.get_by_label("decision", exact=True).fill("deny")
     await page.get_by_role("button", name="Find").click()
     await expect(page.locator("tbody tr")).to_have_count(1)
