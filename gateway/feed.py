@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from typing import Final
 
 from edge.clock import SystemClock
 from gateway.bundles import Bundles
@@ -17,6 +18,9 @@ from trust.feed import Facts
 from trust.identity.keys import SecretKey
 from trust.ledger import entries
 from trust.ledger.entries import AnyEntry
+
+_ELSEWHERE: Final = (entries.Witness, entries.Approval, entries.Deputy, entries.SignIn, entries.SavedQuery)
+"""Changes on which nothing depends that is told here; they are many."""
 
 
 class Feed:
@@ -49,7 +53,7 @@ class Feed:
         records.listen(self._on_change)
 
     def _on_change(self, entry: AnyEntry) -> None:
-        if not isinstance(entry, entries.Witness):  # nothing that is told here depends on those
+        if not isinstance(entry, _ELSEWHERE):
             self.wake()
 
     def wake(self) -> None:

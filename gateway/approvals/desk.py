@@ -45,7 +45,7 @@ DENIAL_HOLDS_US: Final = 86_400 * 1_000_000
 
 
 class Desk:
-    """All approvals of one gateway. ``version`` rises with each change of any, and of who may decide."""
+    """All approvals of one gateway."""
 
     def __init__(
         self,
@@ -66,7 +66,6 @@ class Desk:
         self._clock = clock
         self._changed = asyncio.Event()
         self._closing = False
-        self.version = 0
         self._open: set[str] = set()
         self._chains: dict[str, str] = {}
         self._of_action: dict[tuple[str, str], list[str]] = {}
@@ -103,7 +102,6 @@ class Desk:
         if isinstance(entry, entries.Approval):
             self._index(self.get(entry.approval))
         if isinstance(entry, entries.Approval | entries.Deputy | entries.Person):
-            self.version += 1
             changed, self._changed = self._changed, asyncio.Event()
             changed.set()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+from collections.abc import Callable
 from typing import Final
 
 import msgspec
@@ -27,18 +28,24 @@ FULL: Final = 10
 """Requests that stand on the page with everything; what comes after those is listed."""
 LISTED: Final = 100
 PAGE: Final = 50
+REST_S: Final = 1.0
 _NUMBERS: Final = 4
 
 
 class QueuePages:
     """For everybody who is signed in; who may not decide sees why."""
 
-    def __init__(self, desk: Desk, votes: Votes, cards: Cards, clock: SystemClock) -> None:
+    def __init__(self, desk: Desk, votes: Votes, cards: Cards, clock: SystemClock, tell: Callable[[], None]) -> None:
+        """*tell*: every open page that there is something new."""
+        self._tell = tell
+        self._news = 0
+        self._untold = False
+        self._resting = False
         self._desk = desk
         self._votes = votes
         self._cards = cards
         self._clock = clock
-        self._drawn: dict[str, tuple[int, Response]] = {}
+        self._drawn: dict[str, tuple[int, asyncio.Task[Response]]] = {}
         self._blank = secrets.token_hex(32)
 
     def add_to(self, door: Door) -> None:
@@ -53,18 +60,36 @@ class QueuePages:
         door.form(f"{HERE}/{{approval}}/revoke", self._revoke)
         door.page(PAST, self._history)
 
+    def changed(self) -> None:
+        """Something about some request, or about who may decide, is new: pages hear of it at once, but not more often
+        than once a second, however much happens."""
+        self._untold = True
+        if not self._resting:
+            self._announce()
+
+    def _announce(self) -> None:
+        self._untold, self._resting = False, True
+        self._news += 1
+        self._tell()
+        asyncio.get_running_loop().call_later(REST_S, self._rested)
+
+    def _rested(self) -> None:
+        self._resting = False
+        if self._untold:
+            self._announce()
+
     async def _queue(self, incoming: Incoming, guest: Guest) -> Response:
         return await self._show("queue", incoming, guest)
 
     async def _live(self, incoming: Incoming, guest: Guest) -> Response:
         """The same without what stands around it, for a page that is there already. Many pages of one person ask for it
-        at each change, so it is drawn once; only the token of its forms is each page's own."""
-        version, drawn = self._drawn.get(guest.person.name, (-1, None))
-        now = self._desk.version
-        if drawn is None or version != now:
+        at each news, so it is drawn once; only the token of its forms is each page's own."""
+        news, drawing = self._drawn.get(guest.person.name, (-1, None))
+        if drawing is None or news != self._news:
             unnamed = msgspec.structs.replace(guest, csrf=self._blank)
-            drawn = await self._show("queue_cards", incoming, unnamed)
-            self._drawn[guest.person.name] = now, drawn
+            drawing = asyncio.create_task(self._show("queue_cards", incoming, unnamed))
+            self._drawn[guest.person.name] = self._news, drawing
+        drawn = await asyncio.shield(drawing)
         body = drawn.body if isinstance(drawn.body, bytes) else b""
         return Response(body=body.replace(self._blank.encode(), guest.csrf.encode()), headers=drawn.headers)
 

@@ -48,7 +48,8 @@ class Console:
         door.form("/sign-out", self._leave)
         whys = Whys(s.ledgers.home, s.subjects.key_of)
         cards = Cards(s.desk, s.registry, s.standings, s.bundles, whys)
-        QueuePages(s.desk, s.votes, cards, s.clock).add_to(door)
+        self._queue = QueuePages(s.desk, s.votes, cards, s.clock, lambda: self._signals.tell("queue"))
+        self._queue.add_to(door)
         LedgerPages(s.ledgers, s.records, whys, s.clock).add_to(door)
         RunPages(s.ledgers, s.packer, whys, s.clock).add_to(door)
         GapPages(s.ledgers, s.clock).add_to(door)
@@ -58,7 +59,7 @@ class Console:
 
     def _on_change(self, entry: AnyEntry) -> None:
         if isinstance(entry, Approval | Deputy):
-            self._signals.tell("queue")
+            self._queue.changed()
 
     def refusal(self, incoming: Incoming, no: Refusal, decision_id: str) -> Response:
         """A recorded refusal, as a page."""
