@@ -135,6 +135,7 @@ async def test_facets_count_what_is_asked_for(index: Index) -> None:
         await index.facets(Filter(), ("decision; DROP TABLE entry",))
 
 
+@pytest.mark.slow
 @given(st.lists(st.integers(0, 60), min_size=1, max_size=6))
 async def test_it_goes_on_where_it_was_and_comes_out_the_same_when_made_anew(
     tmp_path_factory: pytest.TempPathFactory, grown: list[int]

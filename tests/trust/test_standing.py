@@ -489,7 +489,7 @@ class Mesh(RuleBasedStateMachine):
                 assert isinstance(self.log.lines[line.entry.cause].entry, entries.Outcome | entries.Reported)
 
 
-TestMesh = Mesh.TestCase
+TestMesh = pytest.mark.slow(Mesh.TestCase)
 
 
 def test_a_ledger_whose_standing_was_edited_is_noticed() -> None:
