@@ -287,7 +287,8 @@ class Workloads:
         asked = await self._s.statements.read(incoming, sender)
         match self._s.statements.judge(asked, approved=False):
             case Hold() as hold:
-                record = await self._s.desk.request(asked.action, asked.dispatch, hold)
+                risk = asked.bundle.inventory.tool(asked.action.server, asked.action.tool).manifest.risk
+                record = await self._s.desk.request(asked.action, asked.dispatch, hold, risk)
                 return json_response(state_of(record), 201)
             case Permit():
                 no = Refusal(7, Reason.APPROVAL_MISMATCH, "nobody needs to approve this; send it again")

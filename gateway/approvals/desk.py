@@ -31,6 +31,7 @@ from trust.action import Action
 from trust.ledger import entries
 from trust.ledger.entries import AnyEntry
 from trust.personal import REQUEST, SubjectKey
+from trust.policy.inventory import RISK_CRITICAL
 from trust.policy.terms import Terms
 from trust.reasons import Reason, Unverifiable, visible
 from trust.verdict import Hold
@@ -148,9 +149,9 @@ class Desk:
         """How many wait for a person."""
         return sum(one.state == "pending" for one in self._live())
 
-    async def request(self, action: Action, dispatch: Dispatch, hold: Hold) -> ApprovalRecord:
+    async def request(self, action: Action, dispatch: Dispatch, hold: Hold, risk: int) -> ApprovalRecord:
         """The request for *action*: the one that is there already, or a new one; approved at once if what somebody
-        approved before goes so far.
+        approved before goes so far, which it never does for the highest *risk*.
 
         A denial holds for a day in whatever run, so that asking again does not wear people down.
         """
@@ -167,7 +168,7 @@ class Desk:
             approval = new_id("apr")
             stored = await self.stored_as(action, dispatch)
             asked = {**stored, **self.terms_of(hold), "payload_sha256": action.payload_digest}
-            under = self._covering(dispatch, hold)
+            under = self._covering(dispatch, hold) if risk < RISK_CRITICAL else ""
             await self._records.change(
                 entries.Approval(
                     "requested",
@@ -252,8 +253,14 @@ class Desk:
         return self._restored(record, record.request)
 
     def asked_first(self, dispatch: Dispatch) -> tuple[Dispatch, bytes] | None:
-        """What the agent itself asked for, if *dispatch* comes with an approval that somebody edited since."""
-        return None if dispatch.approval is None else self.original(self.get(dispatch.approval))
+        """What the agent itself asked for, if *dispatch* comes with an approval that somebody edited since, and is just
+        that: what the agent signed stands for nothing else."""
+        record = self.get(dispatch.approval) if dispatch.approval is not None else None
+        if record is None or record.original is None:
+            return None
+        edited, now = self.stored(record)[0], dispatch
+        same = (edited.action_digest, edited.run, edited.place, edited.chain)
+        return self.original(record) if same == (now.action_digest, now.run, now.place, now.chain) else None
 
     def _restored(self, record: ApprovalRecord, request: dict[str, Any]) -> tuple[Dispatch, bytes]:
         body = self._blobs.get(request["body_sha256"])

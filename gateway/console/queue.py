@@ -85,7 +85,8 @@ class QueuePages:
         """The same without what stands around it, for a page that is there already. Many pages of one person ask for it
         at each news, so it is drawn once; only the token of its forms is each page's own."""
         news, drawing = self._drawn.get(guest.person.name, (-1, None))
-        if drawing is None or news != self._news:
+        failed = drawing is not None and drawing.done() and drawing.exception() is not None
+        if drawing is None or failed or news != self._news:
             unnamed = msgspec.structs.replace(guest, csrf=self._blank)
             drawing = asyncio.create_task(self._show("queue_cards", incoming, unnamed))
             self._drawn[guest.person.name] = self._news, drawing

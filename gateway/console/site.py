@@ -19,6 +19,7 @@ from gateway.console.visits import LINK_S, Guest, Visits, require_own_form
 from gateway.console.why import Whys
 from gateway.state import Person
 from trust.ledger.entries import AnyEntry, Approval, Deputy
+from trust.ledger.entries import Person as PersonEntry
 from trust.reasons import Reason, Unverifiable
 from trust.verdict import Refusal
 
@@ -58,7 +59,7 @@ class Console:
         s.records.listen(self._on_change)
 
     def _on_change(self, entry: AnyEntry) -> None:
-        if isinstance(entry, Approval | Deputy):
+        if isinstance(entry, Approval | Deputy | PersonEntry):
             self._queue.changed()
 
     def refusal(self, incoming: Incoming, no: Refusal, decision_id: str) -> Response:

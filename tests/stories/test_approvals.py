@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from sidecar.config import ToolServer
@@ -18,6 +19,7 @@ from tests.stories.test_agents_cli import as_json, fine, licet
 from tests.stories.test_asking import settled
 from tests.verifier.test_packs import bare
 from trust.ledger.entries import Approval, Intent, Refusal
+from trust.wire import Place
 
 pytestmark = pytest.mark.slow
 
@@ -266,6 +268,19 @@ async def test_what_nobody_could_permit_cannot_be_edited_in(mesh: Mesh) -> None:
     no(await edit(mesh, approval, "gus", {**PAY, "cents": 1}), "not_yours")
     no(await edit(mesh, approval, "fay", {**PAY, "cents": 1}, "0" * 64), "approval_mismatch")
     assert steps(mesh, approval) == ["requested"]
+
+
+async def test_what_an_agent_signed_stands_for_its_edited_request_and_nothing_else(mesh: Mesh) -> None:
+    """A shared sidecar that was taken over must not use it for what nobody asked."""
+    approval = await held(mesh)
+    assert (await edit(mesh, approval, "fay", {**PAY, "cents": 5})).status == 200
+    desk = mesh.gateway.desk
+    stored = msgspec.structs.replace(desk.stored(desk.get(approval))[0], approval=approval)
+    first = desk.asked_first(stored)
+    assert first is not None
+    assert b"70000" in first[1]
+    for changed in ({"action_digest": "0" * 64}, {"run": "another"}, {"place": Place(pin="node-2")}, {"chain": "x"}):
+        assert desk.asked_first(msgspec.structs.replace(stored, **changed)) is None, changed
 
 
 async def test_another_run_or_agent_cannot_claim_it(mesh: Mesh) -> None:
