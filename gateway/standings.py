@@ -78,7 +78,7 @@ class Standings:
             if entry.first <= self.heard(entry.agent, entry.origin):
                 return
             stamp = await self._records.change(entry)
-        self._observed.put_nowait((stamp, entry))
+            self._observed.put_nowait((stamp, entry))
 
     def heard(self, agent: str, origin: str) -> int:
         """The last refusal of this ledger that is known, or -1."""
@@ -121,7 +121,9 @@ class Standings:
             await self._settle(index, line.stamp.wall_us // 1_000_000, line.entry, written)
 
     async def drain(self) -> None:
-        """Until everything observed so far is written."""
+        """Until what follows from everything that stands in the log so far is written."""
+        async with self._records.deciding:  # whoever holds it may have written what it observed, and not yet said so
+            pass
         await self._observed.join()
 
     # What people do
