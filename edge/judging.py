@@ -13,6 +13,7 @@ from edge.blobs import Blobs
 from trust.canonical import JsonObject, jcs, read_object, sha256_hex
 from trust.identity.keys import PublicKey, SecretKey, unb64url
 from trust.ledger.entries import Deed, Judgement, Line, Refusal, SealedArguments
+from trust.ledger.signed import SignedVotes
 from trust.ledger.verify import Undecidable
 from trust.personal import SubjectKey, opened
 from trust.policy import judge
@@ -41,9 +42,17 @@ class Judge:
         self._bundles = home / "bundles"
         self._signer = _signer(home)
         self._blobs = Blobs(home / "blobs")
+        self._signed = SignedVotes()
         self._compiled: OrderedDict[str, Compiled | None] = OrderedDict()
 
-    def __call__(self, line: Line) -> str | None:
+    @property
+    def votes(self) -> int:
+        return self._signed.checked
+
+    def followed(self, line: Line) -> str | None:
+        return self._signed.read(line.entry)
+
+    def decided(self, line: Line) -> str | None:
         entry: Any = line.entry
         if isinstance(entry, Refusal) and entry.step != 5:
             raise Undecidable("it was refused before or after policy")

@@ -33,6 +33,8 @@ from gateway.feed import Feed
 from gateway.ledgers import Ledgers
 from gateway.notices import Notices
 from gateway.offers import Inventories
+from gateway.oidc import Oidc
+from gateway.passkeys import Passkeys
 from gateway.people import AUTHOR, OPERATOR, People
 from gateway.proofs import Proofs
 from gateway.records import Records
@@ -107,6 +109,8 @@ class Gateway:
         )
         self.desk = Desk(self.records, registry, self.stops, delegations, subjects, blobs, clock)
         nodes = Nodes(self._store, config.lease_ttl_s)
+        self._oidc: Oidc | None = None
+        self._console: Console
         self._tls = Certificates.of(config, domain, clock)
         self._client = Client(tls=self._tls.outgoing if self._tls else None)
         audience = f"wimse://{domain}/gateway/main"
@@ -148,6 +152,10 @@ class Gateway:
             _credentials(config),
             self.telemetry,
         )
+        secret = _secret(home / "console.secret")
+        passkeys = Passkeys(self.records, clock, secret, lambda: self.console)
+        if config.oidc is not None:
+            self._oidc = Oidc(config.oidc, self.records, clock, secret, lambda: self.console)
         services = Services(
             records=self.records,
             registry=registry,
@@ -160,7 +168,9 @@ class Gateway:
             bundles=self.bundles,
             feed=self._feed,
             desk=self.desk,
-            votes=Votes(self.records, registry, self.desk, statements, self.bundles, clock),
+            votes=Votes(self.records, registry, self.desk, statements, self.bundles, passkeys, clock),
+            passkeys=passkeys,
+            oidc=self._oidc,
             nodes=nodes,
             statements=statements,
             dispatcher=dispatcher,
@@ -174,10 +184,8 @@ class Gateway:
             trust_domain=domain,
             audience=audience,
         )
-        self._notices = Notices(
-            config.notify, self.records, self.desk, self.telemetry, clock, lambda: self._console.origin
-        )
-        self._console = Console(services, _secret(home / "console.secret"))
+        self._notices = Notices(config.notify, self.records, self.desk, self.telemetry, clock, lambda: self.console)
+        self._console = Console(services, secret)
         self._api = Api(services, self._console, self.telemetry.metrics)
         self._watch(nodes)
         self.telemetry.open(config.otlp or "", "licet-gateway", "main", VERSION)
@@ -293,6 +301,8 @@ class Gateway:
         await asyncio.wait(self._tasks)
         await self._client.close()
         await self._notices.close()
+        if self._oidc is not None:
+            await self._oidc.close()
         if self._shared is not None:
             await self._shared.close()
         await self.ledger.close()

@@ -146,19 +146,20 @@ class Bundles:
             if "approval" not in node.annotations:
                 continue
             terms = parse_terms(node.annotations["approval"])
-            if terms.step_up:
-                place = compiled.read.sources[key].statement.place("step_up")
-                message = "step_up asks for a signed vote, which this version cannot take"
-                problems.append(Problem("error", compiled.read.sources[key].file, place.line, place.column, message))
             for group, quorum in {**dict.fromkeys(terms.escalate, 1), **terms.quorum}.items():
-                there = len(self._people.of(group))
+                there, signing = len(self._people.of(group)), len(self._people.signing(group))
                 if there < quorum:
-                    source = compiled.read.sources[key]
-                    place = source.statement.place("approval")
                     message = f'@approval asks for {quorum} of "{group}", but {there} people have that role'
                     option = f"--team {group.removeprefix('team:')}" if group.startswith("team:") else f"--role {group}"
                     hint = f"licet people register NAME {option}"
-                    problems.append(Problem("error", source.file, place.line, place.column, message, hint))
+                elif terms.step_up and signing < quorum:
+                    message = f'step_up asks {quorum} of "{group}" to sign, but {signing} of them have a passkey'
+                    hint = "each adds one in the console, under their name: licet console --as TOKEN-FILE"
+                else:
+                    continue
+                source = compiled.read.sources[key]
+                place = source.statement.place("approval")
+                problems.append(Problem("error", source.file, place.line, place.column, message, hint))
         if problems:
             raise BundleRejected(problems)
 

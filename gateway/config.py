@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from edge.config import BaseUrl, ExistingFile, Name, Port, Seconds, Section, SegmentBytes, Url, WholeSeconds
 from trust.standing.breaker import Limits
@@ -61,6 +62,25 @@ class NotifyConfig(Section):
         return self
 
 
+class OidcConfig(Section):
+    """Section ``[gateway.oidc]``: people may sign in to the console at ``issuer`` (OpenID Connect, code flow, PKCE),
+    where this gateway is ``client_id``; its secret, if it has one, is in a file. ``claim``: which claim is a person's
+    ``login`` here. The issuer sends browsers back to ``/console/sign-in/oidc/back``."""
+
+    issuer: Url
+    client_id: str = Field(min_length=1)
+    client_secret_file: ExistingFile | None = None
+    algorithm: Literal["EdDSA", "ES256", "RS256"] = "RS256"
+    claim: Literal["email", "sub"] = "email"
+
+    @field_validator("issuer")
+    @classmethod
+    def _private(cls, issuer: str) -> str:
+        if not re.match(r"https://|http://(127\.0\.0\.1|localhost|\[::1\])([:/]|$)", issuer):
+            raise ValueError("an https address, or one on this machine")
+        return issuer
+
+
 class GatewayConfig(Section):
     """Section ``[gateway]``. Times in seconds. ``nonces``: a Redis (``redis://host:port/0``) that remembers used nonces
     for several processes and across restarts; without one, this process does. ``tls``: ``own`` makes a certificate
@@ -92,6 +112,7 @@ class GatewayConfig(Section):
     nonces: str = Field("", pattern=r"^(rediss?|unix)://.+$|^$")
     breaker: BreakerConfig = BreakerConfig()
     notify: NotifyConfig = NotifyConfig()
+    oidc: OidcConfig | None = None
 
     @model_validator(mode="after")
     def _files_if_files(self) -> Self:

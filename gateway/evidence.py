@@ -26,8 +26,8 @@ from trust.verifier import SOURCE
 from trust.verifier.pack import FORMAT
 
 MAX_ENTRIES: Final = 20_000
-_CONTEXT: Final = ("person", "bundle", "deputy")
-"""Of the gateway's log, beside the run itself: who had which role or deputy, and which policies were active when."""
+_CONTEXT: Final = ("person", "bundle", "deputy", "passkey")
+"""Of the gateway's log, beside the run itself: who had which role, deputy or passkey; which policies were active."""
 AFTER_US: Final = 60 * 1_000_000
 _EARLIEST: Final = (1980, 1, 1, 0, 0, 0)
 """The time of every file in the pack: two packs of the same evidence are the same bytes."""

@@ -21,6 +21,7 @@ from gateway.state import (
     LogRecord,
     Moved,
     NodeRecord,
+    Passkey,
     Person,
     Revoked,
     Root,
@@ -34,6 +35,7 @@ from gateway.state import (
 )
 from gateway.store import Store
 from trust.facts import Agent
+from trust.identity.passkeys import count_of
 from trust.ledger import entries
 from trust.ledger.entries import AnyEntry, Stamp
 from trust.standing import fold as standing
@@ -49,6 +51,8 @@ def apply(store: Store, stamp: Stamp, entry: AnyEntry) -> None:
             _person(store, entry)
         case entries.SignIn():
             _sign_in(store, stamp, entry)
+        case entries.Passkey():
+            _passkey(store, stamp, entry)
         case entries.SavedQuery():
             if entry.event == "removed":
                 store.delete(SavedQuery, entry.name)
@@ -96,8 +100,16 @@ def _person(store: Store, entry: entries.Person) -> None:
         for visit in list(store.all(Visit)):
             if visit.person == entry.person:
                 store.delete(Visit, visit.visit)
+        for key in list(store.all(Passkey)):
+            if key.person == entry.person:
+                store.delete(Passkey, key.credential)
+    elif entry.event == "login":
+        known = store.get(Person, entry.person)
+        if known is not None:
+            store.put(entry.person, replace(known, login=entry.login))
     else:
-        store.put(entry.person, Person(entry.person, tuple(entry.roles), entry.token_sha256, tuple(entry.teams)))
+        made = (entry.person, tuple(entry.roles), entry.token_sha256, tuple(entry.teams), entry.login)
+        store.put(entry.person, Person(*made))
 
 
 def _sign_in(store: Store, stamp: Stamp, entry: entries.SignIn) -> None:
@@ -108,7 +120,23 @@ def _sign_in(store: Store, stamp: Stamp, entry: entries.SignIn) -> None:
     if entry.event == "signed_out":
         store.delete(Visit, entry.visit)
     else:
-        store.put(entry.visit, Visit(entry.visit, entry.person, entry.expires_at))
+        store.put(entry.visit, Visit(entry.visit, entry.person, entry.expires_at, entry.how))
+        _counted(store, entry.credential, entry.count)
+
+
+def _passkey(store: Store, stamp: Stamp, entry: entries.Passkey) -> None:
+    if entry.event == "removed":
+        store.delete(Passkey, entry.credential)
+    else:
+        made = (entry.credential, entry.person, entry.key, entry.party, entry.name, stamp.wall_us, entry.count)
+        store.put(entry.credential, Passkey(*made))
+
+
+def _counted(store: Store, credential: str, count: int) -> None:
+    """A passkey that counts has signed once more."""
+    known = store.get(Passkey, credential) if count else None
+    if known is not None:
+        store.put(credential, replace(known, count=count))
 
 
 class Shelf:
@@ -294,6 +322,8 @@ def _approval(store: Store, stamp: Stamp, entry: entries.Approval) -> None:
             decision: Literal["approve", "deny"] = "approve" if entry.decision == "approve" else "deny"
             vote = Vote(entry.by, decision, entry.reason, now, entry.seat or entry.by, entry.hushed, entry.scope)
             changed = replace(known, votes=(*known.votes, vote))
+            if entry.signed is not None:
+                _counted(store, entry.signed.credential, count_of(entry.signed))
         case "edited" if entry.request is not None:
             changed = _edited(known, entry, entry.request)
         case "approved":

@@ -7,7 +7,7 @@ import re
 import secrets
 
 from gateway.records import Records
-from gateway.state import Person
+from gateway.state import Passkey, Person
 from trust.canonical import sha256_hex
 from trust.ledger import entries
 from trust.reasons import Reason, Unverifiable, visible
@@ -20,6 +20,7 @@ AUDITOR = "auditor"
 """The role that reads the ledger."""
 
 
+MAX_LOGIN = 254
 _NAME = re.compile(r"[a-z][a-z0-9_-]{0,62}")
 
 
@@ -46,8 +47,15 @@ class People:
         """The people of a role, or of ``team:NAME``."""
         return [person.name for person in self._records.store.all(Person) if group in person.groups]
 
-    async def register(self, name: str, roles: list[str], by: str, teams: list[str] | None = None) -> str:
-        """The new person's token; shown once."""
+    def signing(self, group: str) -> list[str]:
+        """Those of them who have a passkey."""
+        able = {key.person for key in self._records.store.all(Passkey)}
+        return [name for name in self.of(group) if name in able]
+
+    async def register(
+        self, name: str, roles: list[str], by: str, teams: list[str] | None = None, login: str = ""
+    ) -> str:
+        """The new person's token; shown once. *login*: how the issuer of single sign-on calls them."""
         for one in (name, *roles, *(teams or ())):
             require_name(one)
         if not roles:
@@ -56,10 +64,26 @@ class People:
         async with self._records.deciding:
             if self._records.store.get(Person, name) is not None:
                 raise Unverifiable(Reason.MALFORMED_REQUEST, f'the person "{name}" is already registered')
-            await self._records.change(
-                entries.Person("registered", name, by, sorted(roles), sorted(teams or ()), sha256_hex(token.encode()))
-            )
+            self._require_free(login)
+            digest = sha256_hex(token.encode())
+            entry = entries.Person("registered", name, by, sorted(roles), sorted(teams or ()), digest, login)
+            await self._records.change(entry)
         return token
+
+    async def set_login(self, name: str, login: str, by: str) -> None:
+        """*name* signs in as *login* from now on; with an empty one, by single sign-on no more."""
+        async with self._records.deciding:
+            if self._records.store.get(Person, name) is None:
+                raise Unverifiable(Reason.NOT_FOUND, f'nobody is called "{visible(name)}"')
+            self._require_free(login)
+            await self._records.change(entries.Person("login", name, by, login=login))
+
+    def _require_free(self, login: str) -> None:
+        if len(login) > MAX_LOGIN or not login.isprintable():
+            raise Unverifiable(Reason.MALFORMED_REQUEST, f"login: expected up to {MAX_LOGIN} printable characters")
+        whose = next((one.name for one in self._records.store.all(Person) if login and one.login == login), "")
+        if whose:
+            raise Unverifiable(Reason.MALFORMED_REQUEST, f"{whose} has the login {visible(login)}")
 
 
 def require_name(name: str) -> str:

@@ -11,12 +11,14 @@ from trust.ledger import entries
 
 
 class Person(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """``token_sha256`` is all that is kept of the token that signs a person in."""
+    """``token_sha256`` is all that is kept of the token that signs a person in; ``login``: how the issuer of single
+    sign-on calls them."""
 
     name: str
     roles: tuple[str, ...]
     token_sha256: str
     teams: tuple[str, ...] = ()
+    login: str = ""
 
     @property
     def groups(self) -> frozenset[str]:
@@ -33,12 +35,26 @@ class Deputy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     until_us: int
 
 
+class Passkey(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Whose it is, its public ``key`` (COSE, base64url), and how often it has signed, if it counts."""
+
+    credential: str
+    person: str
+    key: str
+    party: str
+    name: str
+    added_us: int
+    count: int
+
+
 class Visit(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A person who signed in to the console: under the SHA-256 of the cookie's secret; ``expires_at``: Unix seconds."""
+    """A person who signed in to the console: under the SHA-256 of the cookie's secret; ``expires_at``: Unix seconds;
+    ``how``: what proved who it is."""
 
     visit: str
     person: str
     expires_at: int
+    how: str = "link"
 
 
 class SavedQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -28,6 +28,8 @@ from gateway.dispatch import Dispatcher
 from gateway.evidence import Packer
 from gateway.feed import Feed
 from gateway.ledgers import Ledgers
+from gateway.oidc import Oidc
+from gateway.passkeys import Passkeys
 from gateway.people import People, require_role
 from gateway.records import Records
 from gateway.registry import Registry
@@ -64,6 +66,8 @@ class Services:
     feed: Feed
     desk: Desk
     votes: Votes
+    passkeys: Passkeys
+    oidc: Oidc | None
     nodes: Nodes
     statements: Statements
     dispatcher: Dispatcher

@@ -20,6 +20,7 @@ class _NewPerson(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     name: str
     roles: list[str]
     teams: list[str] = []
+    login: str = ""
 
 
 class _Kill(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -56,6 +57,14 @@ class _Clear(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     reason: str
 
 
+class _Login(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    login: str
+
+
+class _Lost(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    credential: str
+
+
 class _Accept(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     offer: str
 
@@ -85,6 +94,9 @@ class Administration:
         add("POST", "/v1/servers/{server}/accept", self._accept_server)
         add("GET", "/v1/people", self._list_people)
         add("POST", "/v1/people", self._register_person)
+        add("POST", "/v1/people/{name}/login", self._set_login)
+        add("GET", "/v1/people/{name}/passkeys", self._passkeys)
+        add("POST", "/v1/people/{name}/passkeys/remove", self._remove_passkey)
         add("POST", "/v1/kills", self._kill)
         add("POST", "/v1/kills/lift", self._unkill)
         add("POST", "/v1/revocations", self._revoke)
@@ -243,10 +255,27 @@ class Administration:
     async def _list_people(self, _incoming: Incoming, _person: Person) -> Response:
         people = self._s.records.store.all(Person)
         return json_response(
-            {"people": [{"name": p.name, "roles": list(p.roles), "teams": list(p.teams)} for p in people]}
+            {
+                "people": [
+                    {"name": p.name, "roles": list(p.roles), "teams": list(p.teams), "login": p.login} for p in people
+                ]
+            }
         )
 
     async def _register_person(self, incoming: Incoming, person: Person) -> Response:
         new = decode(incoming, _NewPerson)
-        token = await self._s.people.register(new.name, new.roles, person.name, new.teams)
+        token = await self._s.people.register(new.name, new.roles, person.name, new.teams, new.login)
         return json_response({"name": new.name, "token": token}, 201)
+
+    async def _set_login(self, incoming: Incoming, person: Person, name: str) -> Response:
+        login = decode(incoming, _Login).login
+        await self._s.people.set_login(name, login, person.name)
+        return json_response({"name": name, "login": login})
+
+    async def _passkeys(self, _incoming: Incoming, _person: Person, name: str) -> Response:
+        return json_response({"passkeys": [msgspec.to_builtins(one) for one in self._s.passkeys.of(name)]})
+
+    async def _remove_passkey(self, incoming: Incoming, person: Person, name: str) -> Response:
+        credential = decode(incoming, _Lost).credential
+        await self._s.passkeys.remove(name, credential, person, None)
+        return json_response({"name": name, "removed": credential})

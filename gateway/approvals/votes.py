@@ -10,13 +10,14 @@ from edge.clock import SystemClock
 from gateway.approvals import presented, rules
 from gateway.approvals.desk import Desk, over
 from gateway.bundles import Bundles
+from gateway.passkeys import Passkeys
 from gateway.records import Records
 from gateway.registry import Registry
 from gateway.state import ApprovalRecord, Deputy, Person
 from gateway.statements import Edited, Statements
 from trust.canonical import JsonObject
 from trust.ledger import entries
-from trust.ledger.entries import ONCE, Scope
+from trust.ledger.entries import ONCE, Assertion, Scope
 from trust.policy.inventory import RISK_CRITICAL
 from trust.reasons import Reason, Unverifiable, visible
 
@@ -27,7 +28,7 @@ MAX_DEPUTY_DAYS: Final = 366
 class Ballot(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What one person says of one request. ``presented``: the digest of what they were shown; ``seat``: for whom a
     deputy votes; ``tell``: whether the agent hears the reason; ``block``: a no to whatever the same policies ask for in
-    the rest of the run."""
+    the rest of the run; ``signed``: a yes as a passkey signed it, where the request asks for that."""
 
     decision: str
     presented: str
@@ -36,6 +37,7 @@ class Ballot(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     tell: bool = True
     block: bool = False
     scope: Scope = ONCE
+    signed: Assertion | None = None
 
 
 class Votes:
@@ -48,6 +50,7 @@ class Votes:
         desk: Desk,
         statements: Statements,
         bundles: Bundles,
+        passkeys: Passkeys,
         clock: SystemClock,
     ) -> None:
         self._records = records
@@ -55,6 +58,7 @@ class Votes:
         self._desk = desk
         self._statements = statements
         self._bundles = bundles
+        self._passkeys = passkeys
         self._clock = clock
 
     async def vote(self, approval: str, person: Person, ballot: Ballot) -> ApprovalRecord:
@@ -67,6 +71,9 @@ class Votes:
             _require_seen(record, ballot.presented)
             approves = ballot.decision == "approve"
             scope = rules.require_scope(ballot.scope, record, self._risk(record)) if approves else ONCE
+            signs = approves and bool(record.terms["step_up"])
+            if signs:
+                self._passkeys.require_vote(person, record, ballot.signed)
             await self._records.change(
                 entries.Approval(
                     "vote",
@@ -79,6 +86,7 @@ class Votes:
                     seat=seat,
                     hushed=not ballot.tell,
                     scope=scope,
+                    signed=ballot.signed if signs else None,
                 )
             )
             await self._conclude(approval, person, block=ballot.block and not approves)

@@ -11,6 +11,7 @@ from gateway.approvals import rules
 from gateway.approvals.desk import Desk
 from gateway.bundles import Bundles
 from gateway.console.why import Why, Whys
+from gateway.passkeys import Passkeys
 from gateway.registry import Registry
 from gateway.standings import Standings
 from gateway.state import ApprovalRecord, Grant, Person
@@ -43,7 +44,8 @@ class Seats(msgspec.Struct, frozen=True):
 
 class Card(msgspec.Struct, frozen=True):
     """``seat``: in whose place the person who looks would vote; empty with ``barred``, which says why not. ``missing``:
-    why the arguments are not here."""
+    why the arguments are not here. ``asked``: what their passkey is asked for a yes, where that is signed; empty if
+    they have none."""
 
     record: ApprovalRecord
     owner: str
@@ -62,6 +64,7 @@ class Card(msgspec.Struct, frozen=True):
     barred: str = ""
     missing: str = ""
     arguments: str = ""
+    asked: str = ""
     why: Why | None = None
 
     @property
@@ -77,7 +80,10 @@ class Card(msgspec.Struct, frozen=True):
 class Cards:
     """Of one gateway."""
 
-    def __init__(self, desk: Desk, registry: Registry, standings: Standings, bundles: Bundles, whys: Whys) -> None:
+    def __init__(
+        self, desk: Desk, registry: Registry, standings: Standings, bundles: Bundles, passkeys: Passkeys, whys: Whys
+    ) -> None:
+        self._passkeys = passkeys
         self._desk = desk
         self._registry = registry
         self._standings = standings
@@ -117,6 +123,7 @@ class Cards:
             barred=barred,
             missing=missing,
             arguments=json.dumps(given, indent=2, ensure_ascii=False) if given is not None else "",
+            asked=self._passkeys.to_vote(person, record) if record.terms["step_up"] and seat else "",
         )
 
     def _arguments(self, record: ApprovalRecord) -> tuple[JsonObject | None, str]:

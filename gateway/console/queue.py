@@ -19,6 +19,7 @@ from gateway.console.pages import redirect
 from gateway.console.visits import Guest
 from gateway.state import ApprovalRecord
 from trust.canonical import read_object
+from trust.identity.passkeys import assertion
 from trust.ledger.entries import ONCE, Scope
 from trust.reasons import Reason, Unverifiable, visible
 
@@ -127,6 +128,7 @@ class QueuePages:
             tell="hush" not in fields,
             block="block" in fields,
             scope=_scope(fields) if fields.get("decision") == "approve" else ONCE,
+            signed=assertion(fields["passkey"]) if "passkey" in fields else None,
         )
         await self._votes.vote(approval, guest.person, ballot)
         return redirect(f"{ROOT}{HERE}?done={approval}")

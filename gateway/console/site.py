@@ -6,7 +6,8 @@ from edge.http import Incoming, Response, StreamResponse, json_response
 from gateway.api.access import Access, Services
 from gateway.console.assets import FOR_EVER, Assets
 from gateway.console.cards import Cards
-from gateway.console.door import ROOT, Door, form, pairs
+from gateway.console.door import ROOT, Door
+from gateway.console.entrance import Entrance
 from gateway.console.gaps import GapPages
 from gateway.console.ledger import LedgerPages
 from gateway.console.pages import Pages, redirect
@@ -15,8 +16,9 @@ from gateway.console.queue import QueuePages
 from gateway.console.runs import RunPages
 from gateway.console.signals import Signals
 from gateway.console.sql import SqlPage
-from gateway.console.visits import LINK_S, Guest, Visits, require_own_form
+from gateway.console.visits import LINK_S, Guest, Visits
 from gateway.console.why import Whys
+from gateway.console.you import YourPage
 from gateway.state import Person
 from trust.ledger.entries import AnyEntry, Approval, Deputy
 from trust.ledger.entries import Person as PersonEntry
@@ -41,14 +43,12 @@ class Console:
         door = self._door = Door(access.routes, Pages(self._assets), self._visits, s.records, lambda: self.origin)
         access.person("POST", "/v1/console/links", self._link)
         door.anyone("GET", "/assets/{digest}/{name}", self._asset)
-        door.anyone("GET", "/sign-in", self._sign_in)
-        door.anyone("GET", "/enter", self._ask_to_enter)
-        door.anyone("POST", "/enter", self._enter)
         door.page("", self._home)
         door.page("/events", self._events)
-        door.form("/sign-out", self._leave)
+        Entrance(self._visits, s.passkeys, s.oidc).add_to(door)
+        YourPage(s.passkeys).add_to(door)
         whys = Whys(s.ledgers.home, s.subjects.key_of)
-        cards = Cards(s.desk, s.registry, s.standings, s.bundles, whys)
+        cards = Cards(s.desk, s.registry, s.standings, s.bundles, s.passkeys, whys)
         self._queue = QueuePages(s.desk, s.votes, cards, s.clock, lambda: self._signals.tell("queue"))
         self._queue.add_to(door)
         LedgerPages(s.ledgers, s.records, whys, s.clock).add_to(door)
@@ -82,24 +82,6 @@ class Console:
         headers = {"Content-Type": found[1], "Cache-Control": FOR_EVER, "X-Content-Type-Options": "nosniff"}
         return Response(body=found[0], headers=headers)
 
-    async def _sign_in(self, incoming: Incoming) -> Response:
-        following = own_path(pairs(incoming.query).get("next", ""))
-        if self._visits.guest(incoming) is not None:
-            return redirect(following)
-        return self._door.show("sign_in", incoming, None, next=following)
-
-    async def _ask_to_enter(self, incoming: Incoming) -> Response:
-        """A button, because whatever looks at links in advance must not use one up."""
-        code = pairs(incoming.query).get("code", "")
-        return self._door.show("enter", incoming, None, person=self._visits.whose(code), code=code)
-
-    async def _enter(self, incoming: Incoming) -> Response:
-        require_own_form(incoming, None, "")
-        return redirect(ROOT, await self._visits.enter(form(incoming).get("code", "")))
-
-    async def _leave(self, _incoming: Incoming, guest: Guest, _fields: dict[str, str]) -> Response:
-        return redirect(f"{ROOT}/sign-in", await self._visits.leave(guest))
-
     async def _home(self, _incoming: Incoming, _guest: Guest) -> Response:
         """What waits, for everybody."""
         return redirect(f"{ROOT}{QUEUE}")
@@ -108,11 +90,3 @@ class Console:
         if self._signals.full:
             raise Unverifiable(Reason.OVERLOADED, "too many pages are live already")
         return await self._signals.serve(incoming)
-
-
-def own_path(text: str) -> str:
-    """*text* if it is a page of the console, else its home: a sign-in must not lead anywhere else."""
-    path = text.partition("?")[0]
-    ours = path == ROOT or path.startswith(f"{ROOT}/")
-    safe = text.isascii() and text.isprintable() and "\\" not in text and ".." not in path and "//" not in path
-    return text if ours and safe and not path.startswith((f"{ROOT}/enter", f"{ROOT}/sign-in")) else ROOT

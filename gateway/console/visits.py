@@ -1,4 +1,4 @@
-"""Signing in to the console: a one-time link, then a cookie whose secret only the browser has.
+"""Signing in to the console: by a one-time link or a passkey, then a cookie whose secret only the browser has.
 
 A link is made by whoever has a person's token (``licet console``, ``licet up``), works once, for fifteen minutes. What
 it opens is a visit: an entry in the ledger, so that a restart ends none and a removed person has none.
@@ -32,6 +32,7 @@ class Guest(msgspec.Struct, frozen=True):
 
     person: Person
     visit: str
+    how: str
     csrf: str
 
     def may(self, *roles: str) -> bool:
@@ -52,7 +53,7 @@ class Visits:
         self._clock = clock
         self._links: dict[str, _Link] = {}
         self._cookie = "__Host-licet" if secure else "licet"
-        self._flags = "; Secure" if secure else ""
+        self.flags = "; Secure" if secure else ""
 
     def link(self, person: Person) -> str:
         """The code of a link that signs *person* in, once."""
@@ -79,26 +80,31 @@ class Visits:
         """Use up a link; the ``Set-Cookie`` of the visit that it opens."""
         name = self.whose(code)
         del self._links[_digest(code)]
+        return await self.open(name, "link")
+
+    async def open(self, person: str, how: str, credential: str = "", count: int = 0) -> str:
+        """The ``Set-Cookie`` of a new visit of *person*, whom *how* proved (a passkey: which, and its new count)."""
         secret = secrets.token_urlsafe(32)
         until = int(self._clock.now()) + VISIT_S
+        entry = entries.SignIn("signed_in", person, _digest(secret), how, until, credential, count)
         async with self._records.deciding:
-            await self._records.change(entries.SignIn("signed_in", name, _digest(secret), "link", until))
-        return f"{self._cookie}={secret}; Path=/; HttpOnly; SameSite=Strict; Max-Age={VISIT_S}{self._flags}"
+            await self._records.change(entry)
+        return f"{self._cookie}={secret}; Path=/; HttpOnly; SameSite=Strict; Max-Age={VISIT_S}{self.flags}"
 
     async def leave(self, guest: Guest) -> str:
         """End a visit; the ``Set-Cookie`` that forgets it."""
         async with self._records.deciding:
             await self._records.change(entries.SignIn("signed_out", guest.person.name, guest.visit))
-        return f"{self._cookie}=; Path=/; HttpOnly; SameSite=Strict; Max-Age=0{self._flags}"
+        return f"{self._cookie}=; Path=/; HttpOnly; SameSite=Strict; Max-Age=0{self.flags}"
 
     def guest(self, incoming: Incoming) -> Guest | None:
         """Who is signed in, if anybody is."""
-        secret = _cookie(incoming.header("cookie") or "", self._cookie)
+        secret = cookie(incoming.header("cookie") or "", self._cookie)
         visit = self._records.store.get(Visit, _digest(secret)) if secret else None
         if visit is None or visit.expires_at <= self._clock.now():
             return None
         person = self._records.store.get(Person, visit.person)
-        return Guest(person, visit.visit, self._csrf(visit)) if person is not None else None
+        return Guest(person, visit.visit, visit.how, self._csrf(visit)) if person is not None else None
 
     def _csrf(self, visit: Visit) -> str:
         """Made with what no browser has: who gets hold of a cookie cannot make a form of ours from it."""
@@ -129,7 +135,8 @@ def _digest(secret: str) -> str:
     return sha256_hex(secret.encode())
 
 
-def _cookie(header: str, name: str) -> str:
+def cookie(header: str, name: str) -> str:
+    """The value of the cookie *name* in a ``Cookie`` header; empty if it is not there."""
     for pair in header.split(";"):
         key, _, value = pair.strip().partition("=")
         if key == name:

@@ -1,4 +1,4 @@
-"""``licet people``: register, list."""
+"""``licet people``: register, list, login, passkeys."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import typer
 from licet.cli.gateway_api import gateway
 from licet.cli.output import USAGE, Json, fail, reporting, say, show, table
 from trust.ledger.tiles import write_atomically
+from trust.ledger.words import moment
 
 app = typer.Typer(name="people", help="People: who administers and who approves.", no_args_is_help=True)
 
@@ -19,13 +20,14 @@ def register(
     name: str,
     role: list[str] = typer.Option(..., help="operator, author, or a role that policies name."),
     team: list[str] = typer.Option([], help="A team that policies name as team:NAME."),
+    login: str = typer.Option("", help="How the issuer of single sign-on calls them, such as ada@example.com."),
     token_file: Path | None = typer.Option(None, "--token-file", help="Write the token there, for `--as`."),
     as_json: bool = Json,
 ) -> None:
     """Register a person; the token that signs them in is shown once, or written to a file."""
     if token_file is not None and token_file.exists():
         raise fail(f"{token_file} is there already; name a file that is not", USAGE)
-    told = gateway().call("POST", "/v1/people", {"name": name, "roles": role, "teams": team}).body
+    told = gateway().call("POST", "/v1/people", {"name": name, "roles": role, "teams": team, "login": login}).body
 
     def people() -> None:
         if token_file is not None:
@@ -45,5 +47,34 @@ def register(
 def list_people(as_json: bool = Json) -> None:
     """All people with their roles."""
     found = gateway().call("GET", "/v1/people").body["people"]
-    rows = [(p["name"], ", ".join(p["roles"]), ", ".join(p["teams"])) for p in found]
-    show(found, as_json, lambda: table(("PERSON", "ROLES", "TEAMS"), rows, "no people"))
+    rows = [(p["name"], ", ".join(p["roles"]), ", ".join(p["teams"]), p["login"]) for p in found]
+    show(found, as_json, lambda: table(("PERSON", "ROLES", "TEAMS", "LOGIN"), rows, "no people"))
+
+
+@app.command("login")
+@reporting
+def login(
+    name: str,
+    login: str = typer.Argument(help='How the issuer of single sign-on calls them; "" ends that.'),
+    as_json: bool = Json,
+) -> None:
+    """Let a person sign in to the console at the issuer of single sign-on."""
+    told = gateway().call("POST", f"/v1/people/{name}/login", {"login": login}).body
+    show(told, as_json, lambda: say(f"{name} signs in as {login}" if login else f"{name} signs in there no more"))
+
+
+@app.command("passkeys")
+@reporting
+def passkeys(
+    name: str,
+    remove: str = typer.Option("", help="The credential of one that was lost: it signs nothing any more."),
+    as_json: bool = Json,
+) -> None:
+    """The passkeys of a person, who adds them in the console under their name."""
+    if remove:
+        told = gateway().call("POST", f"/v1/people/{name}/passkeys/remove", {"credential": remove}).body
+        show(told, as_json, lambda: say(f"removed; {name} can add another by a sign-in link once they have none"))
+        return
+    found = gateway().call("GET", f"/v1/people/{name}/passkeys").body["passkeys"]
+    rows = [(key["name"], moment(key["added_us"]), key["party"], key["credential"]) for key in found]
+    show(found, as_json, lambda: table(("NAME", "SINCE", "FOR", "CREDENTIAL"), rows, f"{name} has no passkeys"))

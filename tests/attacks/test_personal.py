@@ -149,7 +149,7 @@ def _relabelled(mesh: Mesh, **changed: Any) -> Any:
     judge = Judge(home, keys_below(mesh.home / "gateway"))
     line = [line for _, line in mesh.sidecar.ledger.lines() if isinstance(line.entry, Intent)][-1]
     deed = msgspec.structs.replace(line.entry.deed, **changed)
-    return judge(msgspec.structs.replace(line, entry=msgspec.structs.replace(line.entry, deed=deed)))
+    return judge.decided(msgspec.structs.replace(line, entry=msgspec.structs.replace(line.entry, deed=deed)))
 
 
 async def test_no_decision_hides_behind_a_seal(mesh: Mesh) -> None:

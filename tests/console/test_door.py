@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.console import assets
-from gateway.console.site import own_path
+from gateway.console.entrance import own_path
 from gateway.console.text import readable
 from tests.mesh import REPOSITORY, Answer, Mesh
 from trust.ledger.entries import Query, Refusal

@@ -1,4 +1,4 @@
-"""OAuth access tokens at the edge: JWTs (RFC 9068) of one issuer, by one algorithm, for exactly us.
+"""Tokens of somebody else's issuer: access tokens (RFC 9068) and ID tokens (OpenID Connect), for exactly us.
 
 A second door to PyJWT, for algorithms that authorization servers use. As everywhere its decoder is not used: header
 and claims are read by our own strict pass, and the library checks one signature with one key.
@@ -22,7 +22,9 @@ CLOCK_SKEW_S: Final = 5
 MAX_LIFE_S: Final = 24 * 3600
 """An access token that lives longer is a password."""
 MIN_RSA_BITS: Final = 2048
-_TYPES: Final = ("at+jwt", "application/at+jwt")
+_ACCESS: Final = ("at+jwt", "application/at+jwt")
+_ID: Final = ("jwt", "")
+"""An ID token needs no typ; an access token says that it is one, so neither passes for the other."""
 _HEADER: Final = frozenset({"alg", "typ", "kid", "x5t"})
 _KINDS: Final[Mapping[str, tuple[str, str]]] = {
     "EdDSA": ("OKP", "Ed25519"),
@@ -78,11 +80,32 @@ def key_id(token: str) -> str:
 
 def verify(token: str, *, issuer: Issuer, audience: str, now: float) -> Bearer:
     """Who *token* speaks for, or :class:`Unverifiable`. *audience*: the resource that we are, compared as text."""
+    claims = _signed(token, issuer, audience, _ACCESS)
+    end = _in_time(claims, now)
+    subject, client, scope = claims.get("sub"), claims.get("client_id", ""), claims.get("scope", "")
+    if not isinstance(subject, str) or not subject or not isinstance(client, str) or not isinstance(scope, str):
+        raise _refuse("expected sub, client_id and scope as texts")
+    return Bearer(subject, client, frozenset(scope.split()), end)
+
+
+def verify_id_token(token: str, *, issuer: Issuer, client: str, nonce: str, now: float) -> JsonObject:
+    """The claims of an ID token for us as *client*, in answer to *nonce*, or :class:`Unverifiable` (OpenID Connect Core
+    1.0, section 3.1.3.7)."""
+    claims = _signed(token, issuer, client, _ID)
+    _in_time(claims, now)
+    if claims.get("azp", client) != client:
+        raise _refuse("issued to another client")
+    if claims.get("nonce") != nonce:
+        raise _refuse("it answers another sign-in (its nonce is not ours)")
+    return claims
+
+
+def _signed(token: str, issuer: Issuer, audience: str, types: tuple[str, ...]) -> JsonObject:
     header, claims, signed, signature = _parts(token)
     if not set(header) <= _HEADER or header.get("alg") != issuer.algorithm:
-        raise _refuse(f"expected the header alg {issuer.algorithm}, typ at+jwt and kid")
-    if str(header.get("typ", "")).lower() not in _TYPES:
-        raise _refuse("its typ is not at+jwt, so it is no access token")
+        raise _refuse(f"expected the header alg {issuer.algorithm}, typ {types[0]} and kid")
+    if str(header.get("typ", "")).lower() not in types:
+        raise _refuse(f"its typ is not {types[0]}: it is a token for something else")
     key = issuer.keys.get(str(header.get("kid", "")))
     if key is None or not _algorithms[issuer.algorithm].verify(signed, key, signature):
         raise _refuse("its signature does not verify with a key of the issuer")
@@ -90,20 +113,18 @@ def verify(token: str, *, issuer: Issuer, audience: str, now: float) -> Bearer:
         raise _refuse("issued by somebody else")
     if claims.get("aud") not in (audience, [audience]):
         raise _refuse(f"made for another audience than {audience}")
-    return _bearer(claims, now)
+    return claims
 
 
-def _bearer(claims: JsonObject, now: float) -> Bearer:
+def _in_time(claims: JsonObject, now: float) -> int:
+    """When it ends."""
     begin, end = _moment(claims, "iat"), _moment(claims, "exp")
     not_before = _moment(claims, "nbf") if "nbf" in claims else begin
     if not max(begin, not_before) - CLOCK_SKEW_S <= now < end:
         raise _refuse("outside of its time")
     if end - begin > MAX_LIFE_S:
         raise _refuse("lives longer than a day")
-    subject, client, scope = claims.get("sub"), claims.get("client_id", ""), claims.get("scope", "")
-    if not isinstance(subject, str) or not subject or not isinstance(client, str) or not isinstance(scope, str):
-        raise _refuse("expected sub, client_id and scope as texts")
-    return Bearer(subject, client, frozenset(scope.split()), end)
+    return end
 
 
 def _moment(claims: JsonObject, name: str) -> int:
@@ -125,4 +146,4 @@ def _parts(token: str) -> tuple[JsonObject, JsonObject, bytes, bytes]:
 
 
 def _refuse(detail: str) -> Unverifiable:
-    return Unverifiable(Reason.UNAUTHENTICATED, f"access token: {detail}")
+    return Unverifiable(Reason.UNAUTHENTICATED, f"token: {detail}")

@@ -182,6 +182,16 @@ class Scope(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaul
 ONCE: Final = Scope()
 
 
+class Assertion(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What a passkey signed (WebAuthn): ``signature`` over ``authenticator_data`` and the hash of ``client_data``. All
+    in base64url."""
+
+    credential: str
+    client_data: str
+    authenticator_data: str
+    signature: str
+
+
 class Approval(_Entry, frozen=True, tag="approval"):
     """One step of one approval.
 
@@ -192,7 +202,7 @@ class Approval(_Entry, frozen=True, tag="approval"):
     ``groups``), ``revoked`` (what is left of its scope).
 
     A vote is ``by`` somebody, in the ``seat`` of whoever's it is (another's, for a deputy), for what was ``presented``;
-    ``hushed``: its reason is not for the agent.
+    ``hushed``: its reason is not for the agent; ``signed``: by whose passkey, if the request asks for that.
     """
 
     event: Literal[
@@ -224,6 +234,7 @@ class Approval(_Entry, frozen=True, tag="approval"):
     scope: Scope = ONCE
     block: list[str] = []
     groups: list[str] = []
+    signed: Assertion | None = None
 
 
 class Deputy(_Entry, frozen=True, tag="deputy"):
@@ -314,25 +325,43 @@ class Server(_Entry, frozen=True, tag="server"):
 
 
 class Person(_Entry, frozen=True, tag="person"):
-    """A person (or the program that set the mesh up) was given a token, roles and teams."""
+    """A person (or the program that set the mesh up) was given a token, roles and teams, or another ``login`` (how the
+    issuer of single sign-on calls them)."""
 
-    event: Literal["registered", "removed"]
+    event: Literal["registered", "login", "removed"]
     person: str
     by: str
     roles: list[str] = []
     teams: list[str] = []
     token_sha256: str = ""
+    login: str = ""
+
+
+class Passkey(_Entry, frozen=True, tag="passkey"):
+    """A person's passkey: its ``credential`` id and public ``key`` (COSE), both base64url, at the relying ``party``;
+    ``count``: how often it has signed, if it counts."""
+
+    event: Literal["added", "removed"]
+    person: str
+    credential: str
+    by: str
+    key: str = ""
+    party: str = ""
+    name: str = ""
+    count: Count = 0
 
 
 class SignIn(_Entry, frozen=True, tag="signin"):
     """A person opened or ended a visit to the console. ``visit``: SHA-256 of the secret in its cookie; ``how``: what
-    proved who it is; ``expires_at``: Unix seconds."""
+    proved who it is (``credential``: by which passkey, and its new ``count``); ``expires_at``: Unix seconds."""
 
     event: Literal["signed_in", "signed_out"]
     person: str
     visit: str
     how: str = ""
     expires_at: int = 0
+    credential: str = ""
+    count: Count = 0
 
 
 class SavedQuery(_Entry, frozen=True, tag="saved_query"):
@@ -525,6 +554,7 @@ AnyEntry = (
     | Session
     | Server
     | Person
+    | Passkey
     | SignIn
     | SavedQuery
     | Kill

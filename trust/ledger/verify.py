@@ -8,9 +8,10 @@ follows from its recorded facts is asked of *judge*, which the caller builds fro
 from __future__ import annotations
 
 import datetime
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
 from trust.identity.keys import PublicKey
 from trust.ledger import checkpoint, entries
@@ -24,8 +25,18 @@ from trust.ledger.segments import SEGMENT_BYTES, Segments
 from trust.ledger.tiles import read_entries, read_hashes
 from trust.reasons import Unverifiable
 
-Judge = Callable[[Line], str | None]
-"""None when the decision follows (or nothing was decided); else what is wrong."""
+
+class Judge(Protocol):
+    """Whoever decides again. Each answer is what is wrong, or None; ``votes`` counts signatures that were checked."""
+
+    @property
+    def votes(self) -> int: ...
+
+    def decided(self, line: Line) -> str | None:
+        """Whether the decision in *line* follows from its facts; :class:`Undecidable` if that cannot be told."""
+
+    def followed(self, line: Line) -> str | None:
+        """Whether *line* fits those before it; each line of a log is given, in order."""
 
 
 @dataclass(slots=True)
@@ -40,6 +51,7 @@ class Report:
     entries: int = 0
     decided_again: int = 0
     not_decidable: int = 0
+    votes: int = 0
     kept: int = 0
     pruned: int = 0
     faults: list[str] = field(default_factory=list)
@@ -63,6 +75,7 @@ class Report:
                 if self.not_decidable
                 else ""
             ),
+            *([f"{self.votes} votes are signed by passkeys, for exactly what was asked"] if self.votes else []),
             *([f"the entries below {self.pruned} were pruned: only their hashes are here"] if self.pruned else []),
             *([f"{self.kept} checkpoints that were kept elsewhere are of this very log"] if self.kept else []),
         ]
@@ -211,6 +224,10 @@ def _check_entry(data: bytes, index: int, origin: str, report: Report, judge: Ju
     if line.stamp.seq != index or line.stamp.origin != origin:
         report.faults.append(f"entry {index} says that it is {line.stamp.origin}#{line.stamp.seq}")
     if judge is not None:
+        fault = judge.followed(line)
+        if fault is not None:
+            report.faults.append(f"entry {index}: {fault}")
+        report.votes = judge.votes
         _decide_again(line, index, report, judge)
 
 
@@ -218,7 +235,7 @@ def _decide_again(line: Line, index: int, report: Report, judge: Judge) -> None:
     if getattr(line.entry, "judgement", None) is None:
         return
     try:
-        fault = judge(line)
+        fault = judge.decided(line)
     except Undecidable:
         report.not_decidable += 1
         return

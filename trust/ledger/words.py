@@ -80,6 +80,8 @@ def words(entry: AnyEntry) -> str:
         case entries.Person():
             roles = f" as {', '.join(entry.roles)}" if entry.roles else ""
             return f"{entry.person} {entry.event}{roles}{_who(entry.by)}"
+        case entries.Passkey():
+            return f"passkey “{visible(entry.name)}” of {entry.person} {entry.event}{_who(entry.by)}"
         case entries.SignIn():
             how = f" by {entry.how}" if entry.how else ""
             return f"{entry.person} {entry.event.replace('_', ' ')}{how}"

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import Any, Iterable
 
 from .notes import Fault
+from .passkeys import require_signed
 
 ONCE = "once"
 
@@ -16,14 +18,17 @@ class Approvals:
         self._steps: dict[str, list[Any]] = {}
         self._groups: dict[str, set[str]] = {}
         self._deputies: list[Any] = []
+        self._passkeys: list[Any] = []
         for entry in sorted(entries, key=lambda one: (one.origin, one.index)):
             if entry.kind == "approval":
                 self._steps.setdefault(entry.body["approval"], []).append(entry)
-            elif entry.kind == "person":
+            elif entry.kind == "person" and entry.body["event"] == "registered":
                 teams = {"team:" + team for team in entry.body.get("teams", [])}
                 self._groups[entry.body["person"]] = set(entry.body.get("roles", [])) | teams
             elif entry.kind == "deputy":
                 self._deputies.append(entry)
+            elif entry.kind == "passkey":
+                self._passkeys.append(entry)
 
     def require(self, intent: Any) -> set[str]:
         """Who approved *intent*: enough of each group, of exactly this; nobody denied it, and it was used for this,
@@ -65,6 +70,8 @@ class Approvals:
                 continue
             if seat != by and not self._stands_in(by, seat, vote.stamp["wall_us"]):
                 raise Fault(f"{by} voted for {seat}, and was nobody's deputy then")
+            if terms.get("step_up"):
+                self._require_signed(vote, _before(steps, vote).body["action_digest"])
             if seat not in seats and by not in seats.values():
                 seats[seat] = by
         if not terms["quorum"]:
@@ -74,6 +81,20 @@ class Approvals:
             if len(fitting) < count:
                 raise Fault(f"{len(fitting)} of {count} people of the role {group} approved")
         return {by if by == seat else f"{by} for {seat}" for seat, by in seats.items()}
+
+    def _require_signed(self, vote: Any, action_digest: str) -> None:
+        """That a passkey of whoever voted signed exactly this."""
+        by, signed = vote.body["by"], vote.body.get("signed")
+        known = [
+            one.body
+            for one in self._passkeys
+            if signed and one.body["credential"] == signed["credential"] and one.index < vote.index
+        ]
+        if not known or known[-1]["event"] != "added" or known[-1]["person"] != by:
+            raise Fault(f"{by} did not sign with a passkey that was theirs")
+        text = "|".join((action_digest, "approve", by, vote.body["approval"]))
+        challenge = hashlib.sha256(text.encode()).digest()
+        require_signed(signed, known[-1]["key"], known[-1]["party"], challenge)
 
     def _stands_in(self, by: str, seat: str, when_us: int) -> bool:
         """By what was named last before then."""
@@ -114,6 +135,11 @@ def _all(steps: list[Any], event: str) -> list[Any]:
 
 def _first(steps: list[Any]) -> Any:
     return _all(steps, "requested")[0]
+
+
+def _before(steps: list[Any], vote: Any) -> Any:
+    """What was asked when *vote* was given."""
+    return _last([step for step in steps if step.index < vote.index], "requested", "edited")
 
 
 def _last(steps: list[Any], *events: str) -> Any:
