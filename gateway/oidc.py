@@ -44,6 +44,7 @@ class Provider(msgspec.Struct, frozen=True):
     authorization_endpoint: str
     token_endpoint: str
     jwks_uri: str
+    userinfo_endpoint: str = ""
     authorization_response_iss_parameter_supported: bool = False
 
 
@@ -130,13 +131,24 @@ class Oidc:
         if not isinstance(token, str):
             raise _refuse(f"{self.name} gave no id_token")
         keys = oauth.keys_of(await self._ask("GET", provider.jwks_uri, {}), self._config.algorithm)
-        return oauth.verify_id_token(
+        claims = oauth.verify_id_token(
             token,
             issuer=Issuer(self._config.issuer, self._config.algorithm, keys),
             client=self._config.client_id,
             nonce=self._of(state, "nonce"),
             now=self._clock.now(),
         )
+        if self._config.claim in claims or not provider.userinfo_endpoint:
+            return claims
+        return await self._more(provider.userinfo_endpoint, str(told.get("access_token", "")), claims)
+
+    async def _more(self, endpoint: str, access_token: str, claims: JsonObject) -> JsonObject:
+        """What the ID token leaves out (OpenID Connect Core 1.0, sections 5.3 and 5.4), said of the same subject."""
+        headers = {"Authorization": f"Bearer {access_token}", "Accept": "application/json"}
+        told = read_object(await self._ask("GET", endpoint, headers))
+        if told.get("sub") != claims.get("sub"):
+            raise _refuse(f"{self.name} told of somebody else than it had signed in")
+        return told
 
     def _person(self, claims: JsonObject) -> Person:
         login = claims.get(self._config.claim)
@@ -163,7 +175,8 @@ class Oidc:
             raise _refuse(f"{self.name} does not describe itself as OpenID Connect says: {bad}") from None
         if found.issuer != self._config.issuer:
             raise _refuse(f"{url} describes {visible(found.issuer)}; expected {self._config.issuer}")
-        for endpoint in (found.authorization_endpoint, found.token_endpoint, found.jwks_uri):
+        endpoints = [found.authorization_endpoint, found.token_endpoint, found.jwks_uri]
+        for endpoint in endpoints + [found.userinfo_endpoint] * bool(found.userinfo_endpoint):
             require_safe(endpoint)
         return found
 

@@ -13,7 +13,7 @@ import aiohttp
 
 from edge import tls
 from gateway.app import Gateway
-from gateway.config import BreakerConfig, GatewayConfig, NotifyConfig
+from gateway.config import BreakerConfig, GatewayConfig, NotifyConfig, OidcConfig
 from licet.workbench import MANIFEST
 from sidecar.app import Sidecar
 from sidecar.config import NodeConfig, SidecarConfig, ToolServer
@@ -71,6 +71,7 @@ class Mesh:
     otlp: str | None = None
     breaker: BreakerConfig = field(default_factory=BreakerConfig)
     notify: NotifyConfig = field(default_factory=NotifyConfig)
+    oidc: OidcConfig | None = None
     others: dict[str, Sidecar] = field(default_factory=dict)
     tokens: dict[str, str] = field(default_factory=dict)
 
@@ -119,6 +120,7 @@ class Mesh:
             otlp=self.otlp,
             breaker=self.breaker,
             notify=self.notify,
+            oidc=self.oidc,
         )
         self.gateway = Gateway(config, self.gateway_disk)
         await self.gateway.start()
