@@ -178,6 +178,8 @@ class Gateway:
             certificates=self._tls,
             witness=self.witness,
             ledgers=self.ledgers,
+            anchors=self.anchors,
+            policies=config.policies,
             packer=Packer(self.ledgers, self.ledger.origin, self.witness.vkey, key.public),
             key=key,
             clock=clock,

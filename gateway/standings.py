@@ -217,5 +217,9 @@ class Standings:
             "moved": [{"index": m.index, **msgspec.to_builtins(m.entry)} for m in moved],
         }
 
+    def lately(self, agent: str, most: int) -> list[Moved]:
+        """What moved its score last, the oldest first."""
+        return self._records.store.newest(Moved, f"{agent}|", most)[::-1]
+
     def books(self) -> list[Book]:
         return self._shelf.books()

@@ -64,6 +64,12 @@ class Store:
         for (body,) in rows.fetchall():
             yield msgspec.json.decode(body, type=kind)
 
+    def newest(self, kind: type[Document], prefix: str, most: int) -> list[Document]:
+        """At most *most* of those whose key begins with *prefix*, from the end of their keys."""
+        asked = (kind.__name__, prefix, prefix + "\U0010ffff", most)
+        sql = "SELECT body FROM document WHERE kind = ? AND key >= ? AND key < ? ORDER BY key DESC LIMIT ?"
+        return [msgspec.json.decode(body, type=kind) for (body,) in self._db.execute(sql, asked).fetchall()]
+
     def put(self, key: str, document: msgspec.Struct) -> None:
         self._changed(type(document), key)
         self._db.execute(

@@ -14,9 +14,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+from gateway.candidate import read_directory, to_request
 from licet.cli.run import agent_environment
 from licet.client import Api, ApiError, Unavailable
-from licet.policies import read_directory, to_request
 from licet.settings import Settings, read_token
 from licet.workbench import MANIFEST
 from trust.ledger.tiles import write_atomically

@@ -28,8 +28,8 @@ from rich.table import Table
 from edge.clock import SystemClock, new_nonce
 from edge.durable import DurableLedger
 from edge.run import calm_the_collector
+from gateway.candidate import read_directory, to_request
 from licet.client import Api
-from licet.policies import read_directory, to_request
 from loadtests import million
 from trust.identity import httpsig, wit
 from trust.identity.keys import SecretKey

@@ -231,7 +231,7 @@ class Mesh:
         return await self.request(method, self.gateway_url + path, token=self.tokens[who], json=body)
 
     async def activate(self, files: dict[str, str]) -> Answer:
-        from licet.policies import to_request
+        from gateway.candidate import to_request
 
         return await self.admin("POST", "/v1/bundles", to_request(files))
 

@@ -40,6 +40,7 @@ DOORS = {
     "cedarpy": {"trust.policy.cedar"},
     "cryptography": {"trust.identity.keys", "trust.personal", "gateway.authority"},
     "jwt": {"trust.identity.jws", "trust.identity.oauth"},
+    "webauthn": {"trust.identity.passkeys"},
     "base58": {"trust.identity.keys"},
     "rfc8785": {"trust.canonical"},
     "crc32c": {"trust.ledger.frames"},

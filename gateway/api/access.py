@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TypeVar
 from urllib.parse import parse_qs
 
@@ -18,6 +19,7 @@ from edge import tls
 from edge.clock import SystemClock
 from edge.http import Incoming, StreamResponse
 from edge.routes import Routes
+from gateway.anchors import Anchors
 from gateway.approvals.desk import Desk
 from gateway.approvals.votes import Votes
 from gateway.bundles import Bundles
@@ -75,6 +77,8 @@ class Services:
     certificates: Certificates | None
     witness: Witness
     ledgers: Ledgers
+    anchors: Anchors
+    policies: Path
     packer: Packer
     key: SecretKey
     clock: SystemClock

@@ -130,6 +130,14 @@ class Desk:
                 (mine if may_vote(record, person.name, owner, all_) else others).append(record)
         return sorted(mine, key=_by_end), sorted(others, key=_by_end)
 
+    def since(self, when_us: int) -> list[ApprovalRecord]:
+        """What was asked since then (Unix microseconds)."""
+        return [one for one in self.all() if one.requested_at_us >= when_us]
+
+    def ending_before(self, when_us: int) -> int:
+        """How many wait for a person, and no longer than until then (Unix microseconds)."""
+        return sum(one.state == "pending" and one.expires_at_us < when_us for one in self._live())
+
     def past(self, state: str, before: str, most: int) -> list[ApprovalRecord]:
         """What is over, the latest first: in this *state* if one is named, and asked before the request *before*."""
         ids = (one for one, ended in self._past.items() if state in ("", ended) and (not before or one < before))

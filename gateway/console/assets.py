@@ -1,4 +1,4 @@
-"""What the console's pages load: our style, and htmx as npm gave it, each named with its SHA-256.
+"""What the console's pages load: our style, htmx and uPlot as npm gave them, each named with its SHA-256.
 
 ``make assets`` copies what the lock file in ``npm/`` names into ``static/vendor/``; a test fetches it anew, to compare.
 """
@@ -15,6 +15,9 @@ VENDORED: Final = {
     "hx-csp.min.js": "htmx.org/dist/ext/hx-csp.min.js",
     "hx-sse.min.js": "htmx.org/dist/ext/hx-sse.min.js",
     "htmx.LICENSE": "htmx.org/LICENSE",
+    "uPlot.iife.min.js": "uplot/dist/uPlot.iife.min.js",
+    "uPlot.min.css": "uplot/dist/uPlot.min.css",
+    "uPlot.LICENSE": "uplot/LICENSE",
 }
 """Under ``static/vendor/``, and where it lies in ``node_modules``."""
 _TYPES: Final = {".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml"}

@@ -10,6 +10,7 @@ import msgspec
 from gateway.approvals import rules
 from gateway.approvals.desk import Desk
 from gateway.bundles import Bundles
+from gateway.console.charts import RECENT, spark
 from gateway.console.why import Why, Whys
 from gateway.passkeys import Passkeys
 from gateway.registry import Registry
@@ -20,6 +21,7 @@ from trust.canonical import JsonObject
 from trust.ledger import entries
 from trust.policy.inventory import Tool
 from trust.reasons import Unverifiable
+from trust.standing.score import HIGHEST
 
 MAX_VALUE: Final = 4_000
 LIKE_IT: Final = 5
@@ -53,6 +55,7 @@ class Card(msgspec.Struct, frozen=True):
     teams: tuple[str, ...]
     score: int
     tier: str
+    line: str
     tool: Tool | None
     zone: str
     labels: tuple[str, ...]
@@ -112,6 +115,7 @@ class Cards:
             teams=tuple(agent.teams),
             score=standing.score,
             tier=standing.tier,
+            line=spark([one.entry.after for one in self._standings.lately(record.agent, RECENT)], HIGHEST),
             tool=server.tools.get(record.request["tool"]) if server is not None else None,
             zone=server.zone if server is not None else "",
             labels=tuple(server.labels) if server is not None else (),

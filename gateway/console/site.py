@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from edge.http import Incoming, Response, StreamResponse, json_response
 from gateway.api.access import Access, Services
+from gateway.console.agents import AgentPages
 from gateway.console.assets import FOR_EVER, Assets
 from gateway.console.cards import Cards
 from gateway.console.door import ROOT, Door
 from gateway.console.entrance import Entrance
 from gateway.console.gaps import GapPages
 from gateway.console.ledger import LedgerPages
+from gateway.console.oversight import OversightPage
+from gateway.console.overview import OverviewPage
 from gateway.console.pages import Pages, redirect
+from gateway.console.policies import PoliciesPage
 from gateway.console.queue import HERE as QUEUE
 from gateway.console.queue import QueuePages
 from gateway.console.runs import RunPages
@@ -51,10 +55,14 @@ class Console:
         cards = Cards(s.desk, s.registry, s.standings, s.bundles, s.passkeys, whys)
         self._queue = QueuePages(s.desk, s.votes, cards, s.clock, lambda: self._signals.tell("queue"))
         self._queue.add_to(door)
+        OverviewPage(s).add_to(door)
         LedgerPages(s.ledgers, s.records, whys, s.clock).add_to(door)
+        AgentPages(s).add_to(door)
+        PoliciesPage(s, s.policies).add_to(door)
         RunPages(s.ledgers, s.packer, whys, s.clock).add_to(door)
         GapPages(s.ledgers, s.clock).add_to(door)
         SqlPage(s.ledgers).add_to(door)
+        OversightPage(s.desk, s.clock).add_to(door)
         s.ledgers.listen(lambda: self._signals.tell("ledger"))
         s.records.listen(self._on_change)
 

@@ -14,12 +14,12 @@ import msgspec
 import typer
 
 from edge.judging import Judge
+from gateway.candidate import read_directory, to_request
 from licet import ledgers
 from licet.cli.gateway_api import As, gateway
 from licet.cli.output import BAD_POLICY, CASES_FAILED, FAILED, Json, fail, reporting, say, show, table
 from licet.cli.stories import tell
 from licet.client import ApiError
-from licet.policies import read_directory, to_request
 from licet.settings import load
 from trust.identity.keys import SecretKey
 from trust.policy import bundle, cases, cedar, schema

@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from licet.policies import read_directory
+from gateway.candidate import read_directory
 from tests.mesh import REPOSITORY
 from trust.identity.keys import SecretKey
 from trust.policy import bundle, cases

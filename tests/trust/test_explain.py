@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from licet.policies import read_directory
+from gateway.candidate import read_directory
 from tests.mesh import REPOSITORY
 from trust.facts import Agent, Facts, Mandate, Rate, Run
 from trust.policy import bundle, cases
