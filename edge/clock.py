@@ -58,6 +58,12 @@ def new_id(prefix: str) -> str:
     return f"{prefix}_{_moment(time.time_ns() // 1_000_000)}{_pool.take(16).translate(_FIVE_BITS).decode('ascii')}"
 
 
+def id_at(prefix: str, milliseconds: int) -> str:
+    """What :func:`new_id` made before this moment (Unix milliseconds) sorts before, and what it makes from then on
+    behind."""
+    return f"{prefix}_{_moment(milliseconds)}"
+
+
 @lru_cache(maxsize=2)
 def _moment(milliseconds: int) -> str:
     return "".join(_CROCKFORD[milliseconds >> shift & 31] for shift in range(45, -5, -5))

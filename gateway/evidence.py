@@ -9,7 +9,7 @@ import asyncio
 import io
 import json
 import zipfile
-from collections.abc import Iterable
+from collections.abc import AsyncIterator, Iterable
 from typing import Any, Final
 
 from edge.blobs import Blobs
@@ -82,18 +82,32 @@ class Packer:
                 raise Unverifiable(Reason.MALFORMED_REQUEST, f"this run has more than {MAX_ENTRIES} entries")
             until_us = max(row.wall_us for row in rows) + AFTER_US
             for kind in _CONTEXT:
-                asked = Filter(kind=kind, origin=self._gateway, until_us=until_us, limit=MAX_ROWS)
-                rows += (await self._ledgers.index.find(asked)).rows
+                rows += [row async for row in self._all(kind, until_us)]
             return await asyncio.to_thread(self._write, run, rows, personal)
+
+    async def _all(self, kind: str, until_us: int) -> AsyncIterator[Row]:
+        """Every entry of one kind in the gateway's own log until then (Unix microseconds)."""
+        after = ""
+        while True:
+            asked = Filter(kind=kind, origin=self._gateway, until_us=until_us, limit=MAX_ROWS, after=after)
+            page = await self._ledgers.index.find(asked)
+            for row in page.rows:
+                yield row
+            after = page.next
+            if not after:
+                return
 
     def _write(self, run: str, rows: list[Row], personal: bool) -> bytes:
         files: dict[str, bytes] = {}
         listed: list[dict[str, Any]] = []
         bundles: set[str] = set()
         arguments: set[str] = set()
+        about = self._voters(rows)
         for origin in sorted({row.origin for row in rows}):
             log, read = self._ledgers.sealed(origin), _Reader()
             for index in sorted({row.index for row in rows if row.origin == origin and row.index < log.size}):
+                if origin == self._gateway and _of_others(read(log, index), about):
+                    continue
                 name = f"{origin.replace('/', '_')}/{index}"
                 entry, proof = f"entries/{name}.json", f"proofs/{name}.tlog-proof"
                 files[entry], files[proof] = read(log, index), log.proof(index)
@@ -118,6 +132,16 @@ class Packer:
             files[f"verifier/{path.name}"] = path.read_bytes()
         files["__main__.py"] = _MAIN
         return _zipped(files)
+
+    def _voters(self, rows: list[Row]) -> set[str]:
+        """Who voted in this run, and in whose seats: of nobody else's roles, deputies and passkeys anything is told."""
+        log, read = self._ledgers.sealed(self._gateway), _Reader()
+        found: set[str] = set()
+        for index in sorted({row.index for row in rows if row.origin == self._gateway and row.index < log.size}):
+            entry = entries.decode(read(log, index)).entry
+            if isinstance(entry, entries.Approval) and entry.event == "vote":
+                found |= {entry.by, entry.seat or entry.by}
+        return found
 
     def _opened(self, data: bytes) -> dict[str, bytes]:
         """What opens the personal arguments of an entry: they and the salt are what its digest is of."""
@@ -159,6 +183,12 @@ def _named(data: bytes, bundles: set[str], arguments: set[str]) -> None:
         bundles.add(judgement.bundle)
     if deed is not None and deed.arguments is None and deed.sealed is None:
         arguments.add(deed.arguments_sha256)
+
+
+def _of_others(data: bytes, about: set[str]) -> bool:
+    """Whether an entry tells of people who have nothing to do with it."""
+    entry = entries.decode(data).entry
+    return isinstance(entry, entries.Person | entries.Deputy | entries.Passkey) and entry.person not in about
 
 
 def _zipped(files: dict[str, bytes]) -> bytes:

@@ -120,13 +120,16 @@ def _sign_in(store: Store, stamp: Stamp, entry: entries.SignIn) -> None:
     if entry.event == "signed_out":
         store.delete(Visit, entry.visit)
     else:
-        store.put(entry.visit, Visit(entry.visit, entry.person, entry.expires_at, entry.how))
+        store.put(entry.visit, Visit(entry.visit, entry.person, entry.expires_at, entry.how, entry.credential))
         _counted(store, entry.credential, entry.count)
 
 
 def _passkey(store: Store, stamp: Stamp, entry: entries.Passkey) -> None:
     if entry.event == "removed":
         store.delete(Passkey, entry.credential)
+        for visit in list(store.all(Visit)):
+            if visit.credential == entry.credential:
+                store.delete(Visit, visit.visit)
     else:
         made = (entry.credential, entry.person, entry.key, entry.party, entry.name, stamp.wall_us, entry.count)
         store.put(entry.credential, Passkey(*made))
@@ -320,7 +323,8 @@ def _approval(store: Store, stamp: Stamp, entry: entries.Approval) -> None:
             changed = replace(known, viewed_at_us=known.viewed_at_us or now)
         case "vote":
             decision: Literal["approve", "deny"] = "approve" if entry.decision == "approve" else "deny"
-            vote = Vote(entry.by, decision, entry.reason, now, entry.seat or entry.by, entry.hushed, entry.scope)
+            seat, signed = entry.seat or entry.by, entry.signed is not None
+            vote = Vote(entry.by, decision, entry.reason, now, seat, entry.hushed, entry.scope, signed)
             changed = replace(known, votes=(*known.votes, vote))
             if entry.signed is not None:
                 _counted(store, entry.signed.credential, count_of(entry.signed))

@@ -6,6 +6,7 @@ What a flow needs is made from its state with a secret, so nothing is remembered
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import hashlib
 import hmac
@@ -25,12 +26,15 @@ from trust.canonical import JsonObject, read_object
 from trust.identity import oauth
 from trust.identity.keys import b64url, unb64url
 from trust.identity.oauth import Issuer
+from trust.identity.replay import Nonces
 from trust.reasons import Reason, Unverifiable, visible
 
 FLOW_S: Final = 10 * 60
 TIMEOUT_S: Final = 10.0
 KNOWN_S: Final = 300.0
 """For how long the issuer's own description is believed without asking again."""
+REST_S: Final = 3.0
+"""After an issuer that did not answer: nobody makes us ask it more often."""
 MAX_ANSWER: Final = 1 << 18
 MAX_TEXT: Final = 500
 BACK: Final = "/console/sign-in/oidc/back"
@@ -63,7 +67,9 @@ class Oidc:
         self._client = Client(total_timeout_s=TIMEOUT_S)
         self._password = config.client_secret_file.read_text("utf-8").strip() if config.client_secret_file else ""
         self._provider: Provider | None = None
-        self._asked = float("-inf")
+        self._asked = self._failed = float("-inf")
+        self._asking = asyncio.Lock()
+        self._used = Nonces()
 
     @property
     def name(self) -> str:
@@ -92,8 +98,9 @@ class Oidc:
     async def finish(self, cookie: str, answer: Mapping[str, str]) -> tuple[Person, str]:
         """Who came back with *answer*, and the page that they want; or :class:`Unverifiable`."""
         state, following = self._begun(cookie)
-        if not hmac.compare_digest(answer.get("state", ""), state):
+        if not hmac.compare_digest(answer.get("state", "").encode(), state.encode()):
             raise _refuse("this answer belongs to no sign-in that was begun in this browser")
+        self._used.spend(state, self._clock.now() + FLOW_S, self._clock.now())
         if "error" in answer:
             told = answer.get("error_description", "")[:MAX_TEXT]
             raise _refuse(f"{self.name} says {visible(answer['error'])}{': ' + visible(told) if told else ''}")
@@ -108,7 +115,7 @@ class Oidc:
     def _begun(self, cookie: str) -> tuple[str, str]:
         head, _, seal = cookie.rpartition(".")
         parts = head.split(".")
-        if len(parts) != 3 or not hmac.compare_digest(seal, self._of(head, "cookie")):
+        if len(parts) != 3 or not hmac.compare_digest(seal.encode(), self._of(head, "cookie").encode()):
             raise _refuse("no sign-in was begun in this browser; begin again")
         if int(parts[1]) <= self._clock.now():
             raise _refuse("it took longer than ten minutes; begin again")
@@ -162,10 +169,14 @@ class Oidc:
         raise _refuse(f"nobody is registered with the login {visible(login)}: licet people login NAME LOGIN")
 
     async def _known(self) -> Provider:
-        now = self._clock.mono()
-        if self._provider is None or now - self._asked > KNOWN_S:
-            self._provider, self._asked = await self._described(), now
-        return self._provider
+        async with self._asking:
+            now = self._clock.mono()
+            if self._provider is None or now - self._asked > KNOWN_S:
+                if now - self._failed < REST_S:
+                    raise _refuse(f"{self.name} did not answer just now; try again in some seconds")
+                self._failed = now
+                self._provider, self._asked, self._failed = await self._described(), now, float("-inf")
+            return self._provider
 
     async def _described(self) -> Provider:
         url = self._config.issuer.rstrip("/") + "/.well-known/openid-configuration"

@@ -49,12 +49,13 @@ class Passkey(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 class Visit(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A person who signed in to the console: under the SHA-256 of the cookie's secret; ``expires_at``: Unix seconds;
-    ``how``: what proved who it is."""
+    ``how``: what proved who it is; ``credential``: with which passkey."""
 
     visit: str
     person: str
     expires_at: int
     how: str = "link"
+    credential: str = ""
 
 
 class SavedQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -214,7 +215,7 @@ ApprovalState = Literal["pending", "approved", "denied", "expired", "consumed", 
 
 
 class Vote(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """``by`` whom, in whose ``seat``; ``hushed``: the reason is not for the agent."""
+    """``by`` whom, in whose ``seat``; ``hushed``: the reason is not for the agent; ``signed``: by a passkey."""
 
     by: str
     decision: Literal["approve", "deny"]
@@ -223,6 +224,7 @@ class Vote(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     seat: str
     hushed: bool = False
     scope: entries.Scope = entries.ONCE
+    signed: bool = False
 
 
 class ApprovalRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

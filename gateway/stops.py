@@ -26,6 +26,7 @@ _FOR_EVER: Final = frozenset({"key", "principal"})
 _FOR_A_WHILE: Final = frozenset({"token", "root"})
 _NAME: Final = re.compile(r"[A-Za-z0-9_.@-]{1,128}")
 _HASH: Final = re.compile(r"[A-Za-z0-9_-]{43}")
+MAX_REASON: Final = 1_000
 _NAMES: Final = {
     "key": (_HASH, "its thumbprint, 43 letters, digits, - and _, as `licet agents show` prints it"),
     "token": (_HASH, "its hash, 43 letters, digits, - and _, as `licet agents delegate` and the ledger have it"),
@@ -211,6 +212,10 @@ class Stops:
 def _require_reason(reason: str) -> None:
     if not reason.strip():
         raise Unverifiable(Reason.MALFORMED_REQUEST, "say why: the reason is recorded, and told")
+    if len(reason) > MAX_REASON:
+        raise Unverifiable(
+            Reason.MALFORMED_REQUEST, f"a reason of {len(reason)} characters; expected up to {MAX_REASON}"
+        )
 
 
 def circuit_open(target: str, rule: str, left_s: float) -> Unverifiable:

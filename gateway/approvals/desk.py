@@ -10,13 +10,13 @@ import asyncio
 import datetime
 import heapq
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, Final
 
 import msgspec
 
 from edge.blobs import Blobs
-from edge.clock import SystemClock, new_id
+from edge.clock import SystemClock, id_at, new_id
 from gateway.approvals import presented
 from gateway.approvals.rules import Electorate, enough, may_vote
 from gateway.delegations import Delegations
@@ -42,6 +42,8 @@ MAX_PENDING: Final = 100
 """Of one agent. Nobody reads more, and an agent must not fill the queue of others."""
 ALIKE: Final = 6
 """Of one tool: as many finished requests are remembered."""
+LITTLE: Final = 50
+"""Documents that are read at once."""
 DENIAL_HOLDS_US: Final = 86_400 * 1_000_000
 
 
@@ -130,9 +132,17 @@ class Desk:
                 (mine if may_vote(record, person.name, owner, all_) else others).append(record)
         return sorted(mine, key=_by_end), sorted(others, key=_by_end)
 
-    def since(self, when_us: int) -> list[ApprovalRecord]:
-        """What was asked since then (Unix microseconds)."""
-        return [one for one in self.all() if one.requested_at_us >= when_us]
+    async def since(self, when_us: int) -> list[ApprovalRecord]:
+        """What was asked since then (Unix microseconds), read little by little: who decides must not wait for it."""
+        found: list[ApprovalRecord] = []
+        first = id_at("apr", when_us // 1_000)
+        for number, one in enumerate([one for one in (*self._past, *self._open) if one >= first]):
+            record = self.find(one)
+            if record is not None:
+                found.append(record)
+            if number % LITTLE == 0:
+                await asyncio.sleep(0)
+        return found
 
     def ending_before(self, when_us: int) -> int:
         """How many wait for a person, and no longer than until then (Unix microseconds)."""
@@ -211,7 +221,7 @@ class Desk:
                 continue
             given = self.get(grant.approval)
             asks_no_more = set(hold.policies) <= set(given.policies)
-            if asks_no_more and not hold.terms.step_up and self._enough(given, hold.terms.quorum):
+            if asks_no_more and not hold.terms.step_up and self._enough(given, hold.terms):
                 return grant.approval
         return ""
 
@@ -322,8 +332,11 @@ class Desk:
         if record.expires_at_us <= self._clock.wall_us():
             raise Unverifiable(Reason.APPROVAL_EXPIRED, "the approval was not used in time")
         given = self.get(record.under) if record.under else record
-        if terms is not None and not self._enough(given, terms.quorum):
-            raise Unverifiable(Reason.APPROVAL_MISMATCH, "policy asks for other people now than those who approved")
+        if terms is not None and terms.step_up and record.under:
+            raise Unverifiable(Reason.APPROVAL_MISMATCH, "policy asks for a signature for each of these now")
+        if terms is not None and not self._enough(given, terms):
+            what = "for signatures, or other people" if terms.step_up else "for other people"
+            raise Unverifiable(Reason.APPROVAL_MISMATCH, f"policy asks {what} now than those who approved")
         return record
 
     async def consume(self, approval: str, dispatch: Dispatch, payload: str, terms: Callable[[], Terms | None]) -> None:
@@ -380,8 +393,8 @@ class Desk:
         people = {person.name: person for person in self._records.cached(Person)}
         return Electorate(people, self._records.cached(Deputy), self._clock.wall_us())
 
-    def _enough(self, record: ApprovalRecord, quorum: Mapping[str, int]) -> bool:
-        return enough(record.votes, quorum, record.groups, self.electorate())
+    def _enough(self, record: ApprovalRecord, terms: Terms) -> bool:
+        return enough(record.votes, terms.quorum, record.groups, self.electorate(), step_up=terms.step_up)
 
     async def attend(self) -> None:
         """Called every second: what nobody decided, or nobody used, in time is over; before that, others are asked too,

@@ -53,7 +53,8 @@ def seat(record: ApprovalRecord, voter: str, owner: str, all_: Electorate, asked
     barred = excluded(record, owner)
     if voter in barred:
         raise Unverifiable(Reason.NOT_YOURS, f"{voter} {barred[voter]} and cannot decide on it")
-    possible = [name for name in all_.seats(voter) if all_.groups(name) & wanted(record)]
+    seats = [voter] if record.terms.get("step_up") else all_.seats(voter)  # nobody signs for somebody else
+    possible = [name for name in seats if all_.groups(name) & wanted(record)]
     if asked:
         possible = [name for name in possible if name == asked]
     if not possible:
@@ -84,10 +85,14 @@ def require_may_decide(record: ApprovalRecord, voter: str, owner: str, all_: Ele
     seat(msgspec.structs.replace(record, votes=(), editors=()), voter, owner, all_)
 
 
-def enough(votes: Iterable[Vote], quorum: Mapping[str, int], stand_ins: Iterable[str], all_: Electorate) -> bool:
-    """Whether as many people of each group approved, of those who are still there; emptiness is no yes."""
+def enough(
+    votes: Iterable[Vote], quorum: Mapping[str, int], stand_ins: Iterable[str], all_: Electorate, *, step_up: bool
+) -> bool:
+    """Whether as many people of each group approved, of those who are still there; emptiness is no yes. With *step_up*
+    only what people signed for themselves counts."""
     escalated = frozenset(stand_ins)
-    seats = {vote.seat for vote in votes if vote.decision == "approve" and vote.by in all_.people}
+    yes = [vote for vote in votes if vote.decision == "approve" and vote.by in all_.people]
+    seats = {vote.seat for vote in yes if not step_up or (vote.signed and vote.seat == vote.by)}
     return bool(quorum) and all(
         sum(bool(all_.groups(name) & ({group} | escalated)) for name in seats) >= count
         for group, count in quorum.items()
@@ -105,7 +110,8 @@ def outcome(record: ApprovalRecord, all_: Electorate) -> Literal["approved", "de
     """What the votes so far come to."""
     if len({vote.seat for vote in record.votes if vote.decision == "deny"}) >= int(record.terms["deny"]):
         return "denied"
-    return "approved" if enough(record.votes, record.terms["quorum"], record.groups, all_) else None
+    step_up = bool(record.terms["step_up"])
+    return "approved" if enough(record.votes, record.terms["quorum"], record.groups, all_, step_up=step_up) else None
 
 
 def narrowest(votes: Iterable[Vote]) -> Scope:

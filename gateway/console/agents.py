@@ -10,7 +10,7 @@ import msgspec
 from edge.http import Incoming, Response
 from gateway.api.access import Services
 from gateway.console.charts import RECENT, Chart, Series, spark
-from gateway.console.door import ROOT, Door
+from gateway.console.door import ROOT, Door, pairs
 from gateway.console.ledger import READERS
 from gateway.console.pages import redirect
 from gateway.console.visits import Guest
@@ -21,6 +21,7 @@ from trust.standing.score import HIGHEST, Standing
 HERE: Final = "/agents"
 WEEK_US: Final = 7 * 86_400 * 1_000_000
 STORY: Final = 200
+PAGE: Final = 100
 _COUNTED: Final = """
 SELECT agent, decision, count(*), max(wall_us) FROM entry INDEXED BY by_agent_and_decision
 WHERE agent <> '' AND decision IN ('allow', 'hold', 'deny') AND wall_us >= ? GROUP BY 1, 2
@@ -59,8 +60,11 @@ class AgentPages:
         for agent, decision, count, at_us in await self._s.ledgers.index.ask(_COUNTED, (since,)):
             counts[agent][decision] = count
             last[agent] = max(last[agent], at_us)
-        found = [self._listed(one, counts[one.agent.name], last[one.agent.name]) for one in self._s.registry.agents()]
-        return self._door.show("agents", incoming, guest, agents=found)
+        after = pairs(incoming.query).get("after", "")
+        names = sorted((one for one in self._s.registry.agents() if one.agent.name > after), key=_name)
+        found = [self._listed(one, counts[one.agent.name], last[one.agent.name]) for one in names[:PAGE]]
+        following = found[-1].record.agent.name if len(names) > PAGE else ""
+        return self._door.show("agents", incoming, guest, agents=found, next=following)
 
     def _listed(self, record: AgentRecord, counts: dict[str, int], last_us: int) -> Listed:
         name = record.agent.name
@@ -88,6 +92,10 @@ class AgentPages:
         self._s.registry.known_agent(name)
         await self._s.stops.unkill(name, guest.person.name, fields.get("reason", ""))
         return redirect(f"{ROOT}{HERE}/{name}")
+
+
+def _name(record: AgentRecord) -> str:
+    return record.agent.name
 
 
 def _trust(moved: list[Moved]) -> Chart | None:

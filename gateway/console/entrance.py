@@ -60,18 +60,22 @@ class Entrance:
     async def _to_issuer(self, incoming: Incoming) -> Response:
         following = own_path(pairs(incoming.query).get("next", ""))
         where, flow = await self._issuer().begin(following)
-        # Lax: it must come along when the issuer sends the browser back.
-        flags = f"; Path={ROOT}/sign-in; HttpOnly; SameSite=Lax; Max-Age={FLOW_S}{self._visits.flags}"
-        return redirect(where, f"{_FLOW}={flow}{flags}")
+        return redirect(where, self._flow(flow, FLOW_S))
+
+    def _flow(self, value: str, seconds: int) -> str:
+        """Lax: it must come along when the issuer sends the browser back."""
+        flags = f"Path=/; HttpOnly; SameSite=Lax; Max-Age={seconds}{self._visits.flags}"
+        return f"{self._visits.prefix}{_FLOW}={value}; {flags}"
 
     async def _from_issuer(self, incoming: Incoming) -> Response:
         """A page that goes on by itself: the cookie of a visit is strict, and a browser that comes from the issuer
         would not bring it along at once."""
-        flow = cookie(incoming.header("cookie") or "", _FLOW)
+        flow = cookie(incoming.header("cookie") or "", self._visits.prefix + _FLOW)
         person, following = await self._issuer().finish(flow, pairs(incoming.query))
         set_cookie = await self._visits.open(person.name, "oidc")
         page = self._door.show("entered", incoming, None, person=person.name, next=own_path(following))
-        page.headers["Set-Cookie"] = set_cookie
+        page.headers.add("Set-Cookie", set_cookie)
+        page.headers.add("Set-Cookie", self._flow("", 0))
         return page
 
     def _issuer(self) -> Oidc:

@@ -9,7 +9,7 @@ from typing import Final
 from edge.clock import SystemClock
 from edge.http import Incoming, Response
 from gateway.approvals.desk import Desk
-from gateway.approvals.oversight import GLANCE_US, oversight
+from gateway.approvals.oversight import GLANCE_US, Oversight, oversight
 from gateway.console.charts import Chart, Series, Tone
 from gateway.console.door import Door, pairs
 from gateway.console.ledger import READERS
@@ -20,6 +20,7 @@ from trust.reasons import Reason, Unverifiable, visible
 HERE: Final = "/oversight"
 SPANS: Final = {"1d": 1, "7d": 7, "30d": 30, "90d": 90}
 DAY_S: Final = 86_400
+KEPT_S: Final = 5.0
 _US: Final = 1_000_000
 _ENDS: Final[tuple[tuple[str, str, Tone, tuple[int, ...]], ...]] = (
     ("approved", "approved", "good", ()),
@@ -34,6 +35,8 @@ class OversightPage:
     def __init__(self, desk: Desk, clock: SystemClock) -> None:
         self._desk = desk
         self._clock = clock
+        self._one = asyncio.Lock()
+        self._kept: dict[str, tuple[float, Oversight, Chart]] = {}
 
     def add_to(self, door: Door) -> None:
         self._door = door
@@ -46,8 +49,7 @@ class OversightPage:
             raise Unverifiable(Reason.MALFORMED_REQUEST, f"span {visible(span)}: expected one of {', '.join(SPANS)}")
         today = int(self._clock.now()) // DAY_S
         first = today - SPANS[span] + 1
-        records = self._desk.since(first * DAY_S * _US)
-        told, chart = await asyncio.to_thread(lambda: (oversight(records), _by_day(records, first, today)))
+        told, chart = await self._counted(span, first, today)
         return self._door.show(
             "oversight",
             incoming,
@@ -58,6 +60,17 @@ class OversightPage:
             spans=list(SPANS),
             glance_s=GLANCE_US // _US,
         )
+
+    async def _counted(self, span: str, first: int, today: int) -> tuple[Oversight, Chart]:
+        """Once for everybody who asks at the same time, and kept for some seconds."""
+        async with self._one:
+            now = self._clock.mono()
+            kept = self._kept.get(span)
+            if kept is None or now - kept[0] > KEPT_S:
+                records = await self._desk.since(first * DAY_S * _US)
+                told = await asyncio.to_thread(lambda: (oversight(records), _by_day(records, first, today)))
+                kept = self._kept[span] = (now, *told)
+            return kept[1], kept[2]
 
 
 def _by_day(records: list[ApprovalRecord], first: int, today: int) -> Chart:

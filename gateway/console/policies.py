@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal
 
 import msgspec
 
@@ -14,10 +14,10 @@ from gateway.candidate import Candidate, compared
 from gateway.console.door import Door
 from gateway.console.ledger import READERS
 from gateway.console.visits import Guest
+from gateway.coverage import Coverage, Coverages
 from gateway.people import AUTHOR
 from gateway.questions import Filter
 from trust.ledger.rows import Row
-from trust.policy import cases
 from trust.policy.bundle import Compiled
 
 HERE: Final = "/policies"
@@ -28,7 +28,7 @@ _DECIDED: Final = "SELECT policy, count(*), max(wall_us) FROM policy WHERE wall_
 
 class Policy(msgspec.Struct, frozen=True):
     """One policy as it stands; how many entries of a week name it, and the last one's time (Unix microseconds).
-    ``guarded``: a case would miss it; ``idle``: no tool of today is in its reach."""
+    ``covered``: by a case that would miss it; empty while that is being found out."""
 
     name: str
     effect: str
@@ -36,8 +36,7 @@ class Policy(msgspec.Struct, frozen=True):
     says: str
     approval: str
     shadow: bool
-    guarded: bool
-    idle: bool
+    covered: Literal["", "case", "none", "idle"]
     entries: int
     last_us: int
 
@@ -48,7 +47,7 @@ class PoliciesPage:
     def __init__(self, services: Services, directory: Path) -> None:
         self._s = services
         self._directory = directory
-        self._covered: tuple[str, frozenset[str], frozenset[str]] = ("", frozenset(), frozenset())
+        self._coverages = Coverages(services.ledgers.home / "bundles")
 
     def add_to(self, door: Door) -> None:
         self._door = door
@@ -64,8 +63,8 @@ class PoliciesPage:
         if compiled is not None:
             since = self._s.clock.wall_us() - WEEK_US
             counted = {name: (count, last) for name, count, last in await index.ask(_DECIDED, (since,))}
-            unguarded, idle = await self._coverage(compiled)
-            policies = [_policy(compiled, name, counted, unguarded, idle) for name in compiled.read.sources]
+            coverage = self._coverages.of(compiled.digest)
+            policies = [_policy(compiled, name, counted, coverage) for name in compiled.read.sources]
             candidate = await asyncio.to_thread(compared, self._directory, compiled.content.sources)
         rows: list[Row] = activations.rows
         return self._door.show(
@@ -73,25 +72,21 @@ class PoliciesPage:
             candidate=candidate,
         )  # fmt: skip
 
-    async def _coverage(self, compiled: Compiled) -> tuple[frozenset[str], frozenset[str]]:
-        """(policies that no case would miss, policies out of reach), found once for each bundle: it takes its time."""
-        if self._covered[0] != compiled.digest:
-            unguarded, idle = await asyncio.to_thread(_covered, compiled)
-            self._covered = (compiled.digest, unguarded, idle)
-        return self._covered[1], self._covered[2]
+    def close(self) -> None:
+        self._coverages.close()
 
 
-def _covered(compiled: Compiled) -> tuple[frozenset[str], frozenset[str]]:
-    written = cases.read_cases(compiled.content.sources.cases)
-    return frozenset(cases.unguarded(compiled, written)), frozenset(cases.idle(compiled))
+def _covered(name: str, coverage: Coverage | None) -> Literal["", "case", "none", "idle"]:
+    if coverage is None:
+        return ""
+    return "idle" if name in coverage.idle else "none" if name in coverage.unguarded else "case"
 
 
 def _policy(
     compiled: Compiled,
     name: str,
     counted: dict[str, tuple[int, int]],
-    unguarded: frozenset[str],
-    idle: frozenset[str],
+    coverage: Coverage | None,
 ) -> Policy:
     nodes = compiled.read.nodes
     node = nodes.static_policies.get(name) or nodes.templates[name]
@@ -105,8 +100,7 @@ def _policy(
         says=notes.get("reason", ""),
         approval=notes.get("approval", ""),
         shadow=notes.get("mode") == "shadow",
-        guarded=name not in unguarded,
-        idle=name in idle,
+        covered=_covered(name, coverage),
         entries=entries,
         last_us=last_us,
     )

@@ -23,6 +23,7 @@ from gateway.console.sql import SqlPage
 from gateway.console.visits import LINK_S, Guest, Visits
 from gateway.console.why import Whys
 from gateway.console.you import YourPage
+from gateway.people import OPERATOR
 from gateway.state import Person
 from trust.ledger.entries import AnyEntry, Approval, Deputy
 from trust.ledger.entries import Person as PersonEntry
@@ -46,6 +47,7 @@ class Console:
         s = self._services
         door = self._door = Door(access.routes, Pages(self._assets), self._visits, s.records, lambda: self.origin)
         access.person("POST", "/v1/console/links", self._link)
+        access.person("POST", "/v1/people/{name}/sign-out", self._sign_out, OPERATOR)
         door.anyone("GET", "/assets/{digest}/{name}", self._asset)
         door.page("", self._home)
         door.page("/events", self._events)
@@ -58,7 +60,8 @@ class Console:
         OverviewPage(s).add_to(door)
         LedgerPages(s.ledgers, s.records, whys, s.clock).add_to(door)
         AgentPages(s).add_to(door)
-        PoliciesPage(s, s.policies).add_to(door)
+        self._policies = PoliciesPage(s, s.policies)
+        self._policies.add_to(door)
         RunPages(s.ledgers, s.packer, whys, s.clock).add_to(door)
         GapPages(s.ledgers, s.clock).add_to(door)
         SqlPage(s.ledgers).add_to(door)
@@ -76,12 +79,16 @@ class Console:
 
     def close(self) -> None:
         self._signals.close()
+        self._policies.close()
 
     async def _link(self, incoming: Incoming, person: Person) -> Response:
         """A one-time link for who brings a person's token."""
         code = self._visits.link(person)
         url = f"{self.origin}{ROOT}/enter?code={code}"
         return json_response({"url": url, "person": person.name, "seconds": LINK_S}, 201)
+
+    async def _sign_out(self, _incoming: Incoming, _person: Person, name: str) -> Response:
+        return json_response({"name": name, "ended": await self._visits.end_all(name)})
 
     async def _asset(self, _incoming: Incoming, digest: str, name: str) -> Response:
         found = self._assets.get(digest, name)

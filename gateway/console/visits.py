@@ -34,6 +34,7 @@ class Guest(msgspec.Struct, frozen=True):
     visit: str
     how: str
     csrf: str
+    credential: str = ""
 
     def may(self, *roles: str) -> bool:
         return any(role in self.person.roles for role in roles)
@@ -52,7 +53,8 @@ class Visits:
         self._records = records
         self._clock = clock
         self._links: dict[str, _Link] = {}
-        self._cookie = "__Host-licet" if secure else "licet"
+        self.prefix = "__Host-" if secure else ""
+        self._cookie = f"{self.prefix}licet"
         self.flags = "; Secure" if secure else ""
 
     def link(self, person: Person) -> str:
@@ -91,6 +93,15 @@ class Visits:
             await self._records.change(entry)
         return f"{self._cookie}={secret}; Path=/; HttpOnly; SameSite=Strict; Max-Age={VISIT_S}{self.flags}"
 
+    async def end_all(self, person: str) -> int:
+        """End every visit of *person*; how many that were."""
+        async with self._records.deciding:
+            found = [visit for visit in self._records.store.all(Visit) if visit.person == person]
+            for visit in found:
+                await self._records.change(entries.SignIn("signed_out", person, visit.visit))
+        self._links = {digest: link for digest, link in self._links.items() if link.person != person}
+        return len(found)
+
     async def leave(self, guest: Guest) -> str:
         """End a visit; the ``Set-Cookie`` that forgets it."""
         async with self._records.deciding:
@@ -104,7 +115,9 @@ class Visits:
         if visit is None or visit.expires_at <= self._clock.now():
             return None
         person = self._records.store.get(Person, visit.person)
-        return Guest(person, visit.visit, visit.how, self._csrf(visit)) if person is not None else None
+        return (
+            Guest(person, visit.visit, visit.how, self._csrf(visit), visit.credential) if person is not None else None
+        )
 
     def _csrf(self, visit: Visit) -> str:
         """Made with what no browser has: who gets hold of a cookie cannot make a form of ours from it."""

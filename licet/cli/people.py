@@ -1,4 +1,4 @@
-"""``licet people``: register, list, login, passkeys."""
+"""``licet people``: register, list, login, passkeys, sign-out."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from licet.cli.gateway_api import gateway
 from licet.cli.output import USAGE, Json, fail, reporting, say, show, table
 from trust.ledger.tiles import write_atomically
 from trust.ledger.words import moment
+from trust.reasons import visible
 
 app = typer.Typer(name="people", help="People: who administers and who approves.", no_args_is_help=True)
 
@@ -63,6 +64,14 @@ def login(
     show(told, as_json, lambda: say(f"{name} signs in as {login}" if login else f"{name} signs in there no more"))
 
 
+@app.command("sign-out")
+@reporting
+def sign_out(name: str, as_json: bool = Json) -> None:
+    """End everything that a person is signed in to the console with, everywhere."""
+    told = gateway().call("POST", f"/v1/people/{name}/sign-out", {}).body
+    show(told, as_json, lambda: say(f"{told['ended']} visits of {name} were ended"))
+
+
 @app.command("passkeys")
 @reporting
 def passkeys(
@@ -76,5 +85,5 @@ def passkeys(
         show(told, as_json, lambda: say(f"removed; {name} can add another by a sign-in link once they have none"))
         return
     found = gateway().call("GET", f"/v1/people/{name}/passkeys").body["passkeys"]
-    rows = [(key["name"], moment(key["added_us"]), key["party"], key["credential"]) for key in found]
+    rows = [(visible(key["name"]), moment(key["added_us"]), key["party"], key["credential"]) for key in found]
     show(found, as_json, lambda: table(("NAME", "SINCE", "FOR", "CREDENTIAL"), rows, f"{name} has no passkeys"))

@@ -263,9 +263,27 @@ WRONG_DESCRIPTIONS: list[tuple[dict[str, Any], str]] = [
 
 async def test_an_issuer_describes_itself_rightly(oidc: Oidc, issuer: Issuer) -> None:
     for described, says in WRONG_DESCRIPTIONS:
-        issuer.described, oidc._provider = described, None
+        issuer.described, oidc._provider, oidc._failed = described, None, float("-inf")
         with pytest.raises(Unverifiable, match=says):
             await come_back(oidc, issuer)
+
+
+async def test_what_an_attack_found(mesh: Mesh, oidc: Oidc, issuer: Issuer) -> None:
+    for path, sent in (("", "licet-sign-in=a.b.c.\xe9"), ("?state=%C3%A9", "")):
+        answer = await get(mesh, f"/console/sign-in/oidc/back{path}", sent)
+        assert answer.status == 401, "an error of theirs, not of ours"
+    where, cookie = await oidc.begin("/console/history")
+    asked = dict(parse_qsl(urlsplit(where).query))
+    issuer.nonce = asked["nonce"]
+    back = f"/console/sign-in/oidc/back?state={asked['state']}&code=c"
+    first = await get(mesh, back, f"licet-sign-in={cookie}")
+    assert first.status == 200
+    assert (await get(mesh, back, f"licet-sign-in={cookie}")).status == 401, "a flow ends once"
+    assert len(issuer.forms) == 1
+    issuer.claims = {"sub": None, "email": None}
+    issuer.described, issuer.info, oidc._provider = {"userinfo_endpoint": f"{issuer.url}/me"}, {"email": "x"}, None
+    with pytest.raises(Unverifiable, match="nobody's sub"):
+        await come_back(oidc, issuer)
 
 
 async def test_a_login_is_one_persons(mesh: Mesh, oidc: Oidc, issuer: Issuer) -> None:

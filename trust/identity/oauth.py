@@ -93,6 +93,8 @@ def verify_id_token(token: str, *, issuer: Issuer, client: str, nonce: str, now:
     1.0, section 3.1.3.7)."""
     claims = _signed(token, issuer, client, _ID)
     _in_time(claims, now)
+    if not isinstance(claims.get("sub"), str) or not claims["sub"]:
+        raise _refuse("it says nobody's sub")
     if claims.get("azp", client) != client:
         raise _refuse("issued to another client")
     if claims.get("nonce") != nonce:

@@ -8,20 +8,32 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from typing import Any, Final, NoReturn
 
 import msgspec
 from webauthn import verify_authentication_response, verify_registration_response
+from webauthn.helpers import encode_cbor, parse_cbor
 from webauthn.helpers.cose import COSEAlgorithmIdentifier
 
 from trust.canonical import read_object
-from trust.identity.keys import b64url, unb64url
+from trust.identity.keys import KEY_BYTES, PublicKey, b64url, unb64url
 from trust.ledger.entries import Assertion
 from trust.reasons import Reason, Unverifiable, visible
 
 ALGORITHMS: Final = (-7, -8, -257)
 """COSE: ES256, EdDSA, RS256."""
 MAX_ANSWER: Final = 16_384
+MAX_CREDENTIAL: Final = 1_023
+MAX_PART: Final = 4_096
+"""Characters of one part of what a passkey signed."""
+MIN_RSA_BITS: Final = 2_048
+MAX_RSA_BITS: Final = 8_192
+MIN_EXPONENT: Final = 3
+DATA_BYTES: Final = 37
+"""Authenticator data of a signature without extensions; we ask for none."""
+_KTY: Final = 1
+_ALG: Final = 3
 _COUNT: Final = slice(33, 37)
 """Of authenticator data: behind the hash of the relying party (32 bytes) and the flags (1 byte)."""
 
@@ -50,7 +62,31 @@ def registered(answer: str, *, challenge: bytes, party: str, origin: str) -> Fre
         raise
     except Exception as bad:  # of its parsers, whatever they meet; none of it is an answer that holds
         _refuse(str(bad) or type(bad).__name__)
+    _require_plain_key(found.credential_public_key)
+    if not 0 < len(found.credential_id) <= MAX_CREDENTIAL:
+        _refuse("expected an id of at most 1,023 bytes")
     return Fresh(b64url(found.credential_id), b64url(found.credential_public_key), found.sign_count)
+
+
+def _require_plain_key(cose: bytes) -> None:
+    """Exactly the members of its kind, on P-256, Ed25519 (of no small order), or RSA of 2,048 to 8,192 bits: whoever
+    checks signatures later, with whatever program, must read the same key."""
+    found = parse_cbor(cose)
+    match (found.get(_KTY), found.get(_ALG)):
+        case (2, -7):
+            plain = {_KTY: 2, _ALG: -7, -1: 1, -2: found.get(-2), -3: found.get(-3)}
+            sized = len(found.get(-2, b"")) == len(found.get(-3, b"")) == KEY_BYTES
+        case (1, -8):
+            plain = {_KTY: 1, _ALG: -8, -1: 6, -2: found.get(-2)}
+            sized = bool(PublicKey(found.get(-2, b"")))
+        case (3, -257):
+            plain = {_KTY: 3, _ALG: -257, -1: found.get(-1), -2: found.get(-2)}
+            bits = int.from_bytes(found.get(-1, b""), "big").bit_length()
+            sized = MIN_RSA_BITS <= bits <= MAX_RSA_BITS and int.from_bytes(found.get(-2, b""), "big") >= MIN_EXPONENT
+        case _:
+            _refuse("expected a key for ES256, EdDSA or RS256")
+    if not sized or cose != encode_cbor(plain):
+        _refuse("its public key is not in the one plain form of its kind")
 
 
 def challenge_in(answer: str) -> str:
@@ -82,7 +118,13 @@ def require_signed(
     """That the passkey with this *key* signed *challenge* at *party*, by a person whom its authenticator verified, or
     :class:`Unverifiable`; its new signature count. Without *origin*, any of the relying party's is right: for who
     looks at it later. *count*: the last one that is known; who counts must have gone on."""
+    if any(len(part) > MAX_PART for part in msgspec.structs.astuple(signed)):
+        _refuse("it is too long")
+    read_object(unb64url(signed.client_data))  # strictly, as whoever looks at it later reads it
+    if len(unb64url(signed.authenticator_data)) != DATA_BYTES:
+        _refuse("it says more than was asked for")
     try:
+        _require_plain_key(unb64url(key))
         found = verify_authentication_response(
             credential={
                 "id": signed.credential,
@@ -113,16 +155,16 @@ def count_of(signed: Assertion) -> int:
     return int.from_bytes(unb64url(signed.authenticator_data)[_COUNT], "big")
 
 
-def vote_challenge(action_digest: str, decision: str, approver: str, approval: str) -> bytes:
-    """What a vote that must be signed signs: exactly what will run, what was said of it, by whom, on which request."""
-    return hashlib.sha256("|".join((action_digest, decision, approver, approval)).encode()).digest()
+def vote_challenge(action_digest: str, decision: str, approver: str, approval: str, presented: str) -> bytes:
+    """What a vote that must be signed signs: exactly what will run, what was said of it, by whom, on which request, and
+    the digest of everything that they were shown of it."""
+    return hashlib.sha256("|".join((action_digest, decision, approver, approval, presented)).encode()).digest()
 
 
 def _own_origin(signed: Assertion, party: str) -> str:
     """Where it was made, if that is a place of *party*."""
     origin = str(read_object(unb64url(signed.client_data)).get("origin", ""))
-    host = origin.partition("://")[2].partition(":")[0]
-    if host != party and not host.endswith("." + party):
+    if re.fullmatch(rf"https?://{re.escape(party)}(:[0-9]{{1,5}})?", origin) is None:
         _refuse(f"it was made at {visible(origin)}")
     return origin
 

@@ -22,6 +22,9 @@ class Approvals:
         for entry in sorted(entries, key=lambda one: (one.origin, one.index)):
             if entry.kind == "approval":
                 self._steps.setdefault(entry.body["approval"], []).append(entry)
+            elif entry.kind == "person" and entry.body["event"] == "removed":
+                self._groups.pop(entry.body["person"], None)
+                self._passkeys.append(entry)
             elif entry.kind == "person" and entry.body["event"] == "registered":
                 teams = {"team:" + team for team in entry.body.get("teams", [])}
                 self._groups[entry.body["person"]] = set(entry.body.get("roles", [])) | teams
@@ -30,9 +33,9 @@ class Approvals:
             elif entry.kind == "passkey":
                 self._passkeys.append(entry)
 
-    def require(self, intent: Any) -> set[str]:
+    def require(self, intent: Any, asking: Iterable[str]) -> set[str]:
         """Who approved *intent*: enough of each group, of exactly this; nobody denied it, and it was used for this,
-        once. :class:`Fault` otherwise."""
+        once. *asking*: the ``@approval`` of each policy that asked when it ran. :class:`Fault` otherwise."""
         approval, deed = intent.body["approval"], intent.body["deed"]
         steps = self._of(approval)
         asked = _last(steps, "requested", "edited")
@@ -45,10 +48,15 @@ class Approvals:
             raise Fault("it was not used exactly once, for this action")
         own = {deed["agent"], deed["principal"], intent.body["judgement"]["facts"]["agent"]["owner"]}
         under = _first(steps).body.get("under", "")
-        if not under:
-            return self._decided(steps, asked.body["request"]["terms"], own)
-        self._require_covered(_first(steps), under)
-        return self._decided(self._of(under), asked.body["request"]["terms"], own)
+        terms = [asked.body["request"]["terms"], *(terms_of(text) for text in asking)]
+        if under:
+            if any(one.get("step_up") for one in terms):
+                raise Fault("each of these is signed for, and it was given as part of something else")
+            self._require_covered(_first(steps), under)
+        found: set[str] = set()
+        for one in terms:
+            found |= self._decided(self._of(under) if under else steps, one, own)
+        return found
 
     def _of(self, approval: str) -> list[Any]:
         steps = self._steps.get(approval, [])
@@ -71,7 +79,9 @@ class Approvals:
             if seat != by and not self._stands_in(by, seat, vote.stamp["wall_us"]):
                 raise Fault(f"{by} voted for {seat}, and was nobody's deputy then")
             if terms.get("step_up"):
-                self._require_signed(vote, _before(steps, vote).body["action_digest"])
+                if seat != by:
+                    continue  # nobody signs for somebody else
+                self._require_signed(vote, _before(steps, vote).body)
             if seat not in seats and by not in seats.values():
                 seats[seat] = by
         if not terms["quorum"]:
@@ -82,17 +92,19 @@ class Approvals:
                 raise Fault(f"{len(fitting)} of {count} people of the role {group} approved")
         return {by if by == seat else f"{by} for {seat}" for seat, by in seats.items()}
 
-    def _require_signed(self, vote: Any, action_digest: str) -> None:
+    def _require_signed(self, vote: Any, asked: Any) -> None:
         """That a passkey of whoever voted signed exactly this."""
         by, signed = vote.body["by"], vote.body.get("signed")
+        credential = signed["credential"] if signed else ""
         known = [
             one.body
             for one in self._passkeys
-            if signed and one.body["credential"] == signed["credential"] and one.index < vote.index
+            if one.index < vote.index
+            and (one.body["person"] == by if one.kind == "person" else one.body["credential"] == credential)
         ]
-        if not known or known[-1]["event"] != "added" or known[-1]["person"] != by:
+        if not signed or not known or known[-1]["event"] != "added" or known[-1]["person"] != by:
             raise Fault(f"{by} did not sign with a passkey that was theirs")
-        text = "|".join((action_digest, "approve", by, vote.body["approval"]))
+        text = "|".join((asked["action_digest"], "approve", by, vote.body["approval"], asked["presented"]))
         challenge = hashlib.sha256(text.encode()).digest()
         require_signed(signed, known[-1]["key"], known[-1]["party"], challenge)
 
@@ -127,6 +139,13 @@ class Approvals:
             used = [one for one in self._steps.values() if _first(one).body.get("under") == under]
             if given.body["action_digest"] != asked.body["action_digest"] or len(used) >= scope.get("uses", 0):
                 raise Fault(f"{under} was given for these arguments and so many uses only")
+
+
+def terms_of(text: str) -> Any:
+    """An ``@approval`` as the terms that a request has of it."""
+    words = dict(word.partition("=")[::2] for word in text.split())
+    count = int(words.get("quorum", "1"))
+    return {"quorum": dict.fromkeys(words["of"].split(","), count), "step_up": "step_up" in words}
 
 
 def _all(steps: list[Any], event: str) -> list[Any]:

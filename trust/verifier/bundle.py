@@ -90,6 +90,11 @@ class Bundle:
         request = Request(principal, action, Uid("Server", deed["server"]), context, entities)
         return self._find(request, context, approved)
 
+    def asks(self, deed: Any, judgement: Any) -> list[str]:
+        """The ``@approval`` of each policy that asks people for this, as it stood when it ran."""
+        outcome, policies = self.decide(deed, judgement, approved=False)
+        return [self.policies[name].annotations["approval"] for name in policies] if outcome == "hold" else []
+
     def _find(self, request: Request, context: Any, approved: bool) -> tuple[str, list[str]]:
         """Without an approval; if that is no permit, as if a person had approved: then it waits for one."""
         context["approved"] = approved

@@ -70,7 +70,7 @@ def verifies(public: bytes, message: bytes, signature: bytes) -> bool:
         return False
     key, commitment = _point(public), _point(signature[:32])
     scalar = int.from_bytes(signature[32:], "little")
-    if key is None or commitment is None or scalar >= L:
-        return False
+    if key is None or commitment is None or scalar >= L or _same(_times(8, key), (0, 1, 1, 0)):
+        return False  # of a key of small order anybody can make signatures
     challenge = int.from_bytes(hashlib.sha512(signature[:32] + public + message).digest(), "little") % L
     return _same(_times(scalar, BASE), _added(commitment, _times(challenge, key)))

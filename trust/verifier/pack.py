@@ -64,6 +64,7 @@ class Pack:
         self._read = read
         self._log_keys = list(log_keys)
         self._witness_key = witness_key
+        self._asking: dict[str, list[str]] = {}
         self.report = Report()
 
     def verify(self) -> Report:
@@ -206,6 +207,8 @@ class Pack:
         if outcome != expected or policies != recorded:
             told = f"recorded as {expected} by {recorded}, but its facts and bundle give {outcome} by {policies}"
             raise Fault(f"it was {told}")
+        if entry.body.get("approval") is not None:
+            self._asking[entry.place] = bundle.asks(deed, judgement)
 
     def _complete(self, deed: Any) -> bytes:
         """Give *deed* the arguments that its entry does not hold in plain; the salt of its digests."""
@@ -238,7 +241,7 @@ class Pack:
             approval = entry.body.get("approval") if entry.kind == "intent" else None
             if approval is not None:
                 try:
-                    people = ", ".join(sorted(approvals.require(entry)))
+                    people = ", ".join(sorted(approvals.require(entry, self._asking.get(entry.place, ()))))
                     self.report.said.append(f"{entry.place} ran under {approval}, approved by {people}")
                 except Exception as bad:
                     self.report.faults.append(f"{entry.place}: {approval}: {_why(bad)}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import re
 from typing import Any, Dict, Tuple
 
 from .ed25519 import verifies
@@ -37,10 +38,9 @@ def require_signed(signed: Dict[str, Any], key: str, party: str, challenge: byte
     told = json.loads(client.decode("utf-8"))
     if told.get("type") != "webauthn.get" or _b64(told.get("challenge", "")) != challenge:
         raise Fault("its passkey signed something else")
-    host = str(told.get("origin", "")).partition("://")[2].partition(":")[0]
-    if host != party and not host.endswith("." + party):
+    if re.match(r"https?://" + re.escape(party) + r"(:[0-9]{1,5})?\Z", str(told.get("origin", ""))) is None:
         raise Fault("its passkey signed at another place")
-    if len(authenticator) < 37 or authenticator[:32] != hashlib.sha256(party.encode()).digest():
+    if len(authenticator) != 37 or authenticator[:32] != hashlib.sha256(party.encode()).digest():
         raise Fault("its passkey signed for another place")
     if authenticator[32] & (PRESENT | VERIFIED) != PRESENT | VERIFIED:
         raise Fault("its passkey did not verify who held it")
