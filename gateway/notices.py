@@ -7,8 +7,6 @@ tried again, and holds up nobody's decision; the queue itself is the record of w
 from __future__ import annotations
 
 import asyncio
-import base64
-import hmac
 import logging
 import smtplib
 from collections.abc import Awaitable, Callable
@@ -21,6 +19,7 @@ from edge.backoff import Backoff
 from edge.client import Broken, Client, Unreachable
 from edge.clock import SystemClock, new_id
 from edge.telemetry import Telemetry
+from edge.webhooks import Refused, Webhook, post
 from gateway.approvals.desk import Desk
 from gateway.config import NotifyConfig
 from gateway.records import Records
@@ -60,10 +59,6 @@ class Notice(msgspec.Struct, frozen=True):
         return f"{words} until {until}, by {', '.join(self.groups)}: {self.url} (digest {self.action_digest[:16]}…)"
 
 
-class Refused(Exception):
-    """The other side did not take it."""
-
-
 class Notices:
     """Of one gateway. *origin* is known when it listens."""
 
@@ -79,13 +74,12 @@ class Notices:
         self._config = config
         self._desk = desk
         self._telemetry = telemetry
-        self._clock = clock
         self._origin = origin
         self._client = Client(total_timeout_s=TIMEOUT_S)
-        self._secret = _secret(config)
         self._ways: dict[str, Callable[[Notice], Awaitable[None]]] = {}
-        if config.webhook is not None:
-            self._ways["webhook"] = self._webhook
+        if config.webhook is not None and config.webhook_secret_file is not None:
+            webhook = Webhook(config.webhook, config.webhook_secret_file, self._client, clock)
+            self._ways["webhook"] = lambda notice: webhook.send(notice.id, notice.type, notice)
         if config.slack is not None:
             self._ways["slack"] = self._slack
         if config.smtp:
@@ -137,27 +131,9 @@ class Notices:
     def _count(self, way: str, how: str) -> None:
         self._telemetry.tally.count("licet_notices", (("way", way), ("how", how)))
 
-    async def _webhook(self, notice: Notice) -> None:
-        """After Standard Webhooks 1.0: HMAC-SHA256 over id, time and body."""
-        body = msgspec.json.encode({"type": notice.type, "data": notice})
-        now = str(int(self._clock.now()))
-        headers = {
-            "Content-Type": "application/json",
-            "webhook-id": notice.id,
-            "webhook-timestamp": now,
-            "webhook-signature": signature(self._secret, notice.id, now, body),
-        }
-        await self._post(str(self._config.webhook), headers, body)
-
     async def _slack(self, notice: Notice) -> None:
         body = msgspec.json.encode({"text": notice.text})
-        await self._post(str(self._config.slack), {"Content-Type": "application/json"}, body)
-
-    async def _post(self, url: str, headers: dict[str, str], body: bytes) -> None:
-        reply = await self._client.request("POST", url, headers, body, timeout_s=TIMEOUT_S)
-        await reply.read()
-        if reply.status >= 300:
-            raise Refused(f"it answered {reply.status}")
+        await post(self._client, str(self._config.slack), {}, body)
 
     async def _mail(self, notice: Notice) -> None:
         config = self._config
@@ -170,19 +146,6 @@ class Notices:
 
     async def close(self) -> None:
         await self._client.close()
-
-
-def signature(secret: bytes, message: str, timestamp: str, body: bytes) -> str:
-    """The value of ``webhook-signature``."""
-    signed = f"{message}.{timestamp}.".encode() + body
-    return "v1," + base64.b64encode(hmac.digest(secret, signed, "sha256")).decode()
-
-
-def _secret(config: NotifyConfig) -> bytes:
-    """As other programs write it: ``whsec_`` and base64."""
-    if config.webhook_secret_file is None:
-        return b""
-    return base64.b64decode(config.webhook_secret_file.read_text("utf-8").strip().removeprefix("whsec_"))
 
 
 def _send(config: NotifyConfig, mail: EmailMessage) -> None:

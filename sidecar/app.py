@@ -29,9 +29,11 @@ from edge.http import (
 )
 from edge.routes import RouteHandler, Routes
 from edge.telemetry import Telemetry
+from edge.webhooks import TIMEOUT_S, Webhook
 from sidecar.answers import Refused
 from sidecar.callers import DELEGATION_HEADER, Callers
 from sidecar.config import SidecarConfig
+from sidecar.decided import Decided
 from sidecar.guests import Guests
 from sidecar.identity import Identity, NotEnrolled
 from sidecar.ingress import actions
@@ -121,6 +123,12 @@ class Sidecar:
         self._blobs, self._run = Blobs(home / "blobs"), _run(home, clock)
         self.own = self._serve_agent(self.identity.name, self.identity.own_keys, View(self.world, self.world.own))
         self.pipeline = self.own.pipeline
+        self._decided: Decided | None = None
+        if config.webhook is not None:
+            client = Client(total_timeout_s=TIMEOUT_S)  # it goes elsewhere than to the gateway
+            webhook = Webhook(config.webhook.url, config.webhook.secret_file, client, clock)
+            self._decided = Decided(home / "awaited", webhook, client, self.pipeline.states)
+            self.pipeline.on_held = self._decided.follow
         self._mandates = Mandates(self.own.chains, home / "mandates", self.token, clock)
         self._oauth = OAuth(config.oauth, self._client, clock) if config.oauth is not None else None
         self._guests = Guests(config.guests, self.identity, self.world, clock, self._serve_agent)
@@ -313,6 +321,8 @@ class Sidecar:
             task.cancel()
         await asyncio.wait(self._tasks)
         await self._guests.close()
+        if self._decided is not None:
+            await self._decided.close()
         await self._listener.close()
         await self._client.close()
         await self.ledger.close()

@@ -63,6 +63,14 @@ class OAuthConfig(Section):
         return self
 
 
+class WebhookConfig(Section):
+    """Section ``[sidecar.webhook]``: where the agent's program hears, signed (Standard Webhooks; the secret,
+    ``whsec_…``, is in a file), what people decided on what the sidecar's own agent asked for."""
+
+    url: Url
+    secret_file: ExistingFile
+
+
 class SidecarConfig(_Workload):
     """Section ``[sidecar]``. Times in seconds. ``hold_wait_s``: how long an MCP call is held open while a
     person decides; ``labels_keep_s``: how long what an agent has seen stays with it beyond a run. ``key_service``:
@@ -78,6 +86,7 @@ class SidecarConfig(_Workload):
     labels_keep_s: WholeSeconds = 86_400
     unwitnessed_s: Seconds = 60.0
     oauth: OAuthConfig | None = None
+    webhook: WebhookConfig | None = None
     guests: tuple[Name, ...] = ()
     segment_bytes: SegmentBytes = 64 << 20
 

@@ -11,7 +11,7 @@ import asyncio
 import json
 import logging
 import traceback
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any, Final, Literal
 
 import msgspec
@@ -101,6 +101,7 @@ class Pipeline:
         telemetry: Telemetry,
     ) -> None:
         self._agent = agent
+        self.on_held: Callable[[str], None] = lambda _approval: None
         self._telemetry = telemetry
         self._chains = chains
         self._subjects = subjects
@@ -361,6 +362,7 @@ class Pipeline:
             case "denied":
                 no = Refusal(7, Reason.APPROVAL_DENIED, state["reason"], hold.policies)
                 return await self._refuse(action, no, judged.caller, None)
+        self.on_held(state["id"])
         return Held(
             action.decision_id,
             audit,

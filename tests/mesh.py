@@ -16,7 +16,7 @@ from gateway.app import Gateway
 from gateway.config import BreakerConfig, GatewayConfig, NotifyConfig, OidcConfig
 from licet.workbench import MANIFEST
 from sidecar.app import Sidecar
-from sidecar.config import NodeConfig, SidecarConfig, ToolServer
+from sidecar.config import NodeConfig, SidecarConfig, ToolServer, WebhookConfig
 from sidecar.node.app import Node
 from tests import zygote
 from trust.ledger.disk import Disk
@@ -72,6 +72,7 @@ class Mesh:
     breaker: BreakerConfig = field(default_factory=BreakerConfig)
     notify: NotifyConfig = field(default_factory=NotifyConfig)
     oidc: OidcConfig | None = None
+    webhook: WebhookConfig | None = None
     others: dict[str, Sidecar] = field(default_factory=dict)
     tokens: dict[str, str] = field(default_factory=dict)
 
@@ -154,6 +155,7 @@ class Mesh:
                 gateway_ca=self.gateway_ca,
                 enrolment_token=self.agent_token,
                 hold_wait_s=self.hold_wait_s,
+                webhook=self.webhook,
                 otlp=self.otlp,
                 segment_bytes=SEGMENT,
             ),

@@ -134,6 +134,7 @@ def state_of(record: ApprovalRecord) -> dict[str, Any]:
         "id": record.id,
         "state": record.state,
         "action_digest": record.action_digest,
+        "edited": bool(record.editors),
         "expires_at": record.expires_at_us // 1_000_000,
         "reason": denial(record) if record.state == "denied" else record.cancelled,
     }

@@ -158,6 +158,26 @@ async def test_a_held_call_waits_on_the_line_and_runs_when_approved(tmp_path: Pa
         assert not (mesh.sandbox / "notes.txt").exists()
 
 
+async def test_a_result_says_that_people_changed_the_arguments(tmp_path: Path) -> None:
+    async with Mesh(tmp_path, hold_wait_s=20) as mesh:
+        for name in ("notes.txt", "other.txt"):
+            (mesh.sandbox / name).write_text("hello")
+        async with Client(url(mesh)) as client:
+            calling = asyncio.create_task(client.call_tool("delete_file", {"path": "notes.txt"}))
+            async with asyncio.timeout(10):
+                while not mesh.gateway.desk.all():
+                    await asyncio.sleep(0.02)
+            asked = mesh.gateway.desk.all()[0]
+            change = {"arguments": {"path": "other.txt"}, "presented": asked.presented}
+            await mesh.admin("POST", f"/v1/approvals/{asked.id}/edits", change, "approver-1")
+            await mesh.vote(asked.id, who="approver-2")
+            result = await calling
+        assert result.content[0].text == "deleted other.txt"
+        assert result.meta is not None
+        assert result.meta["licet/edited"] is True
+        assert (mesh.sandbox / "notes.txt").exists()
+
+
 async def test_a_denial_ends_the_wait_with_the_approvers_reason(tmp_path: Path) -> None:
     async with Mesh(tmp_path, hold_wait_s=20) as mesh:
         async with Client(url(mesh)) as client:

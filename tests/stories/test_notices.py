@@ -15,9 +15,10 @@ from aiohttp import web
 from aiosmtpd.controller import Controller
 from standardwebhooks import Webhook
 
+from edge.webhooks import signature
 from gateway.config import NotifyConfig
-from gateway.notices import signature
-from tests.stories.test_approvals import PAY, BankMesh, bank_mesh, held, state
+from sidecar.config import WebhookConfig
+from tests.stories.test_approvals import PAY, BankMesh, bank_mesh, edit, held, state
 
 SECRET = "whsec_" + base64.b64encode(b"a secret of thirty-two bytes ...").decode()
 
@@ -147,3 +148,35 @@ async def test_mail_comes_and_nobody_waits_for_a_server_that_is_away(tmp_path: P
 def test_half_a_way_is_no_way(given: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=r"together|pattern"):
         NotifyConfig(**given)
+
+
+@pytest.mark.slow
+async def test_the_agents_program_hears_what_was_decided_even_after_a_restart(tmp_path: Path) -> None:
+    heard = Heard(refuse=2)
+    url = await heard.start()
+    (tmp_path / "secret").write_text(SECRET)
+    mesh = bank_mesh(tmp_path)
+    mesh.webhook = WebhookConfig(url=f"{url}/decided", secret_file=tmp_path / "secret")
+    async with mesh:
+        denied, edited = await held(mesh), await held(mesh, args={**PAY, "cents": 1})
+        await mesh.vote(denied, "deny", "fay", "not today")
+        await heard.wait_for(1)
+        assert (tmp_path / "sidecar/awaited" / edited).exists()
+        await mesh.stop("sidecar")
+        await edit(mesh, edited, "flo", {**PAY, "cents": 2})
+        await mesh.vote(edited, who="fay")
+        await mesh.start_sidecar()
+        await heard.wait_for(2)
+        hooks = [(headers, body) for _, headers, body in heard.messages]
+        told = [Webhook(SECRET).verify(body, {k.lower(): v for k, v in headers.items()}) for headers, body in hooks]
+        assert [one["type"] for one in told] == ["approval.denied", "approval.approved"]
+        assert [one["data"]["edited"] for one in told] == [False, True]
+        assert "not today" in told[0]["data"]["reason"]
+        assert [headers["webhook-id"] for headers, _ in hooks] == [f"msg_{denied}", f"msg_{edited}"]
+        everything = b"".join(body for _, body in hooks)
+        assert PAY["to"].encode() not in everything
+        async with asyncio.timeout(5):
+            while list((tmp_path / "sidecar/awaited").iterdir()):
+                await asyncio.sleep(0.02)
+        assert (await mesh.claim(edited)).status == 200
+    await heard.runner.cleanup()
