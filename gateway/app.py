@@ -156,6 +156,8 @@ class Gateway:
         passkeys = Passkeys(self.records, clock, secret, lambda: self.console)
         if config.oidc is not None:
             self._oidc = Oidc(config.oidc, self.records, clock, secret, lambda: self.console)
+        votes = Votes(self.records, registry, self.desk, statements, self.bundles, passkeys, clock)
+        await votes.conclude_the_rest()
         services = Services(
             records=self.records,
             registry=registry,
@@ -168,7 +170,7 @@ class Gateway:
             bundles=self.bundles,
             feed=self._feed,
             desk=self.desk,
-            votes=Votes(self.records, registry, self.desk, statements, self.bundles, passkeys, clock),
+            votes=votes,
             passkeys=passkeys,
             oidc=self._oidc,
             nodes=nodes,

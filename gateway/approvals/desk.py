@@ -162,10 +162,14 @@ class Desk:
         """What the agent asked for, if somebody edited it since."""
         return None if record.original is None else self._restored(record, record.original)
 
+    def waiting(self) -> list[ApprovalRecord]:
+        """What waits for people, or (a second at most) for its end to be written."""
+        return [one for one in self._live() if one.state == "pending"]
+
     @property
     def pending(self) -> int:
         """How many wait for a person."""
-        return sum(one.state == "pending" for one in self._live())
+        return len(self.waiting())
 
     async def request(self, action: Action, dispatch: Dispatch, hold: Hold, risk: int) -> ApprovalRecord:
         """The request for *action*: the one that is there already, or a new one; approved at once if what somebody

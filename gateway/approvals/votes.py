@@ -89,18 +89,27 @@ class Votes:
                     signed=ballot.signed if signs else None,
                 )
             )
-            await self._conclude(approval, person, block=ballot.block and not approves)
+            await self._conclude(self._desk.get(approval), block=ballot.block and not approves)
             return self._desk.get(approval)
 
-    async def _conclude(self, approval: str, person: Person, *, block: bool) -> None:
-        record = self._desk.get(approval)
+    async def conclude_the_rest(self) -> None:
+        """At the start: what follows from votes of before, if the end came before that was written. Who voted cannot
+        vote again, so nobody else would ever write it."""
+        async with self._records.deciding:
+            for record in self._desk.waiting():
+                if record.votes:
+                    await self._conclude(record, block=False)
+
+    async def _conclude(self, record: ApprovalRecord, *, block: bool) -> None:
+        """Write what the votes come to, if they come to something; it is the last voter's doing."""
         verdict = rules.outcome(record, self._desk.electorate())
+        last = record.votes[-1].by
         if verdict == "approved":
             scope = rules.narrowest(record.votes)
-            await self._records.change(entries.Approval("approved", approval, by=person.name, scope=scope))
+            await self._records.change(entries.Approval("approved", record.id, by=last, scope=scope))
         elif verdict == "denied":
             blocked = list(record.policies) if block else []
-            await self._records.change(entries.Approval("denied", approval, by=person.name, block=blocked))
+            await self._records.change(entries.Approval("denied", record.id, by=last, block=blocked))
 
     async def edit(
         self, approval: str, person: Person, arguments: JsonObject, seen: str, reason: str

@@ -47,7 +47,7 @@ class Seats(msgspec.Struct, frozen=True):
 class Card(msgspec.Struct, frozen=True):
     """``seat``: in whose place the person who looks would vote; empty with ``barred``, which says why not. ``missing``:
     why the arguments are not here. ``asked``: what their passkey is asked for a yes, where that is signed; empty if
-    they have none."""
+    they have none. ``looking``: who else opened it just now."""
 
     record: ApprovalRecord
     owner: str
@@ -68,6 +68,7 @@ class Card(msgspec.Struct, frozen=True):
     missing: str = ""
     arguments: str = ""
     asked: str = ""
+    looking: tuple[str, ...] = ()
     why: Why | None = None
 
     @property

@@ -17,7 +17,7 @@ from gateway.console.cards import Card, Cards
 from gateway.console.door import ROOT, Door, pairs
 from gateway.console.pages import redirect
 from gateway.console.visits import Guest
-from gateway.state import ApprovalRecord
+from gateway.state import ApprovalRecord, Person
 from trust.canonical import read_object
 from trust.identity.passkeys import assertion
 from trust.ledger.entries import ONCE, Scope
@@ -30,6 +30,8 @@ FULL: Final = 10
 LISTED: Final = 100
 PAGE: Final = 50
 REST_S: Final = 1.0
+LOOKS_S: Final = 120.0
+"""For how long who opened a request counts as looking at it."""
 _NUMBERS: Final = 4
 
 
@@ -47,6 +49,7 @@ class QueuePages:
         self._cards = cards
         self._clock = clock
         self._drawn: dict[str, tuple[int, asyncio.Task[Response]]] = {}
+        self._looking: dict[tuple[str, str], float] = {}
         self._blank = secrets.token_hex(32)
 
     def add_to(self, door: Door) -> None:
@@ -112,11 +115,25 @@ class QueuePages:
         for record in ordered[:FULL]:
             if not record.viewed_at_us:
                 await self._votes.viewed(record.id, guest.person)
-        return [self._cards.of(self._desk.get(one.id), guest.person) for one in ordered[:FULL]], ordered[FULL:]
+        return [self._card(self._desk.get(one.id), guest.person) for one in ordered[:FULL]], ordered[FULL:]
+
+    def _card(self, record: ApprovalRecord, person: Person) -> Card:
+        """With who else opened it just now: two people need not read the same thing."""
+        since = self._clock.mono() - LOOKS_S
+        looking = (name for (one, name), at in self._looking.items() if one == record.id and at > since)
+        others = sorted({*looking} - {person.name})
+        return msgspec.structs.replace(self._cards.of(record, person), looking=tuple(others))
+
+    def _looks(self, approval: str, name: str) -> None:
+        now = self._clock.mono()
+        self._looking = {one: at for one, at in self._looking.items() if at > now - LOOKS_S} | {(approval, name): now}
+        self.changed()
 
     async def _one(self, incoming: Incoming, guest: Guest, approval: str) -> Response:
         record = await self._votes.viewed(approval, guest.person)
-        card = await self._cards.explained(self._cards.of(record, guest.person))
+        if record.state == "pending":
+            self._looks(approval, guest.person.name)
+        card = await self._cards.explained(self._card(record, guest.person))
         return self._door.show("request", incoming, guest, card=card, now_s=int(self._clock.now()))
 
     async def _vote(self, _incoming: Incoming, guest: Guest, fields: dict[str, str], approval: str) -> Response:

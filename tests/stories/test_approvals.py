@@ -147,6 +147,28 @@ async def test_two_must_agree_and_the_same_one_not_twice(mesh: Mesh) -> None:
     assert done(mesh) == [["pay", PAY]]
 
 
+async def test_a_death_between_the_last_vote_and_its_consequence_loses_nothing(
+    mesh: Mesh, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def dies(*_: Any, **__: Any) -> None:
+        raise ConnectionError("here kill -9 came")
+
+    yes, no_ = await held(mesh), await held(mesh, args={**PAY, "cents": 1})
+    with monkeypatch.context() as patched:
+        patched.setattr("gateway.approvals.votes.Votes._conclude", dies)
+        assert (await mesh.vote(yes, who="fay")).status == 500
+        assert (await mesh.vote(no_, "deny", who="fay")).status == 500
+    assert state(mesh, yes) == state(mesh, no_) == "pending"
+    await mesh.stop("gateway")
+    await mesh.start_gateway()
+    await mesh.ready()
+    assert (state(mesh, yes), state(mesh, no_)) == ("approved", "denied")
+    async with asyncio.timeout(10):  # until the node is heard of again
+        while (await mesh.claim(yes)).status != 200:
+            await asyncio.sleep(0.1)
+    assert done(mesh) == [["refund", PAY]]
+
+
 async def test_nobody_decides_for_themselves(mesh: Mesh) -> None:
     approval = await held(mesh)
     no(await mesh.vote(approval, who="ada"), "not_yours", "owns demo")
