@@ -81,6 +81,15 @@ class Card(msgspec.Struct, frozen=True):
         return self.tool is not None and self.tool.manifest.risk < 3 and not self.record.terms.get("step_up")
 
 
+class Past(msgspec.Struct, frozen=True):
+    """A request that is over. ``ended``: how the action that used it ended (done, unknown, …); empty if nothing did, or
+    nobody knows yet."""
+
+    record: ApprovalRecord
+    values: list[Value]
+    ended: str
+
+
 class Cards:
     """Of one gateway."""
 
@@ -106,9 +115,7 @@ class Cards:
             seat = rules.seat(record, person.name, agent.owner, all_)
         except Unverifiable as bad:
             barred = bad.detail
-        opens = bool(rules.wanted(record) & all_.reach(person.name)) or bool({"auditor", "operator"} & person.groups)
-        given, missing = self._arguments(record) if opens or "sealed_by" not in record.request else (None, "personal")
-        before = self._before(record)
+        given, before, missing = self._opened(record, person)
         return Card(
             record=record,
             owner=agent.owner,
@@ -130,6 +137,20 @@ class Cards:
             arguments=json.dumps(given, indent=2, ensure_ascii=False) if given is not None else "",
             asked=self._passkeys.to_vote(person, record) if record.terms["step_up"] and seat else "",
         )
+
+    def past(self, record: ApprovalRecord, person: Person, ended: str) -> Past:
+        """*record* in a list of what is over; *ended*: how the action that used it ended, if that is known."""
+        given, before, _ = self._opened(record, person)
+        return Past(record, _values(given or {}, before), ended)
+
+    def _opened(self, record: ApprovalRecord, person: Person) -> tuple[JsonObject | None, JsonObject | None, str]:
+        """(its arguments, those of before somebody edited them, why they are not here), as far as *person* may see."""
+        reach = self._desk.electorate().reach(person.name)
+        opens = bool(rules.wanted(record) & reach) or bool({"auditor", "operator"} & person.groups)
+        if "sealed_by" in record.request and not opens:
+            return None, None, "personal"
+        given, missing = self._arguments(record)
+        return given, self._before(record), missing
 
     def _arguments(self, record: ApprovalRecord) -> tuple[JsonObject | None, str]:
         try:

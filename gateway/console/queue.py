@@ -17,6 +17,7 @@ from gateway.console.cards import Card, Cards
 from gateway.console.door import ROOT, Door, pairs
 from gateway.console.pages import redirect
 from gateway.console.visits import Guest
+from gateway.index import Index
 from gateway.state import ApprovalRecord, Person
 from trust.canonical import read_object
 from trust.identity.passkeys import assertion
@@ -38,8 +39,11 @@ _NUMBERS: Final = 4
 class QueuePages:
     """For everybody who is signed in; who may not decide sees why."""
 
-    def __init__(self, desk: Desk, votes: Votes, cards: Cards, clock: SystemClock, tell: Callable[[], None]) -> None:
+    def __init__(
+        self, desk: Desk, votes: Votes, cards: Cards, index: Index, clock: SystemClock, tell: Callable[[], None]
+    ) -> None:
         """*tell*: every open page that there is something new."""
+        self._index = index
         self._tell = tell
         self._news = 0
         self._untold = False
@@ -134,7 +138,8 @@ class QueuePages:
         if record.state == "pending":
             self._looks(approval, guest.person.name)
         card = await self._cards.explained(self._card(record, guest.person))
-        return self._door.show("request", incoming, guest, card=card, now_s=int(self._clock.now()))
+        ended = (await self._ended([record])).get(record.claim, "")
+        return self._door.show("request", incoming, guest, card=card, ended=ended, now_s=int(self._clock.now()))
 
     async def _vote(self, _incoming: Incoming, guest: Guest, fields: dict[str, str], approval: str) -> Response:
         ballot = Ballot(
@@ -166,9 +171,16 @@ class QueuePages:
         state, before = fields.get("state", ""), fields.get("before", "")
         found = self._desk.past(state, before, PAGE + 1)
         following = found[PAGE - 1].id if len(found) > PAGE else ""
-        return self._door.show(
-            "history", incoming, guest, requests=found[:PAGE], state=state, next=following, states=STATES
-        )
+        ended = await self._ended(found[:PAGE])
+        past = [self._cards.past(one, guest.person, ended.get(one.claim, "")) for one in found[:PAGE]]
+        return self._door.show("history", incoming, guest, requests=past, state=state, next=following, states=STATES)
+
+    async def _ended(self, records: list[ApprovalRecord]) -> dict[str, str]:
+        """How the actions that used these approvals ended, by their sidecars' word."""
+        claims = [one.claim for one in records if one.claim]
+        marks = ", ".join("?" for _ in claims)
+        sql = f"SELECT action_id, decision FROM entry WHERE kind = 'outcome' AND step = 10 AND action_id IN ({marks})"  # noqa: S608
+        return dict(await self._index.ask(sql, tuple(claims))) if claims else {}
 
 
 STATES: Final = ("approved", "consumed", "denied", "expired", "cancelled")

@@ -55,7 +55,7 @@ class Console:
         YourPage(s.passkeys).add_to(door)
         whys = Whys(s.ledgers.home, s.subjects.key_of)
         cards = Cards(s.desk, s.registry, s.standings, s.bundles, s.passkeys, whys)
-        self._queue = QueuePages(s.desk, s.votes, cards, s.clock, lambda: self._signals.tell("queue"))
+        self._queue = QueuePages(s.desk, s.votes, cards, s.ledgers.index, s.clock, lambda: self._signals.tell("queue"))
         self._queue.add_to(door)
         OverviewPage(s).add_to(door)
         LedgerPages(s.ledgers, s.records, whys, s.clock).add_to(door)

@@ -11,6 +11,8 @@ from tests.console.conftest import PHONE, screen
 from tests.mesh import Mesh
 from tests.stories.test_approvals import PAY, done, edit, held, state
 from tests.stories.test_approvals import mesh as mesh
+from tests.stories.test_asking import settled
+from trust.ledger.entries import Outcome
 
 pytestmark = pytest.mark.slow
 HOSTILE = 'x\u202egnp.<img src=x onerror=alert(1)><script>alert(2)</script>\u200b" hx-get=/console/sign-out'
@@ -132,6 +134,32 @@ async def test_two_at_once_and_live(mesh: Mesh, browser: Browser) -> None:
     await finn.page.get_by_role("button", name="Approve").click()
     await expect(finn.page.locator("main")).to_contain_text("this request is denied")
     assert state(mesh, another) == "denied"
+
+
+async def test_history_says_what_ran_and_how_it_ended(mesh: Mesh, browser: Browser) -> None:
+    used, lost = await held(mesh), await held(mesh, args={**PAY, "cents": 5})
+    await edit(mesh, used, "flo", {**PAY, "cents": 7})
+    for one in (used, lost):
+        await mesh.vote(one, who="fay")
+    assert (await mesh.claim(used)).status == 200
+    await settled(mesh)
+    desk = await screen(mesh, browser, "finn")
+    await desk.go("/console/history")
+    row = desk.page.get_by_role("row").filter(has_text=used)
+    await expect(row).to_contain_text("to: ada's landlord, cents: 70000 7 (edited by flo)")
+    await expect(row).to_contain_text("used")
+    await expect(row).to_contain_text("done")
+    await desk.go(f"/console/queue/{used}")
+    await expect(desk.page.locator(".steps")).to_contain_text("which ended: done")
+    # The sidecar dies after the approval was used, and says at its next start that it does not know how that ended.
+    dispatch = mesh.gateway.desk.stored(mesh.gateway.desk.get(lost))[0]
+    asked = mesh.gateway.desk.get(lost)
+    await mesh.gateway.desk.consume(lost, dispatch, asked.request["payload_sha256"], lambda: None)
+    claim = mesh.gateway.desk.get(lost).claim
+    await mesh.sidecar.ledger.append(Outcome(claim, dispatch.decision_id, dispatch.run, "unknown"))
+    await settled(mesh)
+    await desk.go(f"/console/queue/{lost}")
+    await expect(desk.page.locator(".steps")).to_contain_text("which ended: unknown")
 
 
 async def test_a_restart_while_it_waits(mesh: Mesh, browser: Browser) -> None:
