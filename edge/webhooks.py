@@ -13,6 +13,8 @@ from edge.client import Client
 from edge.clock import SystemClock
 
 TIMEOUT_S: Final = 10.0
+MIN_SECRET: Final = 24
+"""Bytes, as the standard has it."""
 
 
 class Refused(Exception):
@@ -25,7 +27,9 @@ class Webhook:
     def __init__(self, url: str, secret_file: Path, client: Client, clock: SystemClock) -> None:
         """*secret_file*: as other programs write it, ``whsec_`` and base64."""
         self._url = url
-        self._secret = base64.b64decode(secret_file.read_text("utf-8").strip().removeprefix("whsec_"))
+        self._secret = base64.b64decode(secret_file.read_text("utf-8").strip().removeprefix("whsec_"), validate=True)
+        if len(self._secret) < MIN_SECRET:
+            raise ValueError(f"{secret_file}: expected whsec_ and base64 of {MIN_SECRET} bytes or more")
         self._client = client
         self._clock = clock
 

@@ -22,10 +22,12 @@ _NICE: Final = 10
 
 
 class Coverage(msgspec.Struct, frozen=True):
-    """Of one bundle: policies that no case would miss, and policies that no tool of today reaches."""
+    """Of one bundle: policies that no case would miss, and policies that no tool of today reaches; or that this could
+    not be found out."""
 
     unguarded: frozenset[str] = frozenset()
     idle: frozenset[str] = frozenset()
+    known: bool = True
 
 
 class Coverages:
@@ -34,7 +36,7 @@ class Coverages:
     def __init__(self, bundles: Path) -> None:
         self._bundles = bundles
         self._digest = ""
-        self._finding: asyncio.Task[Coverage | None] | None = None
+        self._finding: asyncio.Task[Coverage] | None = None
 
     def of(self, digest: str) -> Coverage | None:
         """What is known of the bundle with this *digest*; None until it is."""
@@ -42,23 +44,24 @@ class Coverages:
             self.close()
             self._digest = digest
             self._finding = asyncio.create_task(_found(self._bundles / f"{digest}.bundle"))
-        return self._finding.result() if self._finding is not None and self._finding.done() else None
+        done = self._finding is not None and self._finding.done() and not self._finding.cancelled()
+        return self._finding.result() if self._finding is not None and done else None
 
     def close(self) -> None:
         if self._finding is not None:
             self._finding.cancel()
 
 
-async def _found(path: Path) -> Coverage | None:
+async def _found(path: Path) -> Coverage:
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "gateway.coverage", str(path), stdout=asyncio.subprocess.PIPE
     )
     try:
         async with asyncio.timeout(TIMEOUT_S):
             told, _ = await process.communicate()
-        return msgspec.json.decode(told, type=Coverage) if process.returncode == 0 else None
-    except TimeoutError:
-        return None
+        return msgspec.json.decode(told, type=Coverage) if process.returncode == 0 else Coverage(known=False)
+    except (TimeoutError, msgspec.DecodeError):
+        return Coverage(known=False)
     finally:
         if process.returncode is None:
             process.kill()

@@ -107,6 +107,9 @@ def _person(store: Store, entry: entries.Person) -> None:
         known = store.get(Person, entry.person)
         if known is not None:
             store.put(entry.person, replace(known, login=entry.login))
+        for visit in list(store.all(Visit)):
+            if visit.person == entry.person and visit.how == "oidc":
+                store.delete(Visit, visit.visit)
     else:
         made = (entry.person, tuple(entry.roles), entry.token_sha256, tuple(entry.teams), entry.login)
         store.put(entry.person, Person(*made))
@@ -139,7 +142,7 @@ def _counted(store: Store, credential: str, count: int) -> None:
     """A passkey that counts has signed once more."""
     known = store.get(Passkey, credential) if count else None
     if known is not None:
-        store.put(credential, replace(known, count=count))
+        store.put(credential, replace(known, count=max(known.count, count)))
 
 
 class Shelf:
@@ -324,7 +327,8 @@ def _approval(store: Store, stamp: Stamp, entry: entries.Approval) -> None:
         case "vote":
             decision: Literal["approve", "deny"] = "approve" if entry.decision == "approve" else "deny"
             seat, signed = entry.seat or entry.by, entry.signed is not None
-            vote = Vote(entry.by, decision, entry.reason, now, seat, entry.hushed, entry.scope, signed)
+            blocks = bool(entry.block)
+            vote = Vote(entry.by, decision, entry.reason, now, seat, entry.hushed, entry.scope, signed, blocks)
             changed = replace(known, votes=(*known.votes, vote))
             if entry.signed is not None:
                 _counted(store, entry.signed.credential, count_of(entry.signed))

@@ -174,8 +174,11 @@ class Oidc:
             if self._provider is None or now - self._asked > KNOWN_S:
                 if now - self._failed < REST_S:
                     raise _refuse(f"{self.name} did not answer just now; try again in some seconds")
-                self._failed = now
-                self._provider, self._asked, self._failed = await self._described(), now, float("-inf")
+                try:
+                    self._provider, self._asked = await self._described(), now
+                except Unverifiable:
+                    self._failed = self._clock.mono()
+                    raise
             return self._provider
 
     async def _described(self) -> Provider:

@@ -66,8 +66,11 @@ class People:
                 raise Unverifiable(Reason.MALFORMED_REQUEST, f'the person "{name}" is already registered')
             self._require_free(login)
             digest = sha256_hex(token.encode())
-            entry = entries.Person("registered", name, by, sorted(roles), sorted(teams or ()), digest, login)
-            await self._records.change(entry)
+            await self._records.change(
+                entries.Person("registered", name, by, sorted(roles), sorted(teams or ()), digest)
+            )
+            if login:  # an entry of its own: it is an address, and evidence tells nobody's
+                await self._records.change(entries.Person("login", name, by, login=login))
         return token
 
     async def set_login(self, name: str, login: str, by: str) -> None:

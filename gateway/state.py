@@ -215,7 +215,8 @@ ApprovalState = Literal["pending", "approved", "denied", "expired", "consumed", 
 
 
 class Vote(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """``by`` whom, in whose ``seat``; ``hushed``: the reason is not for the agent; ``signed``: by a passkey."""
+    """``by`` whom, in whose ``seat``; ``hushed``: the reason is not for the agent; ``signed``: by a passkey;
+    ``blocks``: the no is to whatever the same policies ask for in the rest of the run."""
 
     by: str
     decision: Literal["approve", "deny"]
@@ -225,6 +226,7 @@ class Vote(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     hushed: bool = False
     scope: entries.Scope = entries.ONCE
     signed: bool = False
+    blocks: bool = False
 
 
 class ApprovalRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

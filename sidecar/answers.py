@@ -21,7 +21,7 @@ class Audit(msgspec.Struct, frozen=True):
 
 class Allowed(msgspec.Struct, frozen=True):
     """The upstream answered. Its body is either complete (``body``) or a ``stream``.
-    ``approved``: the stored action of an approval ran."""
+    ``approved``: the stored action of an approval ran; ``edited``: with arguments that people changed."""
 
     decision_id: str
     audit: Audit
@@ -31,6 +31,7 @@ class Allowed(msgspec.Struct, frozen=True):
     body: bytes
     stream: Stream | None
     approved: bool = False
+    edited: bool = False
 
     async def read(self) -> bytes:
         """The complete body, however it comes; ConnectionError if it breaks or is too large to hold."""

@@ -16,6 +16,7 @@ from typing import Any, Final, Literal
 
 import msgspec
 
+from edge.backoff import Backoff
 from edge.blobs import Blobs
 from edge.client import Broken, Unreachable
 from edge.clock import SystemClock, new_id, new_span
@@ -50,6 +51,8 @@ from trust.verdict import Hold, Permit, Refusal, decide
 from trust.wire import Dispatch, Place, Proof
 
 ANYWHERE: Final = Place()
+ASK_AGAIN_S: Final = 1.0
+"""While the gateway cannot be reached."""
 POLL_S: Final = 5.0
 """For how long the gateway is asked to keep the line, each time: clients and proxies give up on a silent stream."""
 Status = Literal["done", "tool_error", "refused", "failed", "unknown"]
@@ -385,12 +388,16 @@ class Pipeline:
     async def states(self, approval: str, seconds: float) -> AsyncIterator[dict[str, Any]]:
         """What becomes of an approval: each time that the gateway says so, until it is decided or *seconds* are over.
         While the gateway is away nothing is said: the request is safe with it."""
-        deadline = self._clock.mono() + seconds
+        deadline, backoff = self._clock.mono() + seconds, Backoff()
         while (left := deadline - self._clock.mono()) > 0:
             state = await self.approval_state(approval, min(left, POLL_S))
             if isinstance(state, Refusal):
-                await asyncio.sleep(min(1.0, left))
+                if state.reason in (Reason.NOT_FOUND, Reason.NOT_YOURS, Reason.REVOKED):
+                    return  # no later answer will be another
+                patience = ASK_AGAIN_S if state.reason is Reason.GATEWAY_UNREACHABLE else left
+                await asyncio.sleep(min(backoff.next(), patience, left))
                 continue
+            backoff.reset()
             yield state
             if state["state"] != "pending":
                 return
@@ -417,6 +424,7 @@ class Pipeline:
                 answer = await reply.read()
             if reply.status != 200:
                 return await self.refuse_with(refusal_of(reply.status, answer), decision_id, approval=approval)
+            edited = bool(reply.header(wire.EDITED_HEADER))
             stored, body = wire.decode(answer, Dispatch)
             if caller.chain and caller.chain != stored.chain:
                 raise Unverifiable(Reason.NOT_YOURS, "this was asked for under another authority")
@@ -430,7 +438,8 @@ class Pipeline:
             return await self.refuse_with(Refusal.of(7, bad), decision_id, approval=approval)
         # Under the authority under which it was asked for, whoever comes for it.
         stored_caller = msgspec.structs.replace(caller, chain=stored.chain, proof=stored.proof)
-        return await self.act(action, stored_caller, stored.place, approval=approval)
+        answered = await self.act(action, stored_caller, stored.place, approval=approval)
+        return msgspec.structs.replace(answered, edited=edited) if isinstance(answered, Allowed) else answered
 
     # 8 route, 9 execute, 10 answer
 

@@ -343,7 +343,7 @@ BREAKS = {
         "tests/console/test_door.py::test_pages_are_for_their_roles",
     ),
     '12 an unsigned yes counts': (
-        'gateway/approvals/votes.py', '            signs = approves and bool(record.terms["step_up"])', '            signs = False',
+        'gateway/approvals/votes.py', '            if signs:\n                self._passkeys', '            if False:\n                self._passkeys',
         'tests/console/test_passkeys.py::test_a_vote_is_signed_for_exactly_this_by_exactly_who_gives_it',
     ),
     '12 signatures count as policy was': (
@@ -351,7 +351,7 @@ BREAKS = {
         'tests/console/test_passkeys.py::test_a_yes_that_nobody_signed_is_not_used_where_policy_asks_for_signatures_by_then',
     ),
     '12 a deputy signs for another': (
-        'gateway/approvals/rules.py', '    seats = [voter] if record.terms.get("step_up") else all_.seats(voter)', '    seats = all_.seats(voter)',
+        'gateway/approvals/rules.py', '    seats = [voter] if signs else all_.seats(voter)', '    seats = all_.seats(voter)',
         'tests/console/test_passkeys.py::test_nobody_signs_in_the_seat_of_somebody_else',
     ),
     '12 a link makes a signature': (
@@ -383,7 +383,7 @@ BREAKS = {
         'tests/console/test_oidc.py::test_nobody_comes_in_by_another_flow',
     ),
     '7 a vote without its consequence stays so': (
-        'gateway/approvals/votes.py', '                if record.votes:\n                    await self._conclude(record, block=False)', '                pass',
+        'gateway/approvals/votes.py', '                    await self._conclude(record)\n', '                pass',
         'tests/stories/test_approvals.py::test_a_death_between_the_last_vote_and_its_consequence_loses_nothing',
     ),
 }  # fmt: skip

@@ -23,6 +23,7 @@ NODE_HEADER: Final = "licet-node"
 TRACE_HEADER: Final = "licet-trace"
 UPSTREAM_STATUS_HEADER: Final = "licet-upstream-status"
 DECISION_HEADER: Final = "Licet-Decision"
+EDITED_HEADER: Final = "Licet-Edited"
 DECISION_ID_HEADER: Final = "Licet-Decision-Id"
 AUDIT_HEADER: Final = "Licet-Audit"
 

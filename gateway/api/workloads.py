@@ -309,8 +309,10 @@ class Workloads:
         return json_response(state_of(await self._s.desk.wait(approval, seconds(incoming))))
 
     async def _stored_action(self, incoming: Incoming, sender: Sender, approval: str) -> Response:
-        dispatch, body = self._s.desk.stored(self._own(approval, sender, incoming))
-        return Response(body=wire.encode(dispatch, body), headers={"Content-Type": wire.DISPATCH_TYPE})
+        record = self._own(approval, sender, incoming)
+        dispatch, body = self._s.desk.stored(record)
+        headers = {"Content-Type": wire.DISPATCH_TYPE, **({wire.EDITED_HEADER: "true"} if record.editors else {})}
+        return Response(body=wire.encode(dispatch, body), headers=headers)
 
 
 def _require(sender: Sender, kind: str, why: str) -> None:

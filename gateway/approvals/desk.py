@@ -179,6 +179,10 @@ class Desk:
         """
         async with self._records.deciding:
             known = self._same(dispatch)
+            if known is not None and self._falls_short(known, hold.terms):
+                why = "policy asks for more than it was asked with"
+                await self._records.change(entries.Approval("cancelled", known.id, by="gateway", reason=why))
+                known = None
             if known is not None:
                 if known.state == "pending":
                     await self._records.change(entries.Approval("asked_again", known.id, by=dispatch.agent))
@@ -206,6 +210,15 @@ class Desk:
                 await self._records.change(entries.Approval("approved", approval, by="gateway", under=under))
             return self.get(approval)
 
+    def _falls_short(self, record: ApprovalRecord, terms: Terms) -> bool:
+        """Whether a request that is not over could not be used for what policy asks now, whoever still says yes."""
+        if record.state == "approved":
+            given = self.get(record.under) if record.under else record
+            return bool(terms.step_up and record.under) or not self._enough(given, terms)
+        kept = record.terms["quorum"]
+        more = any(count > kept.get(group, 0) for group, count in terms.quorum.items())
+        return record.state == "pending" and (more or (terms.step_up and not record.terms["step_up"]))
+
     def _require_not_blocked(self, dispatch: Dispatch, hold: Hold) -> None:
         """Nobody denied everything that this policy would ask for in this run."""
         for policy in hold.policies:
@@ -219,11 +232,13 @@ class Desk:
         asks of this one, and the same policies must have asked."""
         now = self._clock.wall_us()
         for grant in self._records.store.within(Grant, f"{dispatch.agent}|{dispatch.run}|"):
+            given = self.get(grant.approval)
+            for_whom = (given.request["principal"], list(given.request["authority"]))
             same = (grant.server, grant.tool) == (dispatch.server, dispatch.tool)
+            same = same and for_whom == (dispatch.principal, list(dispatch.authority))
             exact = grant.action_digest in ("", dispatch.action_digest)
             if not (same and exact and now < grant.until_us):
                 continue
-            given = self.get(grant.approval)
             asks_no_more = set(hold.policies) <= set(given.policies)
             if asks_no_more and not hold.terms.step_up and self._enough(given, hold.terms):
                 return grant.approval

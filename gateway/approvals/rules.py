@@ -48,19 +48,24 @@ def excluded(record: ApprovalRecord, owner: str) -> dict[str, str]:
     return found | {str(record.request["principal"]): "is whom it is done for", owner: f"owns {record.agent}"}
 
 
-def seat(record: ApprovalRecord, voter: str, owner: str, all_: Electorate, asked: str = "") -> str:
-    """In whose place *voter* votes (*asked*: the one that it names), or :class:`Unverifiable` that says why in none."""
+def seat(
+    record: ApprovalRecord, voter: str, owner: str, all_: Electorate, asked: str = "", *, signs: bool = False
+) -> str:
+    """In whose place *voter* votes (*asked*: the one that it names), or :class:`Unverifiable` that says why in none.
+    *signs*: it is a yes that is signed, and nobody signs for somebody else."""
     barred = excluded(record, owner)
     if voter in barred:
         raise Unverifiable(Reason.NOT_YOURS, f"{voter} {barred[voter]} and cannot decide on it")
-    seats = [voter] if record.terms.get("step_up") else all_.seats(voter)  # nobody signs for somebody else
+    seats = [voter] if signs else all_.seats(voter)
     possible = [name for name in seats if all_.groups(name) & wanted(record)]
     if asked:
         possible = [name for name in possible if name == asked]
     if not possible:
         groups = ", ".join(sorted(wanted(record)))
         raise Unverifiable(
-            Reason.NOT_YOURS, f"{voter} has none of the roles {groups}, and stands in for nobody who does"
+            Reason.NOT_YOURS,
+            f"{voter} has none of the roles {groups}, and "
+            + ("nobody signs for somebody else" if signs else "stands in for nobody who does"),
         )
     taken = {vote.seat for vote in record.votes} | {vote.by for vote in record.votes}
     if voter in taken:

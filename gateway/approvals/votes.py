@@ -67,11 +67,12 @@ class Votes:
             raise Unverifiable(Reason.MALFORMED_REQUEST, 'a vote is "approve" or "deny"')
         async with self._records.deciding:
             record = self._open(approval)
-            seat = rules.seat(record, person.name, self._owner(record), self._desk.electorate(), ballot.seat)
-            _require_seen(record, ballot.presented)
             approves = ballot.decision == "approve"
-            scope = rules.require_scope(ballot.scope, record, self._risk(record)) if approves else ONCE
             signs = approves and bool(record.terms["step_up"])
+            all_ = self._desk.electorate()
+            seat = rules.seat(record, person.name, self._owner(record), all_, ballot.seat, signs=signs)
+            _require_seen(record, ballot.presented)
+            scope = rules.require_scope(ballot.scope, record, self._risk(record)) if approves else ONCE
             if signs:
                 self._passkeys.require_vote(person, record, ballot.signed)
             await self._records.change(
@@ -87,20 +88,22 @@ class Votes:
                     hushed=not ballot.tell,
                     scope=scope,
                     signed=ballot.signed if signs else None,
+                    block=list(record.policies) if ballot.block and not approves else [],
                 )
             )
-            await self._conclude(self._desk.get(approval), block=ballot.block and not approves)
+            await self._conclude(self._desk.get(approval))
             return self._desk.get(approval)
 
     async def conclude_the_rest(self) -> None:
         """At the start: what follows from votes of before, if the end came before that was written. Who voted cannot
         vote again, so nobody else would ever write it."""
+        await self._desk.cancel_stopped()
         async with self._records.deciding:
             for record in self._desk.waiting():
-                if record.votes:
-                    await self._conclude(record, block=False)
+                if record.votes and record.expires_at_us > self._clock.wall_us():
+                    await self._conclude(record)
 
-    async def _conclude(self, record: ApprovalRecord, *, block: bool) -> None:
+    async def _conclude(self, record: ApprovalRecord) -> None:
         """Write what the votes come to, if they come to something; it is the last voter's doing."""
         verdict = rules.outcome(record, self._desk.electorate())
         last = record.votes[-1].by
@@ -108,7 +111,7 @@ class Votes:
             scope = rules.narrowest(record.votes)
             await self._records.change(entries.Approval("approved", record.id, by=last, scope=scope))
         elif verdict == "denied":
-            blocked = list(record.policies) if block else []
+            blocked = list(record.policies) if any(vote.blocks for vote in record.votes) else []
             await self._records.change(entries.Approval("denied", record.id, by=last, block=blocked))
 
     async def edit(

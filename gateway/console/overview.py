@@ -77,7 +77,7 @@ class OverviewPage:
             now_us=now_us,
             policies=s.bundles.degraded,
             active=s.bundles.sealed is not None,
-            broken=str(s.records.ledger.fault or ""),
+            broken=str(s.records.fault or s.records.ledger.fault or ""),
             anchors=s.anchors.fault,
             logs=await s.ledgers.state(),
             nodes=nodes,

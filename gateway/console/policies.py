@@ -26,6 +26,9 @@ ACTIVATIONS: Final = 20
 _DECIDED: Final = "SELECT policy, count(*), max(wall_us) FROM policy WHERE wall_us >= ? GROUP BY 1"
 
 
+Covered = Literal["", "unknown", "case", "none", "idle"]
+
+
 class Policy(msgspec.Struct, frozen=True):
     """One policy as it stands; how many entries of a week name it, and the last one's time (Unix microseconds).
     ``covered``: by a case that would miss it; empty while that is being found out."""
@@ -36,7 +39,7 @@ class Policy(msgspec.Struct, frozen=True):
     says: str
     approval: str
     shadow: bool
-    covered: Literal["", "case", "none", "idle"]
+    covered: Covered
     entries: int
     last_us: int
 
@@ -76,9 +79,11 @@ class PoliciesPage:
         self._coverages.close()
 
 
-def _covered(name: str, coverage: Coverage | None) -> Literal["", "case", "none", "idle"]:
+def _covered(name: str, coverage: Coverage | None) -> Covered:
     if coverage is None:
         return ""
+    if not coverage.known:
+        return "unknown"
     return "idle" if name in coverage.idle else "none" if name in coverage.unguarded else "case"
 
 

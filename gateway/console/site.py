@@ -25,7 +25,7 @@ from gateway.console.why import Whys
 from gateway.console.you import YourPage
 from gateway.people import OPERATOR
 from gateway.state import Person
-from trust.ledger.entries import AnyEntry, Approval, Deputy
+from trust.ledger.entries import AnyEntry, Approval, Deputy, Passkey
 from trust.ledger.entries import Person as PersonEntry
 from trust.reasons import Reason, Unverifiable
 from trust.verdict import Refusal
@@ -70,7 +70,7 @@ class Console:
         s.records.listen(self._on_change)
 
     def _on_change(self, entry: AnyEntry) -> None:
-        if isinstance(entry, Approval | Deputy | PersonEntry):
+        if isinstance(entry, Approval | Deputy | Passkey | PersonEntry):
             self._queue.changed()
 
     def refusal(self, incoming: Incoming, no: Refusal, decision_id: str) -> Response:

@@ -1,4 +1,4 @@
-"""Signing in to the console: by a one-time link or a passkey, then a cookie whose secret only the browser has.
+"""Visits to the console: opened by a link, a passkey or single sign-on, then a cookie that only the browser has.
 
 A link is made by whoever has a person's token (``licet console``, ``licet up``), works once, for fifteen minutes. What
 it opens is a visit: an entry in the ledger, so that a restart ends none and a removed person has none.
@@ -16,7 +16,7 @@ import msgspec
 from edge.clock import SystemClock
 from edge.http import Incoming
 from gateway.records import Records
-from gateway.state import Person, Visit
+from gateway.state import Passkey, Person, Visit
 from trust.canonical import sha256_hex
 from trust.ledger import entries
 from trust.reasons import Reason, Unverifiable
@@ -90,6 +90,9 @@ class Visits:
         until = int(self._clock.now()) + VISIT_S
         entry = entries.SignIn("signed_in", person, _digest(secret), how, until, credential, count)
         async with self._records.deciding:
+            # Between the proof and this an operator may have taken the passkey away.
+            if credential and self._records.store.get(Passkey, credential) is None:
+                raise Unverifiable(Reason.UNAUTHENTICATED, "this passkey was removed just now")
             await self._records.change(entry)
         return f"{self._cookie}={secret}; Path=/; HttpOnly; SameSite=Strict; Max-Age={VISIT_S}{self.flags}"
 

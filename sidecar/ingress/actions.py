@@ -208,6 +208,7 @@ async def _allowed(answer: Allowed, headers: dict[str, str]) -> Response:
         "node": answer.node,
         "audit": audit_member(answer),
         "trace": {"node_id": answer.node},
+        **({"edited": True} if answer.edited else {}),
     }
     try:
         response = mcp.final_response(answer.headers.get("Content-Type", ""), await answer.read())

@@ -115,7 +115,7 @@ class Mcp:
         yield b": waiting for a person to decide " + held.approval.encode() + b"\n\n"
         async for state in self._pipeline.states(held.approval, self._hold_wait_s):
             if state["state"] == "approved":
-                yield mcp.event(await self._claimed(call, held, edited=state["edited"]))
+                yield mcp.event(await self._claimed(call, held))
                 return
             if state["state"] != "pending":
                 reason = Reason.APPROVAL_DENIED if state["state"] == "denied" else Reason.APPROVAL_EXPIRED
@@ -126,28 +126,28 @@ class Mcp:
             yield b": still waiting\n\n"
         yield mcp.event(_pending_result(call.message, held))
 
-    async def _claimed(self, call: _Call, held: Held, *, edited: bool) -> bytes:
-        """The response of the stored action, under the id of the call that waits for it. *edited*: it ran with other
-        arguments than were asked for, which the result says."""
+    async def _claimed(self, call: _Call, held: Held) -> bytes:
+        """The response of the stored action, under the id of the call that waits for it."""
         # In a task of its own: the approval is spent, so an agent that hangs up must not cancel it half-way.
         answer = await asyncio.shield(asyncio.create_task(self._pipeline.claim(held.approval, call.caller)))
         match answer:
             case Allowed():
-                return await self._under_own_id(call, answer, edited=edited)
+                return await self._under_own_id(call, answer)
             case Refused():
                 return _tool_result(call.message, answer)
             case Held():
                 return _pending_result(call.message, answer)
 
-    async def _under_own_id(self, call: _Call, answer: Allowed, *, edited: bool = False) -> bytes:
-        """The response of a stored action under the id of the call that asks for it now."""
+    async def _under_own_id(self, call: _Call, answer: Allowed) -> bytes:
+        """The response of a stored action under the id of the call that asks for it now; it says if it ran with other
+        arguments than were asked for."""
         try:
             response = mcp.final_response(answer.headers.get("Content-Type", ""), await answer.read())
         except (Unverifiable, ConnectionError) as bad:
             no = Refusal(10, Reason.UPSTREAM_FAILED, str(bad))
             return _tool_result(call.message, Refused(answer.decision_id, answer.audit, no))
         result = response.get("result")
-        if edited and isinstance(result, dict):
+        if answer.edited and isinstance(result, dict):
             meta = result.get("_meta")
             told: JsonObject = {**(meta if isinstance(meta, dict) else {}), EDITED: True}
             response = {**response, "result": {**result, "_meta": told}}

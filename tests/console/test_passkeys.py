@@ -278,9 +278,10 @@ async def test_policies_that_nobody_could_sign_for_are_refused(mesh: Mesh) -> No
 # What an attack found
 
 
-async def test_a_yes_that_nobody_signed_is_not_used_where_policy_asks_for_signatures_by_then(mesh: Mesh) -> None:
-    for who in ("fay", "finn", "flo"):
-        await give(mesh, who)
+async def test_a_yes_that_nobody_signed_is_not_used_where_policy_asks_for_signatures_by_then(
+    mesh: Mesh, tmp_path: Path
+) -> None:
+    keys_of = {who: await give(mesh, who) for who in ("fay", "finn", "flo")}
     approval = await held(mesh)
     assert (await mesh.vote(approval, who="fay")).json["state"] == "approved"
     covered = await held(mesh, args={**PAY, "cents": 1}, run="r2")
@@ -293,6 +294,19 @@ async def test_a_yes_that_nobody_signed_is_not_used_where_policy_asks_for_signat
     assert asked.status == 202, "the scope of before covers nothing that is signed for"
     assert done(mesh) == [["refund", {**PAY, "cents": 1}]]
     assert state(mesh, approval) == "approved", "it stays unspent"
+    # Who asks again is asked about anew, and what was tried in vain is no fault of the evidence.
+    again = await held(mesh)
+    assert again != approval
+    assert state(mesh, approval) == "cancelled"
+    signed = yes(mesh, again, "finn", keys_of["finn"])
+    assert (await mesh.vote(again, who="finn", signed=signed)).json["state"] == "approved"
+    assert (await mesh.claim(again)).status == 200
+    await settled(mesh)
+    path = tmp_path / "evidence.zip"
+    path.write_bytes(await pack_of(mesh, mesh.gateway.desk.get(again).run))
+    code, text = bare(path)
+    assert code == 0, text
+    assert "was refused before it did" in text
 
 
 async def test_nobody_signs_in_the_seat_of_somebody_else(mesh: Mesh) -> None:
@@ -303,7 +317,8 @@ async def test_nobody_signs_in_the_seat_of_somebody_else(mesh: Mesh) -> None:
     assert (await mesh.admin("POST", "/v1/deputies", named, "fay")).status == 201
     approval = await held(mesh)
     signed = yes(mesh, approval, "gus", made["gus"])
-    no(await mesh.vote(approval, who="gus", signed=signed), "not_yours", "none of the roles")
+    no(await mesh.vote(approval, who="gus", signed=signed), "not_yours", "nobody signs for")
+    assert (await mesh.vote(approval, "deny", who="gus")).json["state"] == "denied", "a no needs no signature"
     plain = await held(mesh, "pay")
     assert (await mesh.vote(plain, who="gus")).json["votes"][0]["seat"] == "fay", "without signatures a deputy may"
 

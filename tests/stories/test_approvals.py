@@ -278,6 +278,30 @@ async def test_edited_arguments_run_and_votes_of_before_do_not_count(mesh: Mesh)
     assert intents[-1].deed.arguments == less
 
 
+async def test_an_answer_says_that_people_changed_the_arguments(mesh: Mesh) -> None:
+    approval = await held(mesh)
+    assert (await edit(mesh, approval, "fay", {**PAY, "cents": 5})).status == 200
+    await mesh.vote(approval, who="finn")
+    answer = await mesh.call("bank/refund", PAY)
+    assert (answer.status, answer.json["edited"]) == (200, True)
+    assert done(mesh) == [["refund", {**PAY, "cents": 5}]]
+
+
+async def test_a_scope_is_for_whom_it_was_given(mesh: Mesh) -> None:
+    from licet.client import delegate, narrow
+    from tests.stories.test_delegation import credentials
+
+    other = await mesh.add_agent("other", "ben")
+    asked = (await mesh.act(other, "bank/refund", PAY, run="r1")).json["approval"]
+    assert (await mesh.vote(asked, who="fay", scope={"kind": "tool", "minutes": 9})).json["state"] == "approved"
+    assert (await mesh.act(other, "bank/refund", PAY, run="r1")).status == 200
+    assert (await mesh.act(other, "bank/refund", {**PAY, "cents": 2}, run="r1")).status == 200
+    root = await asyncio.to_thread(delegate, credentials(mesh), mesh.gateway_url, {"bank/refund": {}})
+    chain = narrow(credentials(mesh), root, other.identity.key.public, {"bank/refund": {}})
+    handed_on = await mesh.act(other, "bank/refund", {**PAY, "cents": 3}, run="r1", chain=chain)
+    assert handed_on.status == 202, "what is done for somebody else was not what fay said yes to"
+
+
 async def test_what_nobody_could_permit_cannot_be_edited_in(mesh: Mesh) -> None:
     approval = await held(mesh)
     for args, reason in (

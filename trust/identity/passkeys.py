@@ -62,7 +62,10 @@ def registered(answer: str, *, challenge: bytes, party: str, origin: str) -> Fre
         raise
     except Exception as bad:  # of its parsers, whatever they meet; none of it is an answer that holds
         _refuse(str(bad) or type(bad).__name__)
-    _require_plain_key(found.credential_public_key)
+    try:
+        _require_plain_key(found.credential_public_key)
+    except (TypeError, ValueError, AttributeError):
+        _refuse("its public key cannot be read")
     if not 0 < len(found.credential_id) <= MAX_CREDENTIAL:
         _refuse("expected an id of at most 1,023 bytes")
     return Fresh(b64url(found.credential_id), b64url(found.credential_public_key), found.sign_count)

@@ -24,7 +24,7 @@ class _Asked(msgspec.Struct, frozen=True):
 
 
 class SignedVotes:
-    """Entries are given in the order of their log, all of them or from some place on."""
+    """Entries are given in the order of their log, all of them, from the first."""
 
     def __init__(self) -> None:
         self.checked = 0

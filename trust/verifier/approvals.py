@@ -125,7 +125,7 @@ class Approvals:
         given, yes = _last(steps, "requested", "edited"), _last(steps, "approved")
         scope = yes.body.get("scope", {}) if yes is not None else {}
         before, now = given.body["request"], asked.body["request"]
-        for name in ("agent", "run", "server", "tool"):
+        for name in ("agent", "principal", "authority", "run", "server", "tool"):
             if before[name] != now[name]:
                 raise Fault(f"{under} was given for another {name}")
         if not set(now.get("policies", [])) <= set(before.get("policies", [])):
@@ -145,7 +145,7 @@ def terms_of(text: str) -> Any:
     """An ``@approval`` as the terms that a request has of it."""
     words = dict(word.partition("=")[::2] for word in text.split())
     count = int(words.get("quorum", "1"))
-    return {"quorum": dict.fromkeys(words["of"].split(","), count), "step_up": "step_up" in words}
+    return {"quorum": {words["of"]: count}, "step_up": "step_up" in words}
 
 
 def _all(steps: list[Any], event: str) -> list[Any]:

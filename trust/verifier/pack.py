@@ -237,9 +237,13 @@ class Pack:
 
     def _approvals(self, entries: list[Entry]) -> None:
         approvals = Approvals(entries)
+        dispatched = {entry.body["action_id"] for entry in entries if entry.kind == "dispatch"}
+        claimed = {entry.body.get("claim") for entry in entries if entry.kind == "approval"}
         for entry in entries:
             approval = entry.body.get("approval") if entry.kind == "intent" else None
-            if approval is not None:
+            if approval is not None and entry.body["deed"]["action_id"] not in dispatched | claimed:
+                self.report.open.append(f"{entry.place}: it was to run under {approval}, and was refused before it did")
+            elif approval is not None:
                 try:
                     people = ", ".join(sorted(approvals.require(entry, self._asking.get(entry.place, ()))))
                     self.report.said.append(f"{entry.place} ran under {approval}, approved by {people}")
