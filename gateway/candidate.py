@@ -12,6 +12,8 @@ import msgspec
 from trust.policy.bundle import BundleRejected, Sources, sources_from_files
 
 SUFFIXES: Final = (".cedar", ".cedarschema", ".json", ".yaml")
+MAX_COMPARED: Final = 200_000
+"""Characters of one file: comparing takes the square of its lines."""
 MAX_LINES: Final = 400
 """Of the difference of one file."""
 
@@ -56,7 +58,11 @@ def compared(directory: Path, active: Sources) -> Candidate:
     before, after = _texts(active), _texts(candidate)
     found = []
     for name in sorted({*before, *after}):
-        old, new = before.get(name, "").splitlines(), after.get(name, "").splitlines()
+        texts = before.get(name, ""), after.get(name, "")
+        if max(map(len, texts)) > MAX_COMPARED:
+            found += [Difference(name, ["it is too large to be compared here"])] if texts[0] != texts[1] else []
+            continue
+        old, new = (text.splitlines() for text in texts)
         lines = list(difflib.unified_diff(old, new, lineterm="", n=2))[2:]
         if lines:
             found.append(Difference(name, lines[:MAX_LINES]))

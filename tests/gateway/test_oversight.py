@@ -139,6 +139,8 @@ def test_what_differs_is_told_by_file(tmp_path: Path) -> None:
     (tmp_path / "a.cedar").write_text("one\nthree\n")
     found = {one.file: one.lines[1:] for one in compared(tmp_path, active).differences}
     assert found == {"a.cedar": [" one", "-two", "+three"], "b.cedar": ["-gone"]}
+    (tmp_path / "a.cedar").write_text("one\n" * 100_000)
+    assert compared(tmp_path, active).differences[0].lines == ["it is too large to be compared here"]
     (tmp_path / "schema.cedarschema").unlink()
     assert "schema.cedarschema" in compared(tmp_path, active).missing
     assert "is not a directory" in compared(tmp_path / "nowhere", active).missing

@@ -278,6 +278,19 @@ async def test_edited_arguments_run_and_votes_of_before_do_not_count(mesh: Mesh)
     assert intents[-1].deed.arguments == less
 
 
+async def test_an_approval_is_used_under_the_policies_of_now_only(mesh: Mesh) -> None:
+    approval = await held(mesh)
+    await mesh.vote(approval, who="fay")
+    mesh.sidecar._tasks[0].cancel()  # what follows bundles
+    await asyncio.sleep(0)
+    assert (
+        await mesh.activate(files() | {"more.cedar": '@id("x") forbid(principal, action, resource) when { false };'})
+    ).status == 200
+    no(await mesh.claim(approval), "permit_invalid", "ask again")
+    assert state(mesh, approval) == "approved"
+    assert done(mesh) == []
+
+
 async def test_an_answer_says_that_people_changed_the_arguments(mesh: Mesh) -> None:
     approval = await held(mesh)
     assert (await edit(mesh, approval, "fay", {**PAY, "cents": 5})).status == 200
