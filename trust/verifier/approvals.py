@@ -16,18 +16,15 @@ class Approvals:
 
     def __init__(self, entries: Iterable[Any]) -> None:
         self._steps: dict[str, list[Any]] = {}
-        self._groups: dict[str, set[str]] = {}
+        self._people: list[Any] = []
         self._deputies: list[Any] = []
         self._passkeys: list[Any] = []
         for entry in sorted(entries, key=lambda one: (one.origin, one.index)):
             if entry.kind == "approval":
                 self._steps.setdefault(entry.body["approval"], []).append(entry)
-            elif entry.kind == "person" and entry.body["event"] == "removed":
-                self._groups.pop(entry.body["person"], None)
-                self._passkeys.append(entry)
-            elif entry.kind == "person" and entry.body["event"] == "registered":
-                teams = {"team:" + team for team in entry.body.get("teams", [])}
-                self._groups[entry.body["person"]] = set(entry.body.get("roles", [])) | teams
+            elif entry.kind == "person" and entry.body["event"] in ("registered", "removed"):
+                self._people.append(entry)
+                self._passkeys += [entry] if entry.body["event"] == "removed" else []  # nobody's key outlives them
             elif entry.kind == "deputy":
                 self._deputies.append(entry)
             elif entry.kind == "passkey":
@@ -68,7 +65,7 @@ class Approvals:
         """Whose seats approved it, if those are enough for *terms*."""
         if _all(steps, "denied") or not _all(steps, "approved"):
             raise Fault("it was denied, or nobody approved it")
-        changed = _last(steps, "requested", "edited").index
+        changed, decided = _last(steps, "requested", "edited").index, _last(steps, "approved").index
         barred = own | {step.body["by"] for step in _all(steps, "edited")}
         escalated = {group for step in _all(steps, "escalated") for group in step.body.get("groups", [])}
         seats: dict[str, str] = {}
@@ -87,7 +84,7 @@ class Approvals:
         if not terms["quorum"]:
             raise Fault("it says of nobody that they should approve")
         for group, count in terms["quorum"].items():
-            fitting = [seat for seat in seats if self._groups.get(seat, set()) & ({group} | escalated)]
+            fitting = [seat for seat in seats if self._groups(seat, decided) & ({group} | escalated)]
             if len(fitting) < count:
                 raise Fault(f"{len(fitting)} of {count} people of the role {group} approved")
         return {by if by == seat else f"{by} for {seat}" for seat, by in seats.items()}
@@ -107,6 +104,13 @@ class Approvals:
         text = "|".join((asked["action_digest"], "approve", by, vote.body["approval"], asked["presented"]))
         challenge = hashlib.sha256(text.encode()).digest()
         require_signed(signed, known[-1]["key"], known[-1]["party"], challenge)
+
+    def _groups(self, name: str, before: int) -> set[str]:
+        """What *name* was of when entry *before* was written."""
+        known = [one.body for one in self._people if one.body["person"] == name and one.index < before]
+        if not known or known[-1]["event"] != "registered":
+            return set()
+        return set(known[-1].get("roles", [])) | {"team:" + team for team in known[-1].get("teams", [])}
 
     def _stands_in(self, by: str, seat: str, when_us: int) -> bool:
         """By what was named last before then."""
