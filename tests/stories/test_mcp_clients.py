@@ -390,7 +390,7 @@ async def test_a_server_that_is_replaced_while_the_node_runs_has_its_changed_too
             child = await _serve_http(program, port)
             async with asyncio.timeout(15):
                 while (await mesh.call("third/add", {"a": 1, "b": 1})).json.get("reason") != "tool_quarantined":
-                    await asyncio.sleep(0.05)
+                    await asyncio.sleep(0.5)  # more often would be more than a newcomer may
             assert (await mesh.call("third/count", {"upto": 1})).status == 200
     finally:
         child.terminate()
