@@ -179,11 +179,11 @@ class Dispatcher:
             raise Unverifiable(Reason.PERMIT_INVALID, "the permit is for other bytes")
         approval = asked.dispatch.approval
         if approval is not None:
+            payload = asked.action.payload_digest
+            self._desk.require_approved(approval, asked.dispatch, payload, self._statements.present_terms(asked))
             # Whoever looks at it later asks the recorded policies who had to say yes: they must be those of now.
             if asked.dispatch.bundle != asked.bundle.digest:
                 raise Unverifiable(Reason.PERMIT_INVALID, "the sidecar has not the policies of now yet; ask again")
-            payload = asked.action.payload_digest
-            self._desk.require_approved(approval, asked.dispatch, payload, self._statements.present_terms(asked))
         unreachable: set[str] = set()
         spent = False
         for _ in range(MAX_ATTEMPTS):

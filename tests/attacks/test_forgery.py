@@ -42,7 +42,7 @@ def statement(
     made = Dispatch(
         action_id=action.id, decision_id=action.decision_id, run="run-x", agent="demo", principal="ada", protocol="native",
         server="workbench", tool=tool, method=payload.method, headers=list(payload.headers), action_digest=digest,
-        facts={"context": facts}, intent=f"{mesh.sidecar.ledger.origin}#1", bundle="",
+        facts={"context": facts}, intent=f"{mesh.sidecar.ledger.origin}#1", bundle=mesh.gateway.bundles.compiled.digest,
     )  # fmt: skip
     return msgspec.structs.replace(made, **changed), body
 
