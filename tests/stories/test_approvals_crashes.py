@@ -183,8 +183,8 @@ async def bank(tmp_path: Path) -> Any:
 
 
 @pytest.mark.slow
-async def test_gateway_and_sidecar_die_eight_times_while_people_decide(bank: Mesh) -> None:
-    await deaths(bank, 8, seed=1)
+async def test_gateway_and_sidecar_die_four_times_while_people_decide(bank: Mesh) -> None:
+    await deaths(bank, 4, seed=1)
 
 
 @pytest.mark.soak
