@@ -383,7 +383,7 @@ BREAKS = {
         'tests/console/test_oidc.py::test_nobody_comes_in_by_another_flow',
     ),
     '7 a vote without its consequence stays so': (
-        'gateway/approvals/votes.py', '                    await self._conclude(record)\n', '                pass',
+        'gateway/approvals/votes.py', '                    await self._conclude(record)\n', '                    pass\n',
         'tests/stories/test_approvals.py::test_a_death_between_the_last_vote_and_its_consequence_loses_nothing',
     ),
 }  # fmt: skip
