@@ -8,9 +8,10 @@ from __future__ import annotations
 import re
 import ssl
 from pathlib import Path
-from typing import Any, Final, Literal, get_args
+from typing import TYPE_CHECKING, Any, Final, Literal, get_args
 
-from edge.http import Incoming
+if TYPE_CHECKING:  # servers take a third of a second to import, and clients need none
+    from edge.http import Incoming
 
 Role = Literal["gateway", "node"]
 """What a certificate that is connected to may be of; it stands in its URI, ``wimse://<trust domain>/<role>/<name>``."""

@@ -20,6 +20,7 @@ from gateway.api.access import Services
 from gateway.api.routes import Api
 from gateway.approvals.desk import Desk
 from gateway.approvals.votes import Votes
+from gateway.attempts import Attempts
 from gateway.bundles import Bundles
 from gateway.callers import Callers
 from gateway.certificates import Certificates
@@ -30,6 +31,7 @@ from gateway.delegations import Delegations
 from gateway.dispatch import Dispatcher
 from gateway.evidence import Packer
 from gateway.feed import Feed
+from gateway.fleet import Fleet
 from gateway.ledgers import Ledgers
 from gateway.notices import Notices
 from gateway.offers import Inventories
@@ -39,7 +41,7 @@ from gateway.people import AUTHOR, OPERATOR, People
 from gateway.proofs import Proofs
 from gateway.records import Records
 from gateway.registry import Registry
-from gateway.router.nodes import Nodes
+from gateway.router.routing import Router
 from gateway.servers import Servers
 from gateway.standings import Standings
 from gateway.state import Person
@@ -48,6 +50,7 @@ from gateway.stops import Stops
 from gateway.store import Store
 from gateway.subjects import FILE as SUBJECTS
 from gateway.subjects import Subjects
+from gateway.tries import Tries
 from gateway.witness import Witness
 from trust import report
 from trust.identity.keys import SecretKey
@@ -99,7 +102,7 @@ class Gateway:
         domain = config.trust_domain
         self.stops = Stops(self.records, clock)
         servers = Servers(self.records, Inventories(blobs))
-        self.registry = registry = Registry(self.records, servers, self.stops, key, domain, clock)
+        self.registry = registry = Registry(self.records, self.stops, key, domain, clock)
         self.standings = Standings(self.records, registry, self.stops, clock)
         await self.standings.settle_the_rest()
         delegations = Delegations(self.records, registry, self.stops, self.standings, key, clock, domain)
@@ -108,7 +111,8 @@ class Gateway:
             self.records, registry, self.stops, self.standings, subjects, self.bundles, key, clock, domain
         )
         self.desk = Desk(self.records, registry, self.stops, delegations, subjects, blobs, clock)
-        nodes = Nodes(self._store, config.lease_ttl_s)
+        self.router = Router(self.records, servers, config.lease_ttl_s)
+        self.fleet = Fleet(self.records, registry, servers, self.router, lambda: self.bundles.compiled, clock)
         self._oidc: Oidc | None = None
         self._console: Console
         self._tls = Certificates.of(config, domain, clock)
@@ -136,21 +140,24 @@ class Gateway:
             self.desk,
             clock,
         )
-        dispatcher = Dispatcher(
+        breaker = Breaker(config.breaker.limits)
+        attempts = Attempts(
             self.records,
             statements,
-            servers,
             self.stops,
             self.standings,
-            Breaker(config.breaker.limits),
+            breaker,
             callers.sessions,
-            self.desk,
-            nodes,
+            self.router,
             self._client,
             key,
             clock,
             _credentials(config),
             self.telemetry,
+        )
+        tries = Tries(self.fleet, self.router, attempts)
+        dispatcher = Dispatcher(
+            self.records, statements, self.stops, self.standings, breaker, self.desk, tries, clock, self.telemetry
         )
         secret = _secret(home / "console.secret")
         passkeys = Passkeys(self.records, clock, secret, lambda: self.console)
@@ -173,7 +180,8 @@ class Gateway:
             votes=votes,
             passkeys=passkeys,
             oidc=self._oidc,
-            nodes=nodes,
+            fleet=self.fleet,
+            router=self.router,
             statements=statements,
             dispatcher=dispatcher,
             callers=callers,
@@ -191,7 +199,7 @@ class Gateway:
         self._notices = Notices(config.notify, self.records, self.desk, self.telemetry, clock, lambda: self.console)
         self._console = Console(services, secret)
         self._api = Api(services, self._console, self.telemetry.metrics)
-        self._watch(nodes)
+        self._watch()
         self.telemetry.open(config.otlp or "", "licet-gateway", "main", VERSION)
         hosts: set[str] = set()
         border = Border(hosts, max_body=MAX_DISPATCH_BYTES, scheme="https" if self._tls else "http")
@@ -215,9 +223,9 @@ class Gateway:
         """The origin under which browsers find the console."""
         return self._console.origin
 
-    def _watch(self, nodes: Nodes) -> None:
+    def _watch(self) -> None:
         """What is worth an alarm."""
-        watch, now = self.telemetry.tally.watch, SystemClock().mono
+        watch = self.telemetry.tally.watch
         watch("licet_ledger_entries", "Entries in this process's ledger.", lambda: self.ledger.size)
         watch("licet_ledger_broken", "1 if nothing can be recorded any more.", lambda: float(bool(self.ledger.fault)))
         watch("licet_anchored_entries", "Entries of this log that are held fast outside.", lambda: self.anchors.size)
@@ -225,7 +233,7 @@ class Gateway:
         watch(
             "licet_nodes_alive",
             "Nodes whose lease runs.",
-            lambda: sum(one.lease_s > 0 for one in nodes.candidates(now())),
+            lambda: sum(one.alive for one in self.fleet.candidates()),
         )
         watch(
             "licet_logs_witnessed", "Logs of sidecars and nodes that are witnessed.", lambda: len(self.witness.logs())

@@ -6,11 +6,12 @@ from collections.abc import Iterable, Sequence
 
 import msgspec
 
+from gateway.fleet import Shown
 from gateway.gaps import LogState
-from gateway.router.choice import Candidate
 from gateway.state import Killed, Tripped
 
 WITNESS_LATE_US = 60 * 1_000_000
+NODES = "/console/nodes"
 
 
 class Trouble(msgspec.Struct, frozen=True):
@@ -30,7 +31,7 @@ class Seen(msgspec.Struct, frozen=True):
     broken: str
     anchors: str
     logs: Sequence[LogState]
-    nodes: Sequence[Candidate]
+    nodes: Sequence[Shown]
     killed: Iterable[Killed]
     tripped: Iterable[Tripped]
     late: int
@@ -73,15 +74,17 @@ def _of_logs(seen: Seen) -> list[Trouble]:
 def _of_nodes(seen: Seen) -> list[Trouble]:
     found = []
     for one in seen.nodes:
-        if one.node.state == "pending":
-            continue
-        if one.node.state in ("draining", "quarantined"):
-            found.append(Trouble(f"Node {one.node.name} is {one.node.state} and gets no calls"))
-        elif one.lease_s <= 0:
-            found.append(Trouble(f"Node {one.node.name} is not heard of and gets no calls"))
-        elif one.ejected:
-            found.append(Trouble(f"Node {one.node.name} failed three times in a row and rests for some seconds"))
-    if seen.nodes and not any(one.lease_s > 0 and one.node.state == "ready" for one in seen.nodes):
+        if one.state in ("draining", "quarantined"):
+            found.append(Trouble(f"Node {one.name} is {one.state} and gets no calls", NODES))
+        elif one.state == "lost":
+            found.append(Trouble(f"Node {one.name} is not heard of and gets no calls", NODES))
+        elif one.state == "not admitted":
+            found.append(Trouble(f"Node {one.name} is not admitted by policy and gets no calls", NODES))
+        elif one.ejected_ms:
+            found.append(Trouble(f"Node {one.name} failed three times in a row and rests for some seconds", NODES))
+        for capability in one.suspended:
+            found.append(Trouble(f"{capability} of node {one.name} does not count until it is proved again", NODES))
+    if seen.nodes and not any(one.state == "ready" for one in seen.nodes):
         found.append(Trouble("No node can be reached, so nothing can run", grave=True))
     return found
 

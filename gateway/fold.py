@@ -7,6 +7,7 @@ from typing import Any, Final, Literal
 import msgspec
 from msgspec.structs import replace
 
+from gateway.router.capabilities import Evidence
 from gateway.state import (
     ActiveBundle,
     AgentKey,
@@ -21,6 +22,7 @@ from gateway.state import (
     LogRecord,
     Moved,
     NodeRecord,
+    NodeState,
     Passkey,
     Person,
     Revoked,
@@ -61,7 +63,7 @@ def apply(store: Store, stamp: Stamp, entry: AnyEntry) -> None:
         case entries.Agent():
             _agent(store, stamp, entry)
         case entries.Node():
-            _node(store, entry)
+            _node(store, stamp, entry)
         case entries.Server():
             _server(store, entry)
         case entries.Kill():
@@ -258,7 +260,7 @@ def _revocation(store: Store, stamp: Stamp, entry: entries.Revocation) -> None:
     store.put(f"{entry.what}:{entry.id}", Revoked(entry.what, entry.id, entry.by, entry.reason, stamp.wall_us))
 
 
-def _node(store: Store, entry: entries.Node) -> None:
+def _node(store: Store, stamp: Stamp, entry: entries.Node) -> None:
     known = store.get(NodeRecord, entry.node)
     if entry.event == "registered":
         store.put(
@@ -278,12 +280,27 @@ def _node(store: Store, entry: entries.Node) -> None:
         return
     if known is None:
         return
-    if entry.event == "enrolled":
-        changed = replace(known, key=entry.key, token_sha256="", state="ready")
-    elif entry.event == "joined":
-        changed = replace(known, url=entry.url, epoch=entry.epoch, servers=())
-    else:
-        changed = msgspec.convert({**msgspec.to_builtins(known), "state": entry.state}, NodeRecord)
+    match entry.event:
+        case "enrolled":
+            changed = replace(known, key=entry.key, token_sha256="", state="ready")
+        case "joined":
+            changed = replace(known, url=entry.url, epoch=entry.epoch, servers=(), claims=entry.claims)
+        case "proved":
+            level: Literal["bound", "verified"] = "bound" if entry.level == "bound" else "verified"
+            proved = Evidence(entry.capability, level, entry.until_us)
+            others = (
+                one
+                for one in known.evidence
+                if (one.capability, one.level) != (proved.capability, level) and one.until_us > stamp.wall_us
+            )
+            changed = replace(known, evidence=(*others, proved))
+        case "suspended":
+            changed = replace(known, suspended=tuple(sorted({*known.suspended, entry.capability})))
+        case "restored":
+            changed = replace(known, suspended=tuple(one for one in known.suspended if one != entry.capability))
+        case _:
+            state = msgspec.convert(entry.state, NodeState)
+            changed = replace(known, state=state, reason=entry.reason)
     store.put(entry.node, changed)
 
 

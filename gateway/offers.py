@@ -14,7 +14,7 @@ import msgspec
 from edge.blobs import Blobs
 from trust.policy.inventory import Server, Tool, to_json
 
-_OF_SERVER: Final = ("labels", "zone")
+_OF_SERVER: Final = ("labels", "zone", "requires", "stateful")
 _OF_TOOL: Final = ("description", "input_schema", "manifest", "rest")
 
 
@@ -56,7 +56,7 @@ def same(offered: Server, admitted: Server, tool: str) -> bool:
         now is not None
         and pinned is not None
         and (now.digest, now.manifest) == (pinned.digest, pinned.manifest)
-        and (offered.labels, offered.zone) == (admitted.labels, admitted.zone)
+        and all(getattr(offered, part) == getattr(admitted, part) for part in _OF_SERVER)
     )
 
 

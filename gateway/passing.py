@@ -13,7 +13,7 @@ from gateway.state import NodeRecord
 from trust import mcp, wire
 from trust.mcp import MAX_TAIL_BYTES
 
-Ending = Literal["done", "tool_error", "refused", "failed", "unknown"]
+Ending = Literal["done", "tool_error", "refused", "failed", "unknown", "abandoned"]
 
 
 class Passed(msgspec.Struct, frozen=True):
@@ -29,22 +29,24 @@ def is_stream(reply: Reply) -> bool:
     return reply.header("Content-Type").startswith("text/event-stream")
 
 
-def _headers(reply: Reply, node: NodeRecord) -> dict[str, str]:
-    """What the sidecar hears beside the answer."""
+def _headers(reply: Reply, node: NodeRecord, told: dict[str, str]) -> dict[str, str]:
+    """What the sidecar hears beside the answer: what the node said, and what is *told* of the way there."""
     names = ("Content-Type", "mcp-session-id", wire.UPSTREAM_STATUS_HEADER)
-    return {**{name: value for name in names if (value := reply.header(name))}, wire.NODE_HEADER: node.name}
+    return {**{name: value for name in names if (value := reply.header(name))}, wire.NODE_HEADER: node.name, **told}
 
 
-def passed(reply: Reply, node: NodeRecord, body: bytes) -> Passed:
+def passed(reply: Reply, node: NodeRecord, body: bytes, told: dict[str, str]) -> Passed:
     """A complete answer."""
-    response = Response(status=reply.status, headers=_headers(reply, node), body=body)
+    response = Response(status=reply.status, headers=_headers(reply, node, told), body=body)
     return Passed(response, reply.status, _ending(reply, body), len(body))
 
 
-async def pass_on(incoming: Incoming, reply: Reply, node: NodeRecord, stopped: Callable[[], object]) -> Passed:
+async def pass_on(
+    incoming: Incoming, reply: Reply, node: NodeRecord, stopped: Callable[[], object], told: dict[str, str]
+) -> Passed:
     """A stream to the sidecar, chunk by chunk, until it ends or is *stopped*."""
     tail = bytearray()
-    chunks, headers = watched(reply.chunks(), tail, MAX_TAIL_BYTES), _headers(reply, node)
+    chunks, headers = watched(reply.chunks(), tail, MAX_TAIL_BYTES), _headers(reply, node, told)
     streamed, complete = await relay(incoming, chunks, reply.status, headers, stopped)
     return Passed(streamed, reply.status, _ending(reply, bytes(tail)) if complete else "unknown")
 

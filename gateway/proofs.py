@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
+
 from edge.clock import SystemClock
 from edge.shared_nonces import SharedNonces
 from gateway.registry import Registry
@@ -15,7 +17,7 @@ from trust.identity.keys import unb64url
 from trust.identity.replay import Nonces
 from trust.identity.wit import Workload
 from trust.reasons import Reason, Unverifiable
-from trust.wire import Dispatch, Proof
+from trust.wire import Dispatch, Place, Proof
 
 
 class Proofs:
@@ -85,7 +87,7 @@ def _require_asked(asked: dict[str, Any], dispatch: Dispatch, action: Action) ->
         raise _refuse("other arguments were asked for")
     if asked.get("run") not in (None, dispatch.run):
         raise _refuse("another run was named")
-    if (place.get("pin"), place.get("slo_ms")) != (dispatch.place.pin, dispatch.place.slo_ms):
+    if {**msgspec.to_builtins(Place()), **place} != msgspec.to_builtins(dispatch.place):
         raise _refuse("another place was asked for")
 
 

@@ -1,16 +1,15 @@
-"""Agents and nodes: registered by people, enrolled with one-time tokens, with keys that can be replaced."""
+"""Agents: registered by people; they and nodes enrol with one-time tokens and have keys that can be replaced."""
 
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, Final
+from typing import Any, Final
 
 import msgspec
 
 from edge.clock import SystemClock, new_id
 from gateway.people import new_token
 from gateway.records import Records
-from gateway.servers import Servers, require_sound
 from gateway.state import AgentKey, AgentRecord, NodeRecord
 from gateway.stops import EVERYBODY, Stops, thumbprint
 from trust.canonical import sha256_hex
@@ -18,7 +17,6 @@ from trust.identity import did, wit
 from trust.identity.keys import PublicKey, SecretKey, b64url, unb64url
 from trust.identity.wit import Workload, WorkloadKind
 from trust.ledger import entries
-from trust.policy.inventory import Server, require_server_name
 from trust.reasons import Reason, Unverifiable, visible
 
 _NAME: Final = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
@@ -37,37 +35,18 @@ class NewAgent(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     via: str = ""
 
 
-Weight = Annotated[float, msgspec.Meta(gt=0, le=1000)]
-Slots = Annotated[int, msgspec.Meta(ge=1, le=100_000)]
-
-
-class NewNode(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """``servers``: the only ones that it may offer. ``url``: where it is reached; without one, loopback only."""
-
-    name: str
-    servers: tuple[str, ...]
-    url: str = ""
-    kind: str = "on_prem"
-    zone: str = "default"
-    capabilities: dict[str, str | int | bool] = {}
-    weight: Weight = 1.0
-    slots: Slots = 16
-
-
 class Registry:
     """Commands that look, record and let the fold apply."""
 
     def __init__(
         self,
         records: Records,
-        servers: Servers,
         stops: Stops,
         key: SecretKey,
         trust_domain: str,
         clock: SystemClock,
     ) -> None:
         self._records = records
-        self._servers = servers
         self._stops = stops
         self._store = records.store
         self._key = key
@@ -79,14 +58,14 @@ class Registry:
 
     async def register_agent(self, new: NewAgent, by: str) -> str:
         """The one-time enrolment token; shown once."""
-        _require_name(new.name)
+        require_name(new.name)
         if _PERSON.fullmatch(new.owner) is None:
             expected = "an agent acts for somebody: name its owner, 1 to 128 of letters, digits and _.@-"
             raise Unverifiable(Reason.MALFORMED_REQUEST, f'owner "{visible(new.owner)}": {expected}')
         token = new_token()
         async with self._records.deciding:
             if self._store.get(AgentRecord, new.name) is not None:
-                raise _taken("agent", new.name)
+                raise taken("agent", new.name)
             if new.via:
                 self.known_agent(new.via)
             self._stops.require_believed([("principal", new.owner)])
@@ -102,32 +81,6 @@ class Registry:
                     teams=list(new.teams),
                     attested=new.attested,
                     via=new.via,
-                    token_sha256=sha256_hex(token.encode()),
-                )
-            )
-        return token
-
-    async def register_node(self, new: NewNode, by: str) -> str:
-        """The one-time enrolment token; shown once."""
-        _require_name(new.name)
-        if new.url and _ADDRESS.fullmatch(new.url) is None:
-            raise Unverifiable(Reason.MALFORMED_REQUEST, f"url {visible(new.url)}: expected http://host:port, no more")
-        token = new_token()
-        async with self._records.deciding:
-            if self._store.get(NodeRecord, new.name) is not None:
-                raise _taken("node", new.name)
-            await self._records.change(
-                entries.Node(
-                    "registered",
-                    new.name,
-                    by,
-                    node_kind=new.kind,
-                    zone=new.zone,
-                    capabilities=dict(new.capabilities),
-                    weight=new.weight,
-                    slots=new.slots,
-                    url=new.url,
-                    servers=[require_server_name(server) for server in new.servers],
                     token_sha256=sha256_hex(token.encode()),
                 )
             )
@@ -319,41 +272,13 @@ class Registry:
             believed = []
         return did.document(did.of(self._trust_domain, kind, name), believed, delegates=kind == "agent")
 
-    async def join_node(self, name: str, url: str, servers: list[Server]) -> tuple[int, bool]:
-        """A node starts, or its servers changed: it gets a new epoch. (epoch, whether a server is new to all)."""
-        async with self._records.deciding:
-            node = self.node(name)
-            _require_bound(node, url, servers)
-            for server in servers:
-                require_sound(server)
-            epoch = node.epoch + 1
-            await self._records.change(entries.Node("joined", name, name, url=url, epoch=epoch))
-            seen = [await self._servers.offer(self.node(name), server) for server in servers]
-        return epoch, any(seen)
 
-
-_AT_HOME: Final = re.compile(r"https?://(?:127\.0\.0\.1|localhost|\[::1\]):[0-9]{1,5}")
-_ADDRESS: Final = re.compile(r"https?://[A-Za-z0-9.\-\[\]:]+")
-
-
-def _require_bound(node: NodeRecord, url: str, servers: list[Server]) -> None:
-    """A node offers what an operator said that it may, from where it was said to be."""
-    for server in servers:
-        if server.name not in node.may_offer:
-            allowed = ", ".join(node.may_offer) or "nothing"
-            raise Unverifiable(Reason.NOT_YOURS, f"{node.name} may offer {allowed}, not {visible(server.name)}")
-    at_home = _AT_HOME.fullmatch(url) is not None
-    if url != node.may_live_at and not (at_home and not node.may_live_at):
-        expected = node.may_live_at or "an http address on loopback"
-        raise Unverifiable(Reason.NOT_YOURS, f"{node.name} is expected at {expected}, not at {visible(url)}")
-
-
-def _require_name(name: str) -> None:
+def require_name(name: str) -> None:
     if _NAME.fullmatch(name) is None:
         raise Unverifiable(Reason.MALFORMED_REQUEST, f'"{visible(name)}": a name has 1 to 63 of a-z, 0-9 and "-"')
     if name == EVERYBODY:
         raise Unverifiable(Reason.MALFORMED_REQUEST, f'"{EVERYBODY}" means everybody and cannot be a name')
 
 
-def _taken(what: str, name: str) -> Unverifiable:
+def taken(what: str, name: str) -> Unverifiable:
     return Unverifiable(Reason.MALFORMED_REQUEST, f'the {what} "{name}" is already registered')

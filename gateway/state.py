@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import msgspec
 
+from gateway.router.capabilities import Evidence
 from trust.facts import Agent
 from trust.ledger import entries
 
@@ -88,11 +89,15 @@ class AgentRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 NodeState = Literal["pending", "ready", "draining", "quarantined"]
+OUTBOUND: Final = "outbound:"
+"""The address of a node that cannot be reached: it connects, and gets its work on its own connections."""
 
 
 class NodeRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """``epoch`` rises with each lease; ``servers`` are those that the node offered in this epoch;
-    ``may_offer`` and ``may_live_at`` are what an operator bound it to."""
+    ``may_offer`` and ``may_live_at`` are what an operator bound it to. ``capabilities`` are the operator's word,
+    ``claims`` the node's, ``evidence`` what was found; ``suspended``: capabilities that do not count at present.
+    ``reason``: why somebody put it into its state."""
 
     name: str
     token_sha256: str
@@ -108,6 +113,14 @@ class NodeRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     servers: tuple[str, ...] = ()
     may_offer: tuple[str, ...] = ()
     may_live_at: str = ""
+    claims: dict[str, Any] = {}
+    evidence: tuple[Evidence, ...] = ()
+    suspended: tuple[str, ...] = ()
+    reason: str = ""
+
+    @property
+    def outbound(self) -> bool:
+        return self.url == OUTBOUND
 
 
 class ServerRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -1,141 +1,367 @@
-"""Standing, simulated: the figures that the rules of the score give, and a picture: ``python -m loadtests.simulate``.
+"""Routing, simulated: a thousand nodes, some slow, some failing fast, some cold: ``python -m loadtests.simulate``.
 
-Nothing here is random. Each life is played through the very functions that the gateway uses.
+Nothing of the router is simulated: each choice is made by the functions that the gateway uses, with the time of the
+simulation. What is simulated is the nodes: each has slots and a queue, and takes a time from a heavy-tailed distribution.
 """
 
 from __future__ import annotations
 
+import argparse
+import heapq
+import math
+import random
 import sys
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple, Protocol
 
 from rich.console import Console
 from rich.table import Table
 
-from trust.standing import rules, score
-from trust.standing.decay import DAY_S, FIRST_DAY
-from trust.standing.score import Book
+from gateway.router.choice import choose
+from gateway.router.measured import Measured, spared
 
-PICTURE: Final = Path("docs/standing.png")
-Life = Iterator[tuple[float, Book]]
-"""Days and the book at the end of each."""
-
-
-def at(day: float) -> int:
-    return int((FIRST_DAY + day) * DAY_S)
-
-
-def newcomer() -> Book:
-    return rules.opened("agent", "ada", [], at(0))
-
-
-def works(book: Book, day: int, classes: tuple[int, ...], times: int = 20) -> Book:
-    """One day of confirmed outcomes: *times* of each of *classes* of risk."""
-    for risk in classes:
-        for _ in range(times):
-            book = rules.after_outcome(book, risk, at(day + 0.5))
-    return book
+NODES: Final = 1000
+SLOTS: Final = 4
+LOAD: Final = 0.70
+MEAN_S: Final = 0.5
+SIGMA: Final = 0.6
+"""Of the lognormal distribution of how long work takes: its p99 is about 3.3 times its mean."""
+SLOW_SHARE: Final = 0.10
+SLOW_TIMES: Final = 10.0
+FAILING_SHARE: Final = 0.02
+FAILS_AFTER_S: Final = 0.005
+COLD_SHARE: Final = 0.05
+COLD_S: Final = 3.0
+"""What is sent to cold nodes so soon after they joined is what their coldness can hurt."""
+WORK: Final = "models/complete"
 
 
-def reader(days: int = 400) -> Life:
-    """5,000 reads a day. After the fifth the day's cap holds, so the rest is played by the rule that it earns nothing."""
-    book = newcomer()
-    for day in range(days):
-        book = works(book, day, (0,), 50)
-        yield day + 1, book
+class Router(Protocol):
+    """Whoever picks nodes. Times in seconds."""
+
+    def join(self, node: int) -> None: ...
+    def pick(self, now: float) -> int: ...
+    def sent(self, node: int, action: int, now: float) -> None: ...
+    def ended(self, node: int, action: int, now: float, failed: bool) -> None: ...
 
 
-def farmer(days: int = 400) -> Life:
-    """Everything of risk 0 and 1 that counts, every day."""
-    book = newcomer()
-    for day in range(days):
-        book = works(book, day, (0, 1))
-        yield day + 1, book
+Make = Callable[[random.Random], Router]
 
 
-def honest(days: int = 90) -> Life:
-    """Busy in every class of risk."""
-    book = newcomer()
-    for day in range(days):
-        book = works(book, day, (0, 1, 2, 3))
-        yield day + 1, book
+class Ours:
+    """The gateway's choice. Without *failures* a failure is an answer like others, and a fast one (a control)."""
+
+    def __init__(self, chance: random.Random, *, failures: bool = True) -> None:
+        self._chance = chance
+        self._measured = Measured()
+        self._nodes: list[str] = []
+        self._open: tuple[int, int, list[str]] = (-1, -1, [])
+        self._failures = failures
+
+    def join(self, node: int) -> None:
+        name = str(node)
+        self._measured.know(name, "cloud", SLOTS, 1.0)
+        self._nodes.append(name)
+
+    def pick(self, now: float) -> int:
+        now_us = int(now * 1e6)
+        measured = self._measured
+        ejected = measured.ejected(now_us)
+        if self._open[:2] != (measured.ejections, len(self._nodes)):
+            left_out = spared(self._nodes, ejected)
+            nodes = [node for node in self._nodes if node not in left_out]
+            self._open = (measured.ejections, len(self._nodes), nodes)
+        choice = choose(self._open[2], lambda node: measured.see(node, WORK, now_us), self._chance.getrandbits(64))
+        return int(choice.node)
+
+    def sent(self, node: int, action: int, now: float) -> None:
+        self._measured.started(str(node), str(action), int(now * 1e6))
+
+    def ended(self, node: int, action: int, now: float, failed: bool) -> None:
+        ended = self._measured.failed if failed and self._failures else self._measured.succeeded
+        ended(str(node), str(action), WORK, int(now * 1e6))
 
 
-def fallen(days: int = 90, critical: int = 62) -> Life:
-    """The same until a critical event; a person clears it ten days later."""
-    book = newcomer()
-    for day in range(days):
-        book = works(book, day, (0, 1, 2, 3))
-        if day + 1 == critical:
-            book = rules.after_refusals(book, "critical", "forbid", "server", 1, at(day + 0.9))
-        if day + 1 == critical + 10:
-            book = rules.cleared(book, at(day + 0.9))
-        yield day + 1, book
+class RoundRobin:
+    """One after the other."""
+
+    def __init__(self, _chance: random.Random) -> None:
+        self._nodes: list[int] = []
+        self._next = 0
+
+    def join(self, node: int) -> None:
+        self._nodes.append(node)
+
+    def pick(self, now: float) -> int:
+        self._next += 1
+        return self._nodes[self._next % len(self._nodes)]
+
+    def sent(self, node: int, action: int, now: float) -> None:
+        return
+
+    def ended(self, node: int, action: int, now: float, failed: bool) -> None:
+        return
 
 
-def denied(days: int = 90) -> Life:
-    """10,000 equal denials on the first day, and nothing after."""
-    book = rules.after_refusals(newcomer(), "benign", "forbid", "server", 10_000, at(0.5))
-    for day in range(days):
-        yield day + 1, book
+class LeastOfTwo:
+    """The one of two drawn with fewer requests outstanding: what most proxies do."""
+
+    def __init__(self, chance: random.Random) -> None:
+        self._chance = chance
+        self._nodes: list[int] = []
+        self._outstanding: dict[int, int] = {}
+
+    def join(self, node: int) -> None:
+        self._nodes.append(node)
+        self._outstanding[node] = 0
+
+    def pick(self, now: float) -> int:
+        return min(self._chance.sample(self._nodes, 2), key=self._outstanding.__getitem__)
+
+    def sent(self, node: int, action: int, now: float) -> None:
+        self._outstanding[node] += 1
+
+    def ended(self, node: int, action: int, now: float, failed: bool) -> None:
+        self._outstanding[node] -= 1
 
 
-LIVES: Final[dict[str, Callable[[], Life]]] = {
-    "5,000 reads a day": reader,
-    "low-risk farming": farmer,
-    "busy and honest": honest,
-    "honest, then critical": fallen,
-    "10,000 denials in a day": denied,
+class LowestLatency:
+    """The one with the lowest moving average of its answers: everybody runs there at once."""
+
+    def __init__(self, _chance: random.Random) -> None:
+        self._average: dict[int, float] = {}
+        self._began: dict[int, float] = {}
+        self._heap: list[tuple[float, int]] = []
+
+    def join(self, node: int) -> None:
+        self._average[node] = 0.0
+        heapq.heappush(self._heap, (0.0, node))
+
+    def pick(self, now: float) -> int:
+        while self._heap[0][0] != self._average[self._heap[0][1]]:
+            heapq.heappop(self._heap)
+        return self._heap[0][1]
+
+    def sent(self, node: int, action: int, now: float) -> None:
+        self._began[action] = now
+
+    def ended(self, node: int, action: int, now: float, failed: bool) -> None:
+        took = now - self._began.pop(action)
+        self._average[node] += 0.2 * (took - self._average[node])
+        heapq.heappush(self._heap, (self._average[node], node))
+
+
+@dataclass
+class _Node:
+    times: float = 1.0
+    failing: bool = False
+    cold: bool = False
+    busy: int = 0
+    queue: deque[int] = field(default_factory=deque)
+
+
+@dataclass
+class Result:
+    """Latencies in seconds, in the order of arrival, of what began after the warm-up."""
+
+    steady: list[float]
+    cold: list[float]
+    errors: int
+    unfinished: int
+
+    def p(self, share: float, of: list[float] | None = None) -> float:
+        found = sorted(self.steady if of is None else of)
+        return found[min(len(found) - 1, int(share * len(found)))] if found else math.nan
+
+
+def simulate(
+    make: Callable[[random.Random], Router],
+    *,
+    seed: int = 1,
+    seconds: float = 60.0,
+    warm_s: float = 20.0,
+    routers: int = 1,
+) -> Result:
+    """A thousand nodes at 70 % of what they can do; the cold ones join half-way."""
+    chance = random.Random(seed)
+    nodes = [_Node() for _ in range(NODES)]
+    order = list(range(NODES))
+    chance.shuffle(order)
+    slow, failing = int(NODES * SLOW_SHARE), int(NODES * FAILING_SHARE)
+    for at in order[:slow]:
+        nodes[at].times = SLOW_TIMES
+    for at in order[slow : slow + failing]:
+        nodes[at].failing = True
+    for at in order[slow + failing : slow + failing + int(NODES * COLD_SHARE)]:
+        nodes[at].cold = True
+    rate = LOAD * sum(SLOTS / (MEAN_S * n.times) for n in nodes if not n.failing and not n.cold)
+    using = [make(random.Random(seed * 100 + number)) for number in range(routers)]
+    for router in using:
+        for at, node in enumerate(nodes):
+            if not node.cold:
+                router.join(at)
+    mu = math.log(MEAN_S) - SIGMA * SIGMA / 2
+    began: list[float] = []
+    where: list[int] = []
+    by: list[int] = []
+    took: list[float] = []
+    failed: list[bool] = []
+    ends: list[tuple[float, int]] = []
+    arrival, joined, total = chance.expovariate(rate), False, warm_s + seconds
+    half = warm_s + seconds / 2
+
+    def serve(action: int, now: float) -> None:
+        node = nodes[where[action]]
+        takes = FAILS_AFTER_S if node.failing else chance.lognormvariate(mu, SIGMA) * node.times
+        node.busy += 1
+        heapq.heappush(ends, (now + takes, action))
+
+    limit = total + 120.0
+    while arrival < total or ends:
+        if arrival < total and (not ends or arrival <= ends[0][0]):
+            now = arrival
+            if not joined and now >= half:
+                joined = True
+                for router in using:
+                    for at, node in enumerate(nodes):
+                        if node.cold:
+                            router.join(at)
+            number = chance.randrange(routers) if routers > 1 else 0
+            picked = using[number].pick(now)
+            action = len(began)
+            began.append(now)
+            where.append(picked)
+            by.append(number)
+            took.append(-1.0)
+            failed.append(nodes[picked].failing)
+            using[number].sent(picked, action, now)
+            if nodes[picked].busy < SLOTS:
+                serve(action, now)
+            else:
+                nodes[picked].queue.append(action)
+            arrival += chance.expovariate(rate)
+        else:
+            now, action = heapq.heappop(ends)
+            if now > limit:
+                break
+            node = nodes[where[action]]
+            node.busy -= 1
+            took[action] = now - began[action]
+            using[by[action]].ended(where[action], action, now, failed[action])
+            if node.queue:
+                serve(node.queue.popleft(), now)
+    counted = [at for at, when in enumerate(began) if when >= warm_s]
+    # What has not ended when the simulation does took at least until then.
+    latency = [took[at] if took[at] >= 0 else limit - began[at] for at in range(len(began))]
+    return Result(
+        steady=[latency[at] for at in counted if not failed[at] and not nodes[where[at]].cold],
+        cold=[latency[at] for at in counted if nodes[where[at]].cold and began[at] < half + COLD_S],
+        errors=sum(failed[at] for at in counted),
+        unfinished=sum(took[at] < 0 for at in counted),
+    )
+
+
+class Gate(NamedTuple):
+    """What must hold, and whether it does."""
+
+    what: str
+    must: str
+    found: str
+    holds: bool
+
+
+RIVALS: Final[dict[str, Make]] = {
+    "least requests of two": LeastOfTwo,
+    "round robin": RoundRobin,
+    "lowest latency": LowestLatency,
 }
+CRIPPLED: Final[dict[str, Make]] = {"licet, deaf to failures": lambda chance: Ours(chance, failures=False)}
+"""Negative controls, with the rivals: a gate that all of them pass would measure nothing."""
 
 
-def scores(life: Life) -> list[tuple[float, int]]:
-    """Scores at the end of each day."""
-    return [(day, score.score(book, int(day - 0.01))) for day, book in life]
-
-
-def figures() -> list[tuple[str, str, str]]:
-    """What is asked, what the design says, what comes out."""
-    told = {name: dict(scores(life())) for name, life in LIVES.items()}
-    honest_, fallen_ = told["busy and honest"], told["honest, then critical"]
+def gates(ours: Result, two: Result, robin: Result) -> list[Gate]:
+    """The design's."""
+    p99, cold = ours.p(0.99), ours.p(0.99, ours.cold)
+    share = ours.errors / (len(ours.steady) + ours.errors)
+    half, tenth = two.p(0.99) / 2, robin.p(0.99) / 10
     return [
-        ("5,000 reads a day for 400 days, highest", "≤ 460", str(max(told["5,000 reads a day"].values()))),
-        ("low-risk farming (classes 0 and 1), day 90", "617", str(told["low-risk farming"][90])),
-        ("the same for 400 days, highest", "", str(max(told["low-risk farming"].values()))),
-        ("busy and honest, day 7 / 14 / 30", "640 / 738 / 830", " / ".join(str(honest_[day]) for day in (7, 14, 30))),
-        ("a critical event at 861 (day 62)", "299", f"{honest_[62]} → {fallen_[62]}"),
-        ("10,000 equal denials in one day", "400 → 379", f"400 → {told['10,000 denials in a day'][1]}"),
+        Gate("p99 beside two", f"<= {half:.2f} s, half of least requests of two", f"{p99:.2f} s", p99 <= half),
+        Gate("p99 beside round robin", f"<= {tenth:.2f} s, a tenth of it", f"{p99:.2f} s", p99 <= tenth),
+        Gate("p99 of nodes that joined cold", f"<= {1.5 * p99:.2f} s, 1.5 x", f"{cold:.2f} s", cold <= 1.5 * p99),
+        Gate("errors of nodes that fail fast", "< 0.1 %", f"{100 * share:.3f} %", share < 0.001),
+        Gate("unfinished", "0", str(ours.unfinished), not ours.unfinished),
     ]
 
 
-def draw(path: Path) -> None:
-    """Every life as a line, over the tiers."""
+PICTURE: Final = Path("docs/routing.png")
+ROUTERS: Final = (1, 2, 4, 8, 32)
+
+
+def draw(path: Path, by_name: dict[str, Result], by_routers: dict[int, Result]) -> None:
+    """How many take longer than what, for each way to choose; and what independent routers lose."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(figsize=(9, 5), layout="constrained")
-    for name, life in LIVES.items():
-        points = [(0, 400), *((day, held) for day, held in scores(life()) if day <= 90)]
-        axes.plot(*zip(*points, strict=True), label=name, linewidth=1.8)
-    for tier in score.TIERS[1:]:
-        axes.axhline(tier.threshold, color="0.8", linewidth=0.8, zorder=0)
-        axes.text(90.5, tier.threshold + 6, tier.name, color="0.45", fontsize=8, ha="right")
-    axes.set(title="Standing, simulated", xlabel="days", ylabel="score", xlim=(0, 91), ylim=(0, 1000))
-    axes.legend(loc="lower right", frameon=False, fontsize=9)
+    figure, (left, right) = pyplot.subplots(1, 2, figsize=(12, 4.6), layout="constrained", width_ratios=(3, 2))
+    for name, result in by_name.items():
+        found = sorted(result.steady)
+        step = max(1, len(found) // 2000)
+        shown = found[::step]
+        left.plot(shown, [1 - at * step / len(found) for at in range(len(shown))], label=name, linewidth=1.8)
+    left.set(xscale="log", yscale="log", xlabel="seconds", ylabel="share that takes longer", ylim=(1e-3, 1))
+    left.set_title(f"{NODES} nodes at {LOAD:.0%}: 10 % ten times slow, 2 % fail fast, 5 % join cold", fontsize=10)
+    left.grid(color="0.92")
+    left.legend(frameon=False, fontsize=9)
+    right.plot(list(by_routers), [result.p(0.99) for result in by_routers.values()], marker="o", label="p99")
+    right.plot(list(by_routers), [result.p(0.5) for result in by_routers.values()], marker="o", label="p50")
+    right.set(xscale="log", xlabel="independent routers", ylabel="seconds", ylim=(0, None))
+    right.set_xticks(list(by_routers), [str(number) for number in by_routers])
+    right.set_title("each router knows only what it sent itself", fontsize=10)
+    right.grid(color="0.92")
+    right.legend(frameon=False, fontsize=9)
     figure.savefig(path, dpi=120)
 
 
 def main() -> None:
-    table = Table("life", "design", "rules")
-    for row in figures():
-        table.add_row(*row)
-    Console(width=120).print(table)
-    path = Path(sys.argv[1]) if len(sys.argv) > 1 else PICTURE
-    draw(path)
-    print(f"picture: {path}")
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seconds", type=float, default=60.0, help="of the simulation, after its warm-up")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--picture", type=Path, default=PICTURE)
+    asked = parser.parse_args()
+
+    def run(make: Make, routers: int = 1) -> Result:
+        return simulate(make, seed=asked.seed, seconds=asked.seconds, routers=routers)
+
+    found = {"licet": run(Ours), **{name: run(make) for name, make in RIVALS.items()}}
+    crippled = {name: run(make) for name, make in CRIPPLED.items()}
+    routers = {number: found["licet"] if number == 1 else run(Ours, number) for number in ROUTERS}
+    table = Table("chosen by", "p50 s", "p99 s", "cold p99 s", "errors %", "unfinished")
+    several = {f"licet, {number} routers": result for number, result in routers.items() if number > 1}
+    for name, result in {**found, **crippled, **several}.items():
+        errors = 100 * result.errors / (len(result.steady) + result.errors)
+        figures = (result.p(0.5), result.p(0.99), result.p(0.99, result.cold), errors)
+        table.add_row(name, *(f"{figure:.3f}" for figure in figures), str(result.unfinished))
+    console = Console(width=120)
+    console.print(table)
+    two, robin = found["least requests of two"], found["round robin"]
+    held = gates(found["licet"], two, robin)
+    for gate in held:
+        console.print(f"{'holds ' if gate.holds else 'MISSED'}  {gate.what}: {gate.found} (must be {gate.must})")
+    blunt = {gate.what for gate in held}
+    for name, result in {**{rival: found[rival] for rival in RIVALS}, **crippled}.items():
+        missed = [gate.what for gate in gates(result, two, robin) if not gate.holds]
+        blunt -= set(missed)
+        console.print(f"negative control, {name}: misses {', '.join(missed) or 'nothing'}")
+    if blunt:
+        console.print(f"MEASURES NOTHING: {', '.join(blunt)}, which every control passes")
+    draw(asked.picture, found, routers)
+    console.print(f"picture: {asked.picture}")
+    sys.exit(bool(blunt) or not all(gate.holds for gate in held))
 
 
 if __name__ == "__main__":

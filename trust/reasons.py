@@ -72,6 +72,7 @@ class Reason(StrEnum):
     # 8 route, 9 execute, 10 answer
     PERMIT_INVALID = "permit_invalid"
     NO_ELIGIBLE_NODE = "no_eligible_node"
+    SLO_UNSATISFIABLE = "slo_unsatisfiable"
     GATEWAY_UNREACHABLE = "gateway_unreachable"
     NODE_UNREACHABLE = "node_unreachable"
     TICKET_INVALID = "ticket_invalid"
@@ -163,6 +164,9 @@ TABLE: dict[Reason, Row] = {
     Reason.NO_ELIGIBLE_NODE: Row(
         403, _TRANSIENT, True, _ROUTE, "no node may and can run this now; constraints are never relaxed"
     ),
+    Reason.SLO_UNSATISFIABLE: Row(
+        403, _TRANSIENT, True, _ROUTE, "no eligible node answers as soon as it must; the objective is strict"
+    ),
     Reason.GATEWAY_UNREACHABLE: Row(503, _TRANSIENT, True, _ROUTE, "the gateway cannot be reached"),
     Reason.NODE_UNREACHABLE: Row(503, _TRANSIENT, True, _ROUTE, "the chosen node could not be reached"),
     Reason.TICKET_INVALID: Row(403, _STRUCTURAL, False, _ROUTE, "the ticket does not cover this request"),
@@ -212,6 +216,7 @@ NOTHING_HAPPENED: Final = frozenset(
         Reason.NOT_FOUND,
         Reason.PERMIT_INVALID,
         Reason.NO_ELIGIBLE_NODE,
+        Reason.SLO_UNSATISFIABLE,
         Reason.GATEWAY_UNREACHABLE,
         Reason.NODE_UNREACHABLE,
         Reason.TICKET_INVALID,

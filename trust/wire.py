@@ -6,7 +6,7 @@ The whole body is covered by the content digest of the signed request, or by the
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Final, TypeVar
+from typing import Annotated, Any, Final, Literal, TypeVar
 
 import msgspec
 
@@ -36,11 +36,17 @@ Id = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9_.:-]{1,64}$")]
 """What is remembered, recorded and shown of one action: short and plain."""
 
 
+NodeKind = Literal["on_prem", "cloud_pc", "edge", "cloud"]
+
+
 class Place(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What a caller may narrow: a node by name, and how soon it wants an answer (milliseconds)."""
+    """What a caller may narrow: a node by name, nodes of a kind, and how soon it wants an answer (milliseconds);
+    ``strict``: or none at all."""
 
     pin: Id | None = None
-    slo_ms: int | None = None
+    kind: NodeKind | None = None
+    slo_ms: Annotated[int, msgspec.Meta(ge=1, le=3_600_000)] | None = None
+    strict: bool = False
 
 
 class Proof(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

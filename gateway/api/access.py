@@ -29,13 +29,14 @@ from gateway.delegations import Delegations
 from gateway.dispatch import Dispatcher
 from gateway.evidence import Packer
 from gateway.feed import Feed
+from gateway.fleet import Fleet
 from gateway.ledgers import Ledgers
 from gateway.oidc import Oidc
 from gateway.passkeys import Passkeys
 from gateway.people import People, require_role
 from gateway.records import Records
 from gateway.registry import Registry
-from gateway.router.nodes import Nodes
+from gateway.router.routing import Router
 from gateway.servers import Servers
 from gateway.standings import Standings
 from gateway.state import Person
@@ -70,7 +71,8 @@ class Services:
     votes: Votes
     passkeys: Passkeys
     oidc: Oidc | None
-    nodes: Nodes
+    fleet: Fleet
+    router: Router
     statements: Statements
     dispatcher: Dispatcher
     callers: Callers

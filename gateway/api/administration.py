@@ -9,7 +9,7 @@ import msgspec
 from edge.http import Incoming, Response, json_response
 from gateway.api.access import Access, Services, decode
 from gateway.people import OPERATOR
-from gateway.registry import NewAgent, NewNode
+from gateway.registry import NewAgent
 from gateway.state import AgentRecord, Person, ServerRecord
 from gateway.stops import thumbprint
 from trust.identity.keys import PublicKey, unb64url
@@ -88,8 +88,6 @@ class Administration:
         add("POST", "/v1/agents/{name}/clear", self._clear)
         add("POST", "/v1/agents/{name}/grant", self._grant)
         add("GET", "/v1/standings", self._books)
-        add("GET", "/v1/nodes", self._list_nodes)
-        add("POST", "/v1/nodes", self._register_node)
         add("GET", "/v1/servers", self._list_servers)
         add("POST", "/v1/servers/{server}/accept", self._accept_server)
         add("GET", "/v1/people", self._list_people)
@@ -216,28 +214,6 @@ class Administration:
         return json_response({"revoked": f"{asked.what} {asked.id}", "note": note}, 201)
 
     # Nodes, servers, people
-
-    async def _list_nodes(self, _incoming: Incoming, _person: Person) -> Response:
-        now = self._s.clock.mono()
-        return json_response(
-            {
-                "nodes": [
-                    {
-                        **{k: v for k, v in msgspec.to_builtins(c.node).items() if k != "token_sha256"},
-                        "weight": str(c.node.weight),
-                        "lease": "live" if c.lease_s > 0 else "expired",
-                        "outstanding": c.outstanding,
-                        "ejected": c.ejected,
-                    }
-                    for c in self._s.nodes.candidates(now)
-                ]
-            }
-        )
-
-    async def _register_node(self, incoming: Incoming, person: Person) -> Response:
-        new = decode(incoming, NewNode)
-        token = await self._s.registry.register_node(new, person.name)
-        return json_response({"name": new.name, "enrolment_token": token}, 201)
 
     async def _list_servers(self, _incoming: Incoming, _person: Person) -> Response:
         found = self._s.servers

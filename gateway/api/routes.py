@@ -8,6 +8,7 @@ from gateway.api.access import Access, Services
 from gateway.api.administration import Administration
 from gateway.api.decisions import Decisions
 from gateway.api.ledger import Ledger
+from gateway.api.nodes import NodesApi
 from gateway.api.workloads import Workloads
 from gateway.console.door import ROOT
 from gateway.console.pages import redirect
@@ -24,7 +25,8 @@ class Api:
         access.anyone("GET", "/livez", self._livez)
         access.anyone("GET", "/readyz", self._readyz)
         access.anyone("GET", PATH, metrics.serve)
-        for part in (Workloads(services), Decisions(services), Administration(services), Ledger(services), console):
+        parts = (Workloads, Decisions, Administration, NodesApi, Ledger)
+        for part in (*(made(services) for made in parts), console):
             part.add_to(access)
         self.routes = access.routes
 

@@ -12,12 +12,12 @@ from gateway.api.access import Access, Services, decode, seconds
 from gateway.api.decisions import state_of
 from gateway.callers import Sender
 from gateway.delegations import NewRoot
+from gateway.fleet import Joining
 from gateway.state import ApprovalRecord
 from trust import wire
 from trust.identity import wit
 from trust.identity.keys import PublicKey, b64url, unb64url
 from trust.ledger import entries, shipment
-from trust.policy.inventory import Server
 from trust.reasons import Reason, Unverifiable
 from trust.standing.rules import COUNTED
 from trust.verdict import Hold, Permit, Refusal
@@ -40,11 +40,6 @@ class _Rotate(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 class _OpenSession(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     key: str
-
-
-class _Join(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    url: str
-    servers: list[Server]
 
 
 class _Heartbeat(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -262,11 +257,10 @@ class Workloads:
     # Nodes
 
     async def _join(self, incoming: Incoming, sender: Sender) -> Response:
-        asked, services = decode(incoming, _Join), self._s
+        asked, services = decode(incoming, Joining), self._s
         _require(sender, "node", "only nodes do this")
-        epoch, grown = await services.registry.join_node(sender.workload.name, asked.url, asked.servers)
+        epoch, grown = await services.fleet.join(sender.workload.name, asked)
         services.callers.sessions.end(sender.workload.subject)
-        services.nodes.renew(sender.workload.name, epoch, services.clock.mono())
         if grown:
             await services.bundles.refresh(sender.workload.name)
         return json_response({"epoch": epoch})
@@ -274,7 +268,7 @@ class Workloads:
     async def _heartbeat(self, incoming: Incoming, sender: Sender) -> Response:
         _require(sender, "node", "only nodes do this")
         epoch, name = decode(incoming, _Heartbeat).epoch, sender.workload.name
-        if not self._s.nodes.renew(name, epoch, self._s.clock.mono()):
+        if not self._s.fleet.renew(name, epoch):
             raise Unverifiable(Reason.PERMIT_INVALID, f"epoch {epoch} of {name} is over; join again")
         return json_response({"state": self._s.registry.node(name).state})
 

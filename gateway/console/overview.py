@@ -63,7 +63,7 @@ class OverviewPage:
         s, index = self._s, self._s.ledgers.index
         chart, since_us = await decided(s, span)
         denied = [Denied(*row) for row in await index.ask(_DENIED, (since_us, TOP))]
-        nodes = s.nodes.candidates(s.clock.mono())
+        nodes = s.fleet.shown()
         trusted = sorted(((s.standings.standing(one.agent.name), one) for one in s.registry.agents()), key=_least_first)
         return self._door.show(
             "overview", incoming, guest, span=span, spans=list(SPANS), chart=chart, denied=denied, nodes=nodes,

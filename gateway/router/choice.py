@@ -1,108 +1,159 @@
-"""The choice of a node. Pure: candidates, constraints, time and randomness are arguments.
+"""The choice of a node among the eligible. Pure: what is known of them, time and randomness are arguments.
 
-Constraints come first and never soften: a node is eligible or it is not, and when none is, the answer says
-how many fell out for which reason. Among the eligible the least outstanding work per slot and weight wins.
+Up to 32 eligible nodes are all looked at; of more, five that the seed draws, and the cheapest of those is taken: with
+what each of five costs now, that is nearly as good as the best of a thousand, and no herd runs to one node.
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Final
+from collections.abc import Callable, Sequence
+from hashlib import sha512
+from itertools import islice
+from math import inf
+from struct import unpack
+from typing import Final
 
 import msgspec
 
-from gateway.state import NodeRecord
-from trust.wire import Place
+from gateway.router.cost import Seen, cost, predicted_us
+
+LOOK_AT_ALL: Final = 32
+DRAWN: Final = 5
+LEFT_AT: Final = 2.0
+"""Whatever would stick to a node goes elsewhere if that is so many times as dear as the best, unless it is there."""
+EXPLORE_OF: Final = 100
+"""One action of so many tries a node that is too slow for the objective, so that one that recovered is found again."""
 
 
-class Candidate(msgspec.Struct, frozen=True):
-    """A node as the router knows it now. ``lease_s``: seconds until its lease ends; ``ejected``: it failed just now."""
+class Objective(msgspec.Struct, frozen=True, gc=False):
+    """Answer within ``slo_us`` (0: as soon as may be); ``strict``: or refuse."""
 
-    node: NodeRecord
-    lease_s: float
-    outstanding: int
-    ejected: bool
+    slo_us: int = 0
+    strict: bool = False
 
 
-class Choice(msgspec.Struct, frozen=True):
-    """``eliminated`` counts nodes by reason; ``scores`` are costs by node, lowest wins. ``chosen`` is None if
-    nobody is eligible."""
-
-    chosen: NodeRecord | None
-    eliminated: Mapping[str, int]
-    scores: Mapping[str, float]
-    constraints: Mapping[str, Any]
-
-    def trace(self) -> dict[str, Any]:
-        """What the answer and the ledger say of this choice."""
-        ranked = sorted(self.scores.items(), key=lambda item: item[1])
-        runner_up = ranked[1][0] if len(ranked) > 1 else None
-        return {
-            "constraints": dict(self.constraints),
-            "eliminated": dict(sorted(self.eliminated.items())),
-            "candidates": {name: f"{cost:.6f}" for name, cost in ranked},
-            "chosen": self.chosen.name if self.chosen else None,
-            "runner_up": runner_up,
-        }
+ASAP: Final = Objective()
 
 
-Permitted = Callable[[NodeRecord], bool]
-"""What is asked of one node."""
+class Looked(msgspec.Struct, frozen=True, gc=False):
+    """One node that was looked at: its place among the eligible, what was known, what that costs."""
+
+    at: int
+    seen: Seen
+    cost: float
 
 
-ANOTHER_VERSION: Final = "offers_another_version"
+class Choice(msgspec.Struct, frozen=True, gc=False):
+    """``looked`` in the order in which they were looked at; ``chosen`` and ``runner_up`` are indexes into it. The former
+    is -1 if the objective is strict and nobody meets it. ``why``: what decided."""
+
+    seed: int
+    among: int
+    looked: tuple[Looked, ...]
+    chosen: int
+    runner_up: int
+    why: str
+
+    @property
+    def node(self) -> str:
+        return self.looked[self.chosen].seen.node
+
+
+def draws(seed: int) -> tuple[int, ...]:
+    """Eight numbers below 2^64 that the seed stands for; everybody can compute them again."""
+    return unpack(">8Q", sha512(seed.to_bytes(8, "big")).digest())
+
+
+def drawn(among: int, numbers: Sequence[int]) -> list[int]:
+    """Five different places below *among* (Floyd's way), or all if there are at most 32."""
+    if among <= LOOK_AT_ALL:
+        return list(range(among))
+    found: list[int] = []
+    for number, most in zip(numbers, range(among - DRAWN, among), strict=False):
+        at = number % (most + 1)
+        found.append(at if at not in found else most)
+    return found
 
 
 def choose(
-    candidates: Sequence[Candidate],
-    server: str,
-    place: Place,
-    offered: Permitted,
-    permitted: Permitted,
-    tie_break: float,
+    eligible: Sequence[str],
+    see: Callable[[str], Seen],
+    seed: int,
+    objective: Objective = ASAP,
+    home: str = "",
+    stays: bool = False,
 ) -> Choice:
-    """The node for one call to *server*, offered there as it was *offered* to whoever judged the call;
-    *tie_break* from 0 to 1 decides among equals."""
-    eliminated: Counter[str] = Counter()
-    eligible: list[Candidate] = []
-    for candidate in candidates:
-        reason = _ineligible(candidate, server, place, offered, permitted)
-        if reason is None:
-            eligible.append(candidate)
+    """One of *eligible*, which is not empty. *see* says what is known of a node now; *home*: the one of them where this
+    belongs, if there is one; *stays*: what it belongs to is there already."""
+    numbers = draws(seed)
+    among = len(eligible)
+    looked = []
+    for at in drawn(among, numbers[2:7]):
+        seen = see(eligible[at])
+        looked.append(Looked(at, seen, cost(seen)))
+    if home and all(one.seen.node != home for one in looked):
+        seen = see(home)
+        looked.append(Looked(eligible.index(home), seen, cost(seen)))
+    if objective.slo_us and objective.strict and not any(_meets(one, objective) for one in looked):
+        # Before anybody is told that nothing is fast enough, everything is looked at.
+        every = (Looked(at, seen, cost(seen)) for at, seen in enumerate(map(see, eligible)))
+        looked.extend(islice((one for one in every if _meets(one, objective)), LOOK_AT_ALL))
+    return decide(seed, numbers, among, tuple(looked), objective, home, stays)
+
+
+def decide(
+    seed: int,
+    numbers: Sequence[int],
+    among: int,
+    looked: tuple[Looked, ...],
+    objective: Objective,
+    home: str,
+    stays: bool,
+) -> Choice:
+    """What follows from what was looked at; replaying a recorded choice calls this with what was recorded."""
+    if not objective.slo_us and not home:
+        chosen, runner_up = _two_cheapest(looked, numbers[1])
+        return Choice(seed, among, looked, chosen, runner_up, "cheapest")
+    candidates, why = list(range(len(looked))), "cheapest"
+    if objective.slo_us:
+        meeting = [at for at in candidates if _meets(looked[at], objective)]
+        violating = [at for at in candidates if at not in meeting]
+        if objective.strict and not meeting:
+            return Choice(seed, among, looked, -1, -1, "nobody meets the objective")
+        if meeting and violating and not objective.strict and numbers[0] % EXPLORE_OF == 0:
+            candidates, why = violating, "explored"
+        elif meeting:
+            candidates, why = meeting, "cheapest that meets the objective"
         else:
-            eliminated[reason] += 1
-    scores = {c.node.name: _cost(c) for c in eligible}
-    constraints = {"server": server, "pin": place.pin}
-    if not eligible:
-        return Choice(None, eliminated, scores, constraints)
-    # Ejection may not leave nobody: then the least bad of the eligible is still better than none.
-    pool = [c for c in eligible if not c.ejected] or eligible
-    best = min(scores[c.node.name] for c in pool)
-    equals = [c for c in pool if scores[c.node.name] == best]
-    chosen = equals[min(int(tie_break * len(equals)), len(equals) - 1)]
-    return Choice(chosen.node, eliminated, scores, constraints)
+            why = "cheapest, though nobody meets the objective"
+    chosen, runner_up = _two_cheapest([looked[at] for at in candidates], numbers[1])
+    chosen, runner_up = candidates[chosen], candidates[runner_up] if runner_up >= 0 else -1
+    best = looked[chosen].cost
+    for at in range(len(looked)) if stays else candidates:
+        if looked[at].seen.node == home and (stays or looked[at].cost <= LEFT_AT * best):
+            runner_up = chosen if at != chosen else runner_up
+            chosen, why = at, "where it belongs"
+            break
+    return Choice(seed, among, looked, chosen, runner_up, why)
 
 
-def _ineligible(
-    candidate: Candidate, server: str, place: Place, offered: Permitted, permitted: Permitted
-) -> str | None:
-    """Why not, cheapest question first."""
-    node = candidate.node
-    if place.pin is not None and place.pin != node.name:
-        return "not_pinned"
-    if server not in node.servers:
-        return "does_not_offer_the_server"
-    if node.state != "ready":
-        return node.state
-    if candidate.lease_s <= 0:
-        return "lease_expired"
-    if not offered(node):
-        return ANOTHER_VERSION
-    if not permitted(node):
-        return "placement_policy"
-    return None
+def _two_cheapest(looked: Sequence[Looked], number: int) -> tuple[int, int]:
+    """The cheapest, equals by *number*, and the next, as indexes; -1 if there is no other."""
+    first, second = 0, -1
+    best, next_best = looked[0].cost, inf
+    for at in range(1, len(looked)):
+        costs = looked[at].cost
+        if costs < best:
+            first, second = at, first
+            best, next_best = costs, best
+        elif costs < next_best:
+            second, next_best = at, costs
+    if next_best == best:
+        ties = [at for at, one in enumerate(looked) if one.cost == best]
+        first = ties.pop(number % len(ties))
+        second = ties[0]
+    return first, second
 
 
-def _cost(candidate: Candidate) -> float:
-    return (candidate.outstanding + 1) / (candidate.node.slots * candidate.node.weight)
+def _meets(one: Looked, objective: Objective) -> bool:
+    return predicted_us(one.seen) <= objective.slo_us

@@ -9,7 +9,7 @@ import pytest
 from joserfc import jwt as jose_jwt
 from joserfc.jwk import OKPKey
 
-from loadtests import simulate
+from loadtests import standing as simulated
 from tests.vectors import make
 
 VECTORS: dict[str, Any] = {name: json.loads((make.HERE / name).read_text()) for name in make.made()}
@@ -90,7 +90,7 @@ def test_scores_follow_from_the_rules_written_down_again(life: str) -> None:
 
 
 def test_the_simulated_figures_are_those_that_the_documents_show() -> None:
-    told = {name: value for name, _, value in simulate.figures()}
+    told = {name: value for name, _, value in simulated.figures()}
     assert list(told.values()) == ["459", "618", "637", "637 / 728 / 811", "861 → 299", "400 → 379"]
     text = (make.HERE.parent.parent / "docs" / "standing.md").read_text()
     for value in told.values():

@@ -24,7 +24,7 @@ CLOCK_SKEW_S: Final = 5
 class Ticket(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """``payload`` is the SHA-256 of the exact bytes to execute, ``credentials`` of what the gateway injects,
     ``tool_digest`` pins the tool as it was judged; ``epoch`` is the node's lease; ``authority`` are the tokens of a
-    delegation chain."""
+    delegation chain; ``attempt``: which one of the action's this is."""
 
     id: str
     action_id: str
@@ -43,6 +43,7 @@ class Ticket(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     issued_at: int
     deadline: int
     authority: tuple[str, ...] = ()
+    attempt: int = 1
 
 
 def seal(ticket: Ticket, key: Signer) -> str:

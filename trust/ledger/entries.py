@@ -143,6 +143,7 @@ class Dispatch(_Entry, frozen=True, tag="dispatch"):
     action_digest: str
     intent: str
     ticket: str
+    attempt: Annotated[int, msgspec.Meta(ge=1, le=100)] = 1
     step: Step = 8
     authn: str = ""
     approval: str | None = None
@@ -151,13 +152,15 @@ class Dispatch(_Entry, frozen=True, tag="dispatch"):
 
 
 class Outcome(_Entry, frozen=True, tag="outcome"):
-    """How a permitted action ended. ``unknown``: it left, and nobody can say. ``agent`` and ``risk`` (of the tool, 0 to
+    """How a permitted action ended. ``unknown``: it left, and nobody can say; ``abandoned``: another attempt was
+    faster. ``agent`` and ``risk`` (of the tool, 0 to
     3) stand in the gateway's word for it, which is evidence for standing."""
 
     action_id: str
     decision_id: str
     run: str
-    status: Literal["done", "tool_error", "refused", "failed", "unknown"]
+    status: Literal["done", "tool_error", "refused", "failed", "unknown", "abandoned"]
+    attempt: Annotated[int, msgspec.Meta(ge=1, le=100)] = 1
     step: Step = 10
     reason: str = ""
     detail: str = ""
@@ -282,9 +285,11 @@ class Agent(_Entry, frozen=True, tag="agent"):
 
 
 class Node(_Entry, frozen=True, tag="node"):
-    """A node was registered, enrolled, changed state or got a new lease epoch."""
+    """A node was registered, enrolled, joined (with a new lease ``epoch``; ``claims``: what it says of itself), or was
+    put into another ``state``; a ``capability`` of it was ``proved`` (``level``, until ``until_us``, Unix
+    microseconds), ``suspended`` or ``restored``."""
 
-    event: Literal["registered", "enrolled", "joined", "state"]
+    event: Literal["registered", "enrolled", "joined", "state", "proved", "suspended", "restored"]
     node: str
     by: str
     url: str = ""
@@ -298,6 +303,11 @@ class Node(_Entry, frozen=True, tag="node"):
     key: str = ""
     token_sha256: str = ""
     servers: list[str] = []
+    claims: JsonObject = {}
+    capability: str = ""
+    level: str = ""
+    until_us: Microseconds = 0
+    reason: str = ""
 
 
 class Session(_Entry, frozen=True, tag="session"):

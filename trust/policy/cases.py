@@ -25,7 +25,7 @@ from trust.policy.validation import did_you_mean
 from trust.reasons import Unverifiable
 from trust.standing.score import NEWCOMER, Standing
 
-PLACE: Final = "place"
+OF_NODES: Final = {"place", "admit"}
 """The action that placement policies are about; cases are about tools."""
 Expectation = Literal["permit", "hold", "refuse"]
 
@@ -207,7 +207,7 @@ def unguarded(bundle: Compiled, cases: list[Case]) -> list[str]:
 
 def idle(bundle: Compiled) -> list[str]:
     """The policies that decide nothing now, because no tool of the inventory is in their action groups."""
-    reachable = {*_reached(bundle), *_reached(bundle, {PLACE})}
+    reachable = {*_reached(bundle), *_reached(bundle, OF_NODES)}
     return sorted(key for key in bundle.read.nodes.static_policies if key not in reachable)
 
 

@@ -46,9 +46,24 @@ def require_tool_name(name: str) -> str:
     return name
 
 
+class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What one call may take on a node: ``seconds``, ``bytes`` of its answer, and how many run ``at_once``; 0: no more
+    than the node's own limits."""
+
+    seconds: Annotated[int, msgspec.Meta(ge=0, le=86_400)] = 0
+    bytes: Annotated[int, msgspec.Meta(ge=0, le=1 << 40)] = 0
+    at_once: Annotated[int, msgspec.Meta(ge=0, le=100_000)] = 0
+
+
+_REQUIREMENT: Final = r"^[a-z][a-z0-9_]{0,62}(=[A-Za-z0-9_.:\-]{1,64})?(@(signed|bound|verified))?$"
+Requirement = Annotated[str, msgspec.Meta(pattern=_REQUIREMENT)]
+"""A capability that a node must hold: ``gpu``, ``data_locality=berlin``, and how it must be known: ``gpu@verified``."""
+
+
 class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What an administrator says that a tool does. The defaults are the strictest. ``cents``: what one call costs.
-    ``personal``: arguments whose values are about somebody; ``subject``: the argument that names who that is."""
+    ``personal``: arguments whose values are about somebody; ``subject``: the argument that names who that is.
+    ``requires``: what a node must hold to run it."""
 
     category: Category = "process"
     effect: Effect = "destructive"
@@ -60,6 +75,8 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     cents: Annotated[int, msgspec.Meta(ge=0, le=1_000_000)] = 0
     personal: tuple[str, ...] = ()
     subject: str = ""
+    requires: tuple[Requirement, ...] = ()
+    limits: Limits = Limits()
 
 
 class Tool(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -75,12 +92,15 @@ class Tool(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Server(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One server. ``labels`` say what its data is; ``zone`` where it may live."""
+    """One server. ``labels`` say what its data is; ``zone`` where it may live; ``requires`` what a node must hold so
+    that its data may be there. ``stateful``: calls of one run belong together, on one node."""
 
     name: str
     tools: dict[str, Tool]
     labels: list[str] = []
     zone: str = "default"
+    requires: tuple[Requirement, ...] = ()
+    stateful: bool = False
 
 
 class Inventory(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

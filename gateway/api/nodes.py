@@ -1,0 +1,79 @@
+"""Nodes for operators: registered, looked at, drained, quarantined, and asked to prove what they claim."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+import msgspec
+
+from edge.http import Incoming, Response, json_response
+from gateway.api.access import Access, Services, decode
+from gateway.fleet import NewNode
+from gateway.people import AUDITOR, OPERATOR
+from gateway.questions import Filter
+from gateway.router import trace
+from gateway.state import NodeState, Person
+from trust.ledger import entries
+from trust.reasons import Reason, Unverifiable, visible
+
+
+class _Put(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    state: NodeState
+    reason: str = ""
+
+
+class NodesApi:
+    """Routes of one gateway."""
+
+    def __init__(self, services: Services) -> None:
+        self._s = services
+
+    def add_to(self, access: Access) -> None:
+        access.person("GET", "/v1/nodes", self._list, OPERATOR, AUDITOR)
+        access.person("POST", "/v1/nodes", self._register, OPERATOR)
+        access.person("GET", "/v1/nodes/{name}", self._show, OPERATOR, AUDITOR)
+        access.person("POST", "/v1/nodes/{name}/state", self._put, OPERATOR)
+        access.person("GET", "/v1/decisions/{decision}/routing", self._explain, OPERATOR, AUDITOR)
+
+    async def _list(self, _incoming: Incoming, _person: Person) -> Response:
+        return json_response({"nodes": [msgspec.to_builtins(one) for one in self._s.fleet.shown()]})
+
+    async def _register(self, incoming: Incoming, person: Person) -> Response:
+        new = decode(incoming, NewNode)
+        token = await self._s.fleet.register(new, person.name)
+        return json_response({"name": new.name, "enrolment_token": token}, 201)
+
+    async def _show(self, _incoming: Incoming, _person: Person, name: str) -> Response:
+        self._s.fleet.known(name)
+        found = next(one for one in self._s.fleet.shown() if one.name == name)
+        return json_response(msgspec.to_builtins(found))
+
+    async def _put(self, incoming: Incoming, person: Person, name: str) -> Response:
+        asked = decode(incoming, _Put)
+        node = await self._s.fleet.put(name, asked.state, person.name, asked.reason)
+        return json_response({"name": node.name, "state": node.state})
+
+    async def _explain(self, _incoming: Incoming, person: Person, decision: str) -> Response:
+        """Every routed attempt of one decision, with its trace and whether the same choice comes out again."""
+        attempts = [attempt async for attempt in self._attempts(decision, person.name)]
+        if not attempts:
+            missing = f"no routed action has the decision {visible(decision)}; `licet audit query` finds decisions"
+            raise Unverifiable(Reason.NOT_FOUND, missing)
+        return json_response({"decision_id": decision, "attempts": attempts})
+
+    async def _attempts(self, decision: str, by: str) -> AsyncIterator[dict[str, Any]]:
+        """In this gateway's own log, as far as it is sealed: a decision of this moment may be a second away."""
+        ledgers, origin = self._s.ledgers, self._s.records.ledger.origin
+        page = await ledgers.find(Filter(kind="dispatch", decision_id=decision, oldest_first=True), by)
+        for row in page.rows:
+            if row.origin != origin:
+                continue
+            line = entries.decode(await ledgers.read(origin, row.index, by))
+            if isinstance(line.entry, entries.Dispatch) and line.entry.trace:
+                yield {
+                    "action_id": line.entry.action_id,
+                    "audit": {"origin": origin, "index": row.index},
+                    "trace": line.entry.trace,
+                    "wrong": trace.replay(trace.read(line.entry.trace)),
+                }

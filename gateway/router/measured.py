@@ -1,0 +1,169 @@
+"""What the router measures of nodes: work in flight, how long answers take, failures in a row. Plain; time is given.
+
+Outstanding work and failures belong to a node; how long an answer takes belongs to a node and a kind of work (a tool),
+because a node that answers questions of models is not slow beside one that reads files.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import Final
+
+from gateway.router.cost import Peak, Prior, Seen, expected_us, learned, moved
+
+IN_A_ROW: Final = 3
+"""So many failures in a row eject a node,"""
+EJECTION_US: Final = 10_000_000
+"""for so long the first time, twice as long the second, and so on,"""
+LONGEST: Final = 30
+"""but no more than so many times as long."""
+MAX_PEAKS: Final = 200_000
+"""Of nodes and kinds of work; what was measured longest ago is forgotten first."""
+
+
+class Load:
+    """Of one node. ``started``: when (monotonic microseconds) each attempt in flight began, the oldest first;
+    ``streams``: how many have begun to answer and go on."""
+
+    __slots__ = ("ejected_until_us", "ejections", "failures", "kind", "slots", "started", "streams", "weight_milli")
+
+    def __init__(self, kind: str, slots: int, weight_milli: int) -> None:
+        self.kind = kind
+        self.slots = slots
+        self.weight_milli = weight_milli
+        self.started: dict[str, int] = {}
+        self.streams = 0
+        self.failures = 0
+        self.ejections = 0
+        self.ejected_until_us = 0
+
+
+class Measured:
+    """Of all nodes. *kind* of a node: those of equal kind are expected to be equally fast."""
+
+    def __init__(self) -> None:
+        self._loads: dict[str, Load] = {}
+        self._peaks: OrderedDict[tuple[str, str], Peak] = OrderedDict()
+        self._priors: dict[tuple[str, str], Prior] = {}
+        self._ejected: dict[str, Load] = {}
+        self.ejections = 0
+        """Rises whenever a node is ejected or let in again."""
+
+    def know(self, node: str, kind: str, slots: int, weight: float) -> None:
+        """What the registry says of a node; what was measured of it stays."""
+        milli = max(1, round(weight * 1000))
+        load = self._loads.get(node)
+        if load is None:
+            self._loads[node] = Load(kind, slots, milli)
+        else:
+            load.kind, load.slots, load.weight_milli = kind, slots, milli
+
+    def see(self, node: str, work: str, now_us: int) -> Seen:
+        """What is known of a node that :meth:`know` told of, for a kind of *work*."""
+        load = self._loads[node]
+        prior = self._priors.get((load.kind, work), _NEVER)
+        peak = self._peaks.get((node, work))
+        oldest = 0
+        for first in load.started.values():
+            oldest = now_us - first
+            break
+        if peak is None:
+            peak = Peak(prior.us, now_us)
+        outstanding, age = len(load.started) + load.streams, now_us - peak.at_us
+        return Seen(node, load.slots, load.weight_milli, outstanding, oldest, peak.us, age, prior.us)
+
+    def outstanding(self, node: str) -> int:
+        load = self._loads.get(node)
+        return len(load.started) + load.streams if load is not None else 0
+
+    def started(self, node: str, attempt: str, now_us: int) -> None:
+        self._loads[node].started[attempt] = now_us
+
+    def abandoned(self, node: str, attempt: str) -> None:
+        """It ended, and that says nothing about the node: whoever asked hung up, or the other of two was faster."""
+        self._loads[node].started.pop(attempt, None)
+
+    def over(self, node: str) -> None:
+        """A stream that went on has ended."""
+        self._loads[node].streams -= 1
+
+    def succeeded(self, node: str, attempt: str, work: str, now_us: int, *, goes_on: bool = False) -> None:
+        """It answered; if that *goes_on* it stays outstanding, and :meth:`over` ends it."""
+        took = self._took(node, attempt, now_us)
+        load = self._loads[node]
+        load.streams += goes_on
+        load.failures = 0
+        load.ejections = 0
+        if self._ejected.pop(node, None) is not None:
+            load.ejected_until_us = 0
+            self.ejections += 1
+        key = (load.kind, work)
+        prior = self._priors.get(key, _NEVER)
+        self._note(node, work, moved(self._peaks.get((node, work)), prior, took, now_us))
+        self._priors[key] = learned(prior, took)
+
+    def failed(self, node: str, attempt: str, work: str, now_us: int) -> None:
+        took = self._took(node, attempt, now_us)
+        load = self._loads[node]
+        prior = self._priors.get((load.kind, work), _NEVER)
+        self._note(node, work, moved(self._peaks.get((node, work)), prior, took, now_us, failed=True))
+        load.failures += 1
+        if load.failures >= IN_A_ROW:
+            # One more failure after the time is over is enough: it is on probation until it succeeds.
+            load.failures = IN_A_ROW - 1
+            load.ejections = min(load.ejections + 1, LONGEST)
+            load.ejected_until_us = now_us + EJECTION_US * load.ejections
+            self._ejected[node] = load
+            self.ejections += 1
+
+    def ejected(self, now_us: int) -> dict[str, Load]:
+        """Those who are ejected now."""
+        over = [node for node, load in self._ejected.items() if load.ejected_until_us <= now_us]
+        for node in over:
+            del self._ejected[node]
+            self.ejections += 1
+        return self._ejected
+
+    def load(self, node: str) -> Load:
+        """Of a node that :meth:`know` told of."""
+        return self._loads[node]
+
+    def expectations(self, node: str, now_us: int, most: int = 12) -> list[tuple[str, int]]:
+        """How long (microseconds) each kind of work that was measured there is expected to take, the last first."""
+        works = [work for name, work in reversed(self._peaks) if name == node][:most]
+        return [(work, int(expected_us(self.see(node, work, now_us)))) for work in works]
+
+    def slowdown(self, node: str, work: str, now_us: int) -> float:
+        """How many times as long as its class the node takes for *work*; 1 if nothing was measured."""
+        if (node, work) not in self._peaks:
+            return 1.0
+        seen = self.see(node, work, now_us)
+        return expected_us(seen) / max(1, seen.prior_us)
+
+    def forget(self, node: str) -> None:
+        self._loads.pop(node, None)
+        self._ejected.pop(node, None)
+
+    def _took(self, node: str, attempt: str, now_us: int) -> int:
+        return now_us - self._loads[node].started.pop(attempt, now_us)
+
+    def _note(self, node: str, work: str, peak: Peak) -> None:
+        self._peaks[(node, work)] = peak
+        self._peaks.move_to_end((node, work))
+        if len(self._peaks) > MAX_PEAKS:
+            self._peaks.popitem(last=False)
+
+
+_NEVER: Final = Prior()
+
+
+def spared(eligible: Sequence[str], ejected: dict[str, Load]) -> frozenset[str]:
+    """Those of *eligible* that are passed over because they are ejected: at most half of them, the worst first. So the
+    least bad are used when too many fail at once: it is more likely that something else is wrong."""
+    found = [node for node in eligible if node in ejected] if ejected else []
+    most = len(eligible) // 2
+    if len(found) > most:
+        found.sort(key=lambda node: (-ejected[node].ejections, -ejected[node].ejected_until_us, node))
+        found = found[:most]
+    return frozenset(found)
