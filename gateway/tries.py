@@ -40,8 +40,8 @@ LEAST_PATIENCE_S: Final = 0.05
 
 
 class Tried(msgspec.Struct):
-    """What was tried for one action. ``left``: nodes that are not tried again, and why; ``same``: the only one that may be, and
-    in which epoch; ``lost``: an attempt may have happened; ``turned_away``: the last node that said no."""
+    """What was tried for one action. ``left``: nodes that are not tried again, and why; ``same``: the only one that may
+    be, and in which epoch; ``lost``: an attempt may have happened; ``turned_away``: the last node that said no."""
 
     number: int = 0
     left: dict[str, str] = {}

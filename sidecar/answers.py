@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import msgspec
 
 from edge.client import MAX_REPLY_BYTES
@@ -21,7 +23,8 @@ class Audit(msgspec.Struct, frozen=True):
 
 class Allowed(msgspec.Struct, frozen=True):
     """The upstream answered. Its body is either complete (``body``) or a ``stream``.
-    ``approved``: the stored action of an approval ran; ``edited``: with arguments that people changed."""
+    ``approved``: the stored action of an approval ran; ``edited``: with arguments that people changed.
+    ``trace``: how its node was chosen."""
 
     decision_id: str
     audit: Audit
@@ -32,6 +35,7 @@ class Allowed(msgspec.Struct, frozen=True):
     stream: Stream | None
     approved: bool = False
     edited: bool = False
+    trace: dict[str, Any] = {}
 
     async def read(self) -> bytes:
         """The complete body, however it comes; ConnectionError if it breaks or is too large to hold."""

@@ -93,7 +93,9 @@ class SidecarConfig(_Workload):
 
 class ToolServer(Section):
     """One MCP server behind a node: an HTTP ``url``, or a ``command`` that is started and spoken to on stdio.
-    ``manifest``: TOML that says of each tool what it does; what it does not mention is taken for the worst."""
+    ``manifest``: TOML that says of each tool what it does; what it does not mention is taken for the worst.
+    ``requires``: what a node must hold for this server's data to be there; ``stateful``: it keeps something between
+    calls of a run, so each run gets a process of its own, and stays on one node."""
 
     name: Name
     command: tuple[str, ...] = ()
@@ -103,6 +105,8 @@ class ToolServer(Section):
     manifest: ExistingFile | None = None
     labels: tuple[str, ...] = ()
     zone: str = "default"
+    requires: tuple[str, ...] = ()
+    stateful: bool = False
 
     @model_validator(mode="after")
     def _one_way_in(self) -> Self:
@@ -113,7 +117,8 @@ class ToolServer(Section):
 
 class NodeConfig(_Workload):
     """Section ``[node]``: the inbound sidecar in front of tools. Times in seconds. ``recheck_s``: how often the
-    servers are asked again what they offer, so that a tool that changes is quarantined."""
+    servers are asked again what they offer, so that a tool that changes is quarantined. ``claims``: what the node says
+    of itself, such as ``gpu = true``; shown, and believed of nobody."""
 
     home: Path = Path(".licet/node")
     host: str = Field("127.0.0.1", min_length=1)
@@ -123,6 +128,7 @@ class NodeConfig(_Workload):
     heartbeat_s: Seconds = 2.0
     lease_ttl_s: Seconds = 10.0
     recheck_s: Seconds = 30.0
+    claims: dict[str, str | int | bool] = Field(default_factory=dict)
     segment_bytes: SegmentBytes = 64 << 20
     servers: tuple[ToolServer, ...] = ()
 

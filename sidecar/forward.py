@@ -17,13 +17,15 @@ from trust.wire import Dispatch
 
 
 class Forwarded(msgspec.Struct, frozen=True):
-    """What came back. For a stream ``reply`` is still open: iterate its chunks, then close it."""
+    """What came back. For a stream ``reply`` is still open: iterate its chunks, then close it. ``trace``: how the node
+    was chosen, as the gateway tells it."""
 
     node: str
     status: int
     headers: dict[str, str]
     body: bytes
     reply: Reply | None
+    trace: dict[str, Any] = {}
 
 
 async def forward(
@@ -64,8 +66,17 @@ async def _came_back(reply: Reply) -> Forwarded | Refusal:
     headers = {name: value for name in ("Content-Type", "mcp-session-id") if (value := reply.header(name))}
     status, node = int(upstream_status), reply.header(wire.NODE_HEADER)
     if headers.get("Content-Type", "").startswith("text/event-stream"):
-        return Forwarded(node, status, headers, b"", reply)
-    return Forwarded(node, status, headers, await reply.read(), None)
+        return Forwarded(node, status, headers, b"", reply, _trace(reply))
+    return Forwarded(node, status, headers, await reply.read(), None, _trace(reply))
+
+
+def _trace(reply: Reply) -> dict[str, Any]:
+    """Only told on: nothing is decided by it."""
+    try:
+        told = json.loads(reply.header(wire.TRACE_HEADER) or "{}")
+    except ValueError:
+        return {}
+    return told if isinstance(told, dict) else {}
 
 
 def refusal_of(status: int, body: bytes) -> Refusal:

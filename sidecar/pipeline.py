@@ -499,8 +499,17 @@ class Pipeline:
         if stream is None:
             digest = sha256_hex(action.salt + came.body)
             self._done(action, came, started, End("complete", digest, len(came.body), came.body))
-        spent = judged.approval is not None
-        return Allowed(action.decision_id, audit, came.node, came.status, came.headers, came.body, stream, spent)
+        return Allowed(
+            action.decision_id,
+            audit,
+            came.node,
+            came.status,
+            came.headers,
+            came.body,
+            stream,
+            approved=judged.approval is not None,
+            trace=came.trace,
+        )
 
     def _stream(self, action: Action, came: Forwarded, started: int) -> Stream | None:
         """The answer as a stream whose end, whichever it is, is the outcome."""

@@ -19,7 +19,7 @@ from trust.trace import Trace
 DISPATCH_TYPE: Final = "application/licet-dispatch"
 EXECUTE_TYPE: Final = "application/licet-execute"
 TICKET_HEADER: Final = "licet-ticket"
-NODE_HEADER: Final = "licet-node"
+NODE_HEADER: Final = "Licet-Node"
 TRACE_HEADER: Final = "licet-trace"
 UPSTREAM_STATUS_HEADER: Final = "licet-upstream-status"
 DECISION_HEADER: Final = "Licet-Decision"

@@ -44,8 +44,8 @@ class Looked(msgspec.Struct, frozen=True, gc=False):
 
 
 class Choice(msgspec.Struct, frozen=True, gc=False):
-    """``looked`` in the order in which they were looked at; ``chosen`` and ``runner_up`` are indexes into it. The former
-    is -1 if the objective is strict and nobody meets it. ``why``: what decided."""
+    """``looked`` in the order in which they were looked at; ``chosen`` and ``runner_up`` are indexes into it. The
+    former is -1 if the objective is strict and nobody meets it. ``why``: what decided."""
 
     seed: int
     among: int
@@ -69,9 +69,11 @@ def drawn(among: int, numbers: Sequence[int]) -> list[int]:
     if among <= LOOK_AT_ALL:
         return list(range(among))
     found: list[int] = []
-    for number, most in zip(numbers, range(among - DRAWN, among), strict=False):
+    most = among - DRAWN
+    for number in numbers:
         at = number % (most + 1)
-        found.append(at if at not in found else most)
+        found.append(most if at in found else at)
+        most += 1
     return found
 
 

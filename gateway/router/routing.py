@@ -101,8 +101,8 @@ class Router:
         only: str = "",
         belongs: Belongs | None = None,
     ) -> Routed:
-        """The node for one attempt. *without*: those that are not tried again, and why; *only*: the one that knows what it
-        did."""
+        """The node for one attempt. *without*: those that are not tried again, and why; *only*: the one that knows what
+        it did."""
         self._look(bundle, now)
         key = (agent.name, wanted)
         found = self._found.get(key)

@@ -207,7 +207,7 @@ async def _allowed(answer: Allowed, headers: dict[str, str]) -> Response:
         "decision_id": answer.decision_id,
         "node": answer.node,
         "audit": audit_member(answer),
-        "trace": {"node_id": answer.node},
+        "trace": answer.trace,
         **({"edited": True} if answer.edited else {}),
     }
     try:

@@ -30,6 +30,8 @@ def decision_headers(answer: Answer) -> dict[str, str]:
         case Refused():
             decision = "deny"
     headers = {wire.DECISION_HEADER: decision, wire.DECISION_ID_HEADER: answer.decision_id}
+    if isinstance(answer, Allowed) and answer.node:
+        headers[wire.NODE_HEADER] = answer.node
     if answer.audit is not None:
         headers[wire.AUDIT_HEADER] = str(answer.audit)
     return headers

@@ -188,7 +188,7 @@ async def test_a_child_that_was_started_again_is_not_called_before_it_was_looked
         two.become(tool("good"), **trouble)
         one.become(tool("EVIL"))
         for name in ("one", "two"):
-            upstream: Any = mesh.node._upstreams[name]
+            upstream: Any = mesh.node.offers.upstreams[name]
             os.kill(upstream._process.pid, signal.SIGKILL)
         deadline = asyncio.get_running_loop().time() + 2.5
         while asyncio.get_running_loop().time() < deadline:
@@ -221,13 +221,13 @@ async def test_labels_and_zone_of_a_server_are_shown_and_bound(tmp_path: Path) -
     secret = server.config.model_copy(update={"labels": ("confidential",), "zone": "on-prem"})
     async with Mesh(tmp_path, servers=(secret,), policies=policies()) as mesh:
         assert (await mesh.call("one/t", {})).status == 200
-        theirs = mesh.node._offers["one"].server
+        theirs = mesh.node.offers._offers["one"].server
         public = msgspec.structs.replace(theirs, labels=[], zone="cloud")
         body = msgspec.json.encode({"url": f"http://127.0.0.1:{mesh.node.port}", "servers": [public]})
         json_type = {"Content-Type": "application/json"}
-        async with mesh.node._joining:  # a heartbeat of the epoch before would make it join as it was
+        async with mesh.node.membership._joining:  # a heartbeat of the epoch before would make it join as it was
             async with mesh.node.identity.send("POST", "/v1/nodes/join", body, json_type, strong=True) as reply:
-                mesh.node._epoch = json.loads(await reply.read())["epoch"]
+                mesh.node.membership.epoch = json.loads(await reply.read())["epoch"]
             assert (await mesh.call("one/t", {})).json["reason"] == "tool_quarantined"
         (offer,) = await offered(mesh, "one")
         (change,) = offer["changes"]
@@ -384,12 +384,12 @@ async def test_a_child_that_cannot_start_takes_nothing_else_away(tmp_path: Path)
     one, two = Changing(tmp_path / "s", "one"), Changing(tmp_path / "s", "two")
     async with Mesh(tmp_path, servers=(one.config, two.config), policies=policies()) as mesh:
         two._configuration.unlink()  # it ends at its first message
-        upstream: Any = mesh.node._upstreams["two"]
+        upstream: Any = mesh.node.offers.upstreams["two"]
         os.kill(upstream._process.pid, signal.SIGKILL)
         await until_refused(mesh, "two/t", "no_eligible_node")
-        renewed = mesh.node._renewed
+        renewed = mesh.node.membership._renewed
         await asyncio.sleep(1.0)
-        assert mesh.node._renewed > renewed, "the lease is renewed all the while"
+        assert mesh.node.membership._renewed > renewed, "the lease is renewed all the while"
         assert (await mesh.call("one/t", {})).status == 200
         two.become(tool("good"))
         async with asyncio.timeout(10):

@@ -188,7 +188,7 @@ async def test_another_agents_approval_cannot_be_seen_or_claimed(mesh: Mesh) -> 
 def entitled(mesh: Mesh, payload: Payload, **changed: Any) -> Ticket:
     now = int(mesh.sidecar.identity.clock.now())
     made = Ticket(
-        id=new_id("tkt"), action_id="act", node="node-1", epoch=mesh.node._epoch, server="workbench", tool="read_file",
+        id=new_id("tkt"), action_id="act", node="node-1", epoch=mesh.node.membership.epoch, server="workbench", tool="read_file",
         tool_digest=mesh.sidecar.pipeline.tool("workbench", "read_file").digest,
         agent="demo", principal="ada", run="r", payload=payload.digest(), action_digest="d", approval=None, credentials=digest_of({}), issued_at=now, deadline=now + 30,
     )  # fmt: skip
@@ -226,7 +226,7 @@ async def test_a_node_executes_a_ticket_once_and_only_its_bytes(mesh: Mesh) -> N
         "a.b.c",
         ticket.seal(entitled(mesh, payload), SecretKey.generate()),
         ticket.seal(entitled(mesh, payload, node="node-2"), key),
-        ticket.seal(entitled(mesh, payload, epoch=mesh.node._epoch - 1), key),
+        ticket.seal(entitled(mesh, payload, epoch=mesh.node.membership.epoch - 1), key),
         ticket.seal(entitled(mesh, payload, tool="list_directory"), key),
         ticket.seal(entitled(mesh, payload, issued_at=0, deadline=30), key),
     ):
@@ -237,14 +237,14 @@ async def test_a_node_executes_a_ticket_once_and_only_its_bytes(mesh: Mesh) -> N
 
 async def test_a_ticket_of_low_risk_is_within_the_nodes_session_and_one_of_high_risk_is_signed(mesh: Mesh) -> None:
     seen: dict[str, str] = {}
-    open_, node = mesh.node._open, mesh.node
+    open_, node = mesh.node._executor._open, mesh.node
 
     def watch(token: str, *rest: Any) -> Ticket:
         opened = open_(token, *rest)
         seen[opened.tool] = token
         return opened
 
-    node._open = watch  # type: ignore[method-assign]
+    node._executor._open = watch  # type: ignore[method-assign]
     assert (await mesh.call("workbench/read_file", {"path": "notes.txt"})).status == 200
     approval = (await mesh.call("workbench/delete_file", {"path": "notes.txt"})).json["approval"]
     await mesh.vote(approval)
@@ -275,7 +275,7 @@ async def test_a_node_that_was_started_again_gets_no_tickets_of_its_session_of_b
 async def test_a_node_whose_lease_ran_out_starts_nothing(mesh: Mesh) -> None:
     body = mcp.call("x", "read_file", {"path": "notes.txt"})[1]
     mesh.node._tasks[0].cancel()
-    mesh.node._renewed -= 9.0
+    mesh.node.membership._renewed -= 9.0
     answer = await execute(mesh, ticket.seal(entitled(mesh, Payload("POST", (), body)), gateway_key(mesh)), body)
     assert "lease ran out" in answer.json["detail"]
 

@@ -238,7 +238,7 @@ async def test_an_agent_cannot_fill_the_queue(mesh: Mesh, monkeypatch: pytest.Mo
 
 
 async def test_an_answer_that_cannot_be_passed_on_is_an_unknown_outcome_not_a_refusal(mesh: Mesh) -> None:
-    upstream: Any = mesh.node._upstreams["workbench"]
+    upstream: Any = mesh.node.offers.upstreams["workbench"]
 
     async def odd(*_: object) -> dict[str, Any]:
         return {"jsonrpc": "2.0", "id": 1, "result": {"id": 2**53 + 1, "f": 1.5}}

@@ -165,7 +165,7 @@ async def test_a_kill_or_revocation_cuts_streams_that_are_open(mesh: Mesh, how: 
 
     from sidecar.node.upstream import Replied
 
-    upstream: Any = mesh.node._upstreams["workbench"]
+    upstream: Any = mesh.node.offers.upstreams["workbench"]
     real = upstream._post
 
     async def post(payload: Any) -> Replied:

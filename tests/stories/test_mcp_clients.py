@@ -398,7 +398,7 @@ async def test_a_server_that_is_replaced_while_the_node_runs_has_its_changed_too
 
 
 async def test_a_server_that_dies_is_started_again(mesh: Mesh) -> None:
-    upstream: Any = mesh.node._upstreams["workbench"]
+    upstream: Any = mesh.node.offers.upstreams["workbench"]
     upstream._process.kill()
     async with asyncio.timeout(15):
         while (await mesh.call("workbench/read_file", {"path": "notes.txt"})).status != 200:

@@ -273,7 +273,7 @@ async def test_no_token_is_passed_on(mesh: Mesh, server: AuthorizationServer) ->
     """What the node gets to send on: neither the token nor any header of the client's."""
     token = server.issue(resource(mesh))
     sent: list[Any] = []
-    upstream: Any = mesh.node._upstreams["workbench"]
+    upstream: Any = mesh.node.offers.upstreams["workbench"]
     real = upstream.exchange
 
     def watch(payload: Any, credentials: Any) -> Any:

@@ -283,7 +283,7 @@ async def test_a_server_that_fails_for_everybody_is_stopped_for_everybody(tmp_pa
         other = await mesh.add_agent("other", "bob")
         from sidecar.node.upstream import UpstreamFailed
 
-        upstream: Any = mesh.node._upstreams["workbench"]
+        upstream: Any = mesh.node.offers.upstreams["workbench"]
 
         def fail(*_: Any) -> Any:
             raise UpstreamFailed("no")

@@ -48,7 +48,7 @@ def entitled(mesh: Mesh, agent: str) -> tuple[dict[str, str], bytes]:
     tool = mesh.sidecar.pipeline.tool("workbench", "read_file")
     assert tool is not None
     made_ticket = ticket.Ticket(
-        id=new_id("tkt"), action_id=new_id("act"), node="node-1", epoch=mesh.node._epoch, server="workbench",
+        id=new_id("tkt"), action_id=new_id("act"), node="node-1", epoch=mesh.node.membership.epoch, server="workbench",
         tool="read_file", agent=agent, principal="ada", run="r", payload=payload.digest(), tool_digest=tool.digest,
         action_digest="", approval=None, credentials=digest_of({}), issued_at=now, deadline=now + 30,
     )  # fmt: skip
