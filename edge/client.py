@@ -96,13 +96,21 @@ def _url(text: str) -> URL:
 class Client:
     """Keeps connections; safe to use from any task of one loop."""
 
-    def __init__(self, *, total_timeout_s: float | None = 300.0, tls: SSLContext | None = None) -> None:
-        """*tls*: for https; without it nobody is trusted there."""
+    def __init__(
+        self,
+        *,
+        total_timeout_s: float | None = 300.0,
+        tls: SSLContext | None = None,
+        connector: aiohttp.BaseConnector | None = None,
+    ) -> None:
+        """*tls*: for https; without it nobody is trusted there. *connector*: where connections come from, if they are
+        not made."""
         self._timeout = aiohttp.ClientTimeout(
             total=total_timeout_s, connect=POOL_TIMEOUT_S, sock_connect=CONNECT_TIMEOUT_S
         )
         self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(
+            connector=connector
+            or aiohttp.TCPConnector(
                 limit=MAX_CONNECTIONS, keepalive_timeout=60.0, ssl=tls if tls is not None else True
             ),
             auto_decompress=False,

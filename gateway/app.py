@@ -13,6 +13,7 @@ from edge.client import Client
 from edge.clock import SystemClock, new_id
 from edge.durable import DurableLedger
 from edge.http import Border, Incoming, Listener, Response, Server, StreamResponse, caller_of, problem, require_c_parser
+from edge.reverse import Accepted
 from edge.shared_nonces import SharedNonces
 from edge.telemetry import Telemetry
 from gateway.anchors import Anchors
@@ -117,6 +118,7 @@ class Gateway:
         self._console: Console
         self._tls = Certificates.of(config, domain, clock)
         self._client = Client(tls=self._tls.outgoing if self._tls else None)
+        self._accepted = Accepted()
         audience = f"wimse://{domain}/gateway/main"
         self.witness = Witness(self.records, home / "logs", f"{domain}/gateway/main", key, clock)
         anchored = (config.checkpoints_to, config.witness_url or "", config.witness_vkey)
@@ -150,6 +152,7 @@ class Gateway:
             callers.sessions,
             self.router,
             self._client,
+            self._accepted,
             key,
             clock,
             _credentials(config),
@@ -182,6 +185,7 @@ class Gateway:
             oidc=self._oidc,
             fleet=self.fleet,
             router=self.router,
+            accepted=self._accepted,
             statements=statements,
             dispatcher=dispatcher,
             callers=callers,
@@ -307,6 +311,7 @@ class Gateway:
         self.bundles.close()
         self.desk.close()
         self._console.close()
+        await self._accepted.close()
         await self._listener.close()
         for task in self._tasks:
             task.cancel()

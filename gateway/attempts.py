@@ -9,15 +9,17 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from contextlib import AsyncExitStack
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from functools import partial
 from typing import Final
 
 import msgspec
 
+from edge import reverse
 from edge.client import Broken, Client, Reply, Unreachable
 from edge.clock import SystemClock, new_id
 from edge.http import Incoming, StreamResponse
+from edge.reverse import Accepted
 from edge.stopping import Stopped, until
 from edge.telemetry import Telemetry
 from gateway.passing import Ending, is_stream, pass_on, passed
@@ -98,6 +100,7 @@ class Attempts:
         sessions: Sessions,
         router: Router,
         client: Client,
+        accepted: Accepted,
         key: SecretKey,
         clock: SystemClock,
         credentials: dict[str, dict[str, str]],
@@ -111,34 +114,42 @@ class Attempts:
         self._sessions = sessions
         self._router = router
         self._client = client
+        self._accepted = accepted
         self._key = key
         self._clock = clock
         self._credentials = credentials
         self._telemetry = telemetry
 
-    async def begin(self, asked: Asked, routed: Routed, number: int) -> Begun:
-        """Send it, and wait for the node to answer. Raises :class:`Unreachable` (nothing was sent),
-        :class:`TurnedAway` (nothing was started), :class:`Broken` (nobody knows) or :class:`Unverifiable` (ended)."""
+    def prepare(self, asked: Asked, routed: Routed, number: int) -> Attempt:
+        """From here on it counts as work of the node, so that whoever chooses next knows of it."""
         node = routed.node
         if node is None:
             raise LookupError("nothing is sent to a node that was not chosen")
-        entitled = self._ticket(asked, node, number)
-        attempt = Attempt(asked, routed, node, number, entitled.id, self._clock.mono_ns())
-        await self._records.note(self._entry(attempt))
-        asked.marks.at("8 record")
-        self._statements.require_unchanged(asked)
-        body = wire.encode(self._execute(asked), asked.action.payload.body)
-        headers = {"Content-Type": wire.EXECUTE_TYPE, wire.TICKET_HEADER: self._sealed(entitled, asked)}
-        return await self._send(attempt, headers, body)
+        attempt = Attempt(asked, routed, node, number, new_id("tkt"), self._clock.mono_ns())
+        self._router.measured.started(node.name, attempt.ticket, attempt.started // 1000)
+        return attempt
+
+    async def begin(self, attempt: Attempt) -> Begun:
+        """Send it, and wait for the node to answer. Raises :class:`Unreachable` (nothing was sent),
+        :class:`TurnedAway` (nothing was started), :class:`Broken` (nobody knows) or :class:`Unverifiable` (ended)."""
+        asked = attempt.asked
+        try:
+            await self._records.note(self._entry(attempt))
+            asked.marks.at("8 record")
+            self._statements.require_unchanged(asked)
+            body = wire.encode(self._execute(asked), asked.action.payload.body)
+            ticketed = self._sealed(self._ticket(attempt), asked)
+        except BaseException:
+            self._router.measured.abandoned(attempt.node.name, attempt.ticket)
+            raise
+        return await self._send(attempt, {"Content-Type": wire.EXECUTE_TYPE, wire.TICKET_HEADER: ticketed}, body)
 
     async def _send(self, attempt: Attempt, headers: dict[str, str], body: bytes) -> Begun:
         measured, name, work = self._router.measured, attempt.node.name, attempt.asked.action.name
-        attempt = msgspec.structs.replace(attempt, started=self._clock.mono_ns())
-        measured.started(name, attempt.ticket, attempt.started // 1000)
         stack = AsyncExitStack()
         try:
             async with until(partial(self._why_stopped, attempt)):
-                sending = self._client.send("POST", f"{attempt.node.url}/v1/execute", headers, body)
+                sending = self._sending(attempt.node, headers, body)
                 reply = await stack.enter_async_context(sending)
                 whole = None if is_stream(reply) else await reply.read()
             refusal = _turned_away(reply, whole)
@@ -177,6 +188,12 @@ class Attempts:
             measured.succeeded(name, attempt.ticket, work, now_us, goes_on=whole is None)
         attempt.asked.marks.at("9 execute")
         return Begun(attempt, reply, whole, stack, now_us - attempt.started // 1000)
+
+    def _sending(self, node: NodeRecord, headers: dict[str, str], body: bytes) -> AbstractAsyncContextManager[Reply]:
+        """To where the node is reached, or on a connection of its own."""
+        if node.outbound:
+            return self._accepted.client.send("POST", f"http://{node.name}{reverse.HOST}/v1/execute", headers, body)
+        return self._client.send("POST", f"{node.url}/v1/execute", headers, body)
 
     async def finish(self, incoming: Incoming, begun: Begun) -> StreamResponse:
         """Pass the answer on, to its end."""
@@ -224,13 +241,14 @@ class Attempts:
             asked.span.span_id,
         )
 
-    def _ticket(self, asked: Asked, node: NodeRecord, number: int) -> ticket.Ticket:
+    def _ticket(self, attempt: Attempt) -> ticket.Ticket:
+        asked, node = attempt.asked, attempt.node
         dispatch, action = asked.dispatch, asked.action
         now = int(self._clock.now())
         return ticket.Ticket(
-            id=new_id("tkt"),
+            id=attempt.ticket,
             action_id=action.id,
-            attempt=number,
+            attempt=attempt.number,
             node=node.name,
             epoch=node.epoch,
             server=action.server,

@@ -16,13 +16,13 @@ from gateway.router.capabilities import Evidence, Level, held, level_of, require
 from gateway.router.eligibility import Candidate
 from gateway.router.routing import Moment, Router
 from gateway.servers import Servers, require_sound
-from gateway.state import OUTBOUND, NodeRecord, NodeState
+from gateway.state import NodeRecord, NodeState
 from trust.canonical import sha256_hex
 from trust.ledger import entries
 from trust.policy.bundle import Compiled
 from trust.policy.inventory import Server, require_server_name
 from trust.reasons import Reason, Unverifiable, visible
-from trust.wire import NodeKind
+from trust.wire import OUTBOUND, NodeKind
 
 Weight = Annotated[float, msgspec.Meta(gt=0, le=1000)]
 Slots = Annotated[int, msgspec.Meta(ge=1, le=100_000)]

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, Final, Literal
+from typing import Any, Literal
 
 import msgspec
 
 from gateway.router.capabilities import Evidence
 from trust.facts import Agent
 from trust.ledger import entries
+from trust.wire import OUTBOUND
 
 
 class Person(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -89,8 +90,6 @@ class AgentRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 NodeState = Literal["pending", "ready", "draining", "quarantined"]
-OUTBOUND: Final = "outbound:"
-"""The address of a node that cannot be reached: it connects, and gets its work on its own connections."""
 
 
 class NodeRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

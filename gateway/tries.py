@@ -131,7 +131,7 @@ class Tries:
 
     async def _begin(self, asked: Asked, routed: Routed, state: Tried) -> Begun:
         """One attempt; of a read that takes unusually long two, and whichever answers first."""
-        attempt = self._attempts.begin(asked, routed, state.number)
+        attempt = self._attempts.begin(self._attempts.prepare(asked, routed, state.number))
         if state.number > 1 or not _may_hedge(asked) or len(routed.open_to) < 2:
             return await attempt
         first = asyncio.create_task(attempt)
@@ -144,7 +144,8 @@ class Tries:
             except Unverifiable:
                 return await first
             state.number += 1
-            second = asyncio.create_task(self._attempts.begin(asked, other, state.number))
+            beside = self._attempts.prepare(asked, other, state.number)
+            second = asyncio.create_task(self._attempts.begin(beside))
             return await self._race(first, second)
         except asyncio.CancelledError:
             first.cancel()

@@ -112,19 +112,23 @@ class ToolServer(Section):
     def _one_way_in(self) -> Self:
         if bool(self.command) == bool(self.url):
             raise ValueError("either command or url")
+        if self.stateful and self.url:
+            raise ValueError("stateful with a command only: a server at a url keeps its own sessions apart")
         return self
 
 
 class NodeConfig(_Workload):
     """Section ``[node]``: the inbound sidecar in front of tools. Times in seconds. ``recheck_s``: how often the
-    servers are asked again what they offer, so that a tool that changes is quarantined. ``claims``: what the node says
-    of itself, such as ``gpu = true``; shown, and believed of nobody."""
+    servers are asked again what they offer, so that a tool that changes is quarantined. ``outbound``: the gateway
+    cannot reach this node, so it connects and gets its work there. ``claims``: what the node says of itself, such as
+    ``gpu = true``; shown, and believed of nobody."""
 
     home: Path = Path(".licet/node")
     host: str = Field("127.0.0.1", min_length=1)
     port: Port = 7420
     hostnames: tuple[str, ...] = ()
     public_url: BaseUrl | None = None
+    outbound: bool = False
     heartbeat_s: Seconds = 2.0
     lease_ttl_s: Seconds = 10.0
     recheck_s: Seconds = 30.0

@@ -261,6 +261,10 @@ class Identity:
             return await self.request(method, target, body, headers, timeout_s=timeout_s, strong=True)
         return reply
 
+    def signed(self, method: str, target: str) -> dict[str, str]:
+        """Headers that sign a request without a body, with the key; for whoever sends it itself."""
+        return self._signature(method, target, {}, b"", None)
+
     def _usable_session(self) -> _Session | None:
         found = self.session
         return found if found is not None and self.clock.now() < found.expires_at - 1 else None

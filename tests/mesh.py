@@ -74,6 +74,7 @@ class Mesh:
     oidc: OidcConfig | None = None
     webhook: WebhookConfig | None = None
     others: dict[str, Sidecar] = field(default_factory=dict)
+    nodes: dict[str, Node] = field(default_factory=dict)
     tokens: dict[str, str] = field(default_factory=dict)
 
     async def __aenter__(self) -> Mesh:
@@ -103,6 +104,8 @@ class Mesh:
     async def __aexit__(self, *_: object) -> None:
         for other in self.others.values():
             await other.stop()
+        for node in self.nodes.values():
+            await node.stop()
         for part in ("sidecar", "node", "gateway"):
             if getattr(self, part, None) is not None:
                 await self.stop(part)
@@ -187,6 +190,42 @@ class Mesh:
             while not all(sidecar.checks().values()):
                 await asyncio.sleep(0.01)
         return sidecar
+
+    async def add_node(
+        self,
+        name: str,
+        *servers: ToolServer,
+        kind: str = "on_prem",
+        capabilities: dict[str, Any] | None = None,
+        registered: dict[str, Any] | None = None,
+        **more: Any,
+    ) -> Node:
+        """Another node, as on another machine; *registered*: what its operator says beside that, *more*: its own
+        configuration."""
+        offers = [server.name for server in servers] or ["workbench"]
+        new = {"name": name, "kind": kind, "servers": offers, "capabilities": capabilities or {}, **(registered or {})}
+        answer = await self.admin("POST", "/v1/nodes", new)
+        assert answer.status == 201, answer.body
+        config = NodeConfig(
+            home=self.home / name,
+            port=0,
+            gateway_url=self.gateway_url,
+            gateway_ca=self.gateway_ca,
+            enrolment_token=answer.json["enrolment_token"],
+            heartbeat_s=0.2,
+            recheck_s=self.recheck_s,
+            segment_bytes=SEGMENT,
+            servers=servers or (workbench(self.sandbox),),
+            **more,
+        )
+        node = Node(config)
+        await node.start()
+        self.nodes[name] = node
+        await self.ready()
+        return self.nodes[name]
+
+    async def lose_node(self, name: str) -> None:
+        await self.nodes.pop(name).stop()
 
     async def act(
         self, sidecar: Sidecar, tool: str, args: dict[str, Any], *, chain: str = "", token: str = "", **more: Any

@@ -16,6 +16,8 @@ from trust.mcp import Message, read_message
 from trust.reasons import Reason, Unverifiable
 from trust.trace import Trace
 
+OUTBOUND: Final = "outbound:"
+"""The address of a node that cannot be reached: it connects, and gets its work on its own connections."""
 DISPATCH_TYPE: Final = "application/licet-dispatch"
 EXECUTE_TYPE: Final = "application/licet-execute"
 TICKET_HEADER: Final = "licet-ticket"

@@ -18,6 +18,7 @@ import msgspec
 from edge import tls
 from edge.clock import SystemClock
 from edge.http import Incoming, StreamResponse
+from edge.reverse import Accepted
 from edge.routes import Routes
 from gateway.anchors import Anchors
 from gateway.approvals.desk import Desk
@@ -73,6 +74,7 @@ class Services:
     oidc: Oidc | None
     fleet: Fleet
     router: Router
+    accepted: Accepted
     statements: Statements
     dispatcher: Dispatcher
     callers: Callers

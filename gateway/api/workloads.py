@@ -103,6 +103,7 @@ class Workloads:
         signed("POST", "/v1/dispatch", self._s.dispatcher.dispatch)
         signed("POST", "/v1/nodes/join", self._join, strong=True)
         signed("POST", "/v1/nodes/heartbeat", self._heartbeat)
+        signed("POST", "/v1/nodes/work", self._work, strong=True)
         signed("POST", "/v1/approvals", self._request_approval)
         signed("GET", "/v1/approvals/{approval}/action", self._stored_action)
         signed("GET", "/v1/approvals/{approval}/state", self._approval_state)
@@ -263,7 +264,7 @@ class Workloads:
         services.callers.sessions.end(sender.workload.subject)
         if grown:
             await services.bundles.refresh(sender.workload.name)
-        return json_response({"epoch": epoch})
+        return json_response({"epoch": epoch, "slots": services.registry.node(sender.workload.name).slots})
 
     async def _heartbeat(self, incoming: Incoming, sender: Sender) -> Response:
         _require(sender, "node", "only nodes do this")
@@ -271,6 +272,14 @@ class Workloads:
         if not self._s.fleet.renew(name, epoch):
             raise Unverifiable(Reason.PERMIT_INVALID, f"epoch {epoch} of {name} is over; join again")
         return json_response({"state": self._s.registry.node(name).state})
+
+    async def _work(self, incoming: Incoming, sender: Sender) -> Response:
+        """A node that cannot be reached lets itself be asked on this connection."""
+        _require(sender, "node", "only nodes do this")
+        node = self._s.registry.node(sender.workload.name)
+        if node.may_live_at != wire.OUTBOUND:
+            raise Unverifiable(Reason.NOT_YOURS, f"{node.name} is registered as one that can be reached")
+        return await self._s.accepted.accept(node.name, incoming)
 
     # Approvals of the agent's own
 

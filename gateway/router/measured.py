@@ -18,6 +18,9 @@ EJECTION_US: Final = 10_000_000
 """for so long the first time, twice as long the second, and so on,"""
 LONGEST: Final = 30
 """but no more than so many times as long."""
+ANY: Final = ""
+"""Stands for nodes of every kind: what is expected of a kind of which nothing was measured."""
+_NEVER: Final = Prior()
 MAX_PEAKS: Final = 200_000
 """Of nodes and kinds of work; what was measured longest ago is forgotten first."""
 
@@ -62,7 +65,7 @@ class Measured:
     def see(self, node: str, work: str, now_us: int) -> Seen:
         """What is known of a node that :meth:`know` told of, for a kind of *work*."""
         load = self._loads[node]
-        prior = self._priors.get((load.kind, work), _NEVER)
+        prior = self._priors.get((load.kind, work)) or self._priors.get((ANY, work), _NEVER)
         peak = self._peaks.get((node, work))
         oldest = 0
         for first in load.started.values():
@@ -98,15 +101,15 @@ class Measured:
         if self._ejected.pop(node, None) is not None:
             load.ejected_until_us = 0
             self.ejections += 1
-        key = (load.kind, work)
-        prior = self._priors.get(key, _NEVER)
+        prior = self._priors.get((load.kind, work)) or self._priors.get((ANY, work), _NEVER)
         self._note(node, work, moved(self._peaks.get((node, work)), prior, took, now_us))
-        self._priors[key] = learned(prior, took)
+        for kind in (load.kind, ANY):
+            self._priors[(kind, work)] = learned(self._priors.get((kind, work), _NEVER), took)
 
     def failed(self, node: str, attempt: str, work: str, now_us: int) -> None:
         took = self._took(node, attempt, now_us)
         load = self._loads[node]
-        prior = self._priors.get((load.kind, work), _NEVER)
+        prior = self._priors.get((load.kind, work)) or self._priors.get((ANY, work), _NEVER)
         self._note(node, work, moved(self._peaks.get((node, work)), prior, took, now_us, failed=True))
         load.failures += 1
         if load.failures >= IN_A_ROW:
@@ -153,9 +156,6 @@ class Measured:
         self._peaks.move_to_end((node, work))
         if len(self._peaks) > MAX_PEAKS:
             self._peaks.popitem(last=False)
-
-
-_NEVER: Final = Prior()
 
 
 def spared(eligible: Sequence[str], ejected: dict[str, Load]) -> frozenset[str]:

@@ -23,7 +23,7 @@ from trust.reasons import Reason, Unverifiable
 VERSION: Final = 1
 
 
-class Trace(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+class Trace(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """``tool_name`` and ``node_id`` are what ran where; ``gpu_match`` and ``locality_match``: whether the node has what
     the work asks for of these (true if it asks for nothing); ``score`` from 0 to 1: 1 for a node that is idle and as
     fast as its class, 0.5 for one that is twice as dear. ``margin``: how much dearer the runner-up is (0.5: by half).

@@ -189,9 +189,7 @@ def _tell(attempt: Any) -> None:
         for one in sorted(told["looked"], key=lambda one: one["cost"])
     ]
     table(("NODE", "COST", "PEAK ms", "SEEN s AGO", "CLASS ms", "BUSY", "WEIGHT"), rows, "nobody")
-    margin = (
-        f"; the runner-up {told['runner_up']} is {100 * told['margin']:.0f} % dearer" if told.get("runner_up") else ""
-    )
+    margin = f"; the runner-up {told['runner_up']} is {100 * told['margin']:.0f} % dearer" if told["runner_up"] else ""
     say(f"  score        {told['score']:.2f}{margin}")
     audit = attempt["audit"]
     say(f"  recorded     {audit['origin']}#{audit['index']}")

@@ -9,7 +9,7 @@ from pathlib import Path
 from ssl import SSLContext
 from typing import Final
 
-from edge import http, metrics, tls
+from edge import http, metrics, reverse, tls
 from edge.client import Broken, Client, Unreachable
 from edge.clock import SystemClock, new_id
 from edge.durable import DurableLedger
@@ -32,6 +32,7 @@ from sidecar.identity import Identity
 from sidecar.node.execution import Executor
 from sidecar.node.membership import Membership, sleeping
 from sidecar.node.offers import Offers
+from sidecar.node.outbound import Outbound
 from sidecar.node.upstream import UpstreamFailed
 from sidecar.shipping import Shipper
 from sidecar.world import listen
@@ -41,6 +42,7 @@ from trust.ledger import entries
 from trust.ledger.writer import LedgerUnavailable
 from trust.reasons import Reason, Unverifiable
 from trust.verdict import Refusal
+from trust.wire import OUTBOUND
 
 VERSION: Final = "0.1.0"
 MAX_EXECUTE_BYTES: Final = 8 << 20
@@ -99,9 +101,16 @@ class Node:
         self._routes.add("GET", "/readyz", self._readyz)
         self._routes.add("POST", "/v1/execute", self._execute)
         self._routes.add("GET", metrics.PATH, self.telemetry.metrics.serve)
-        self._listener = Listener(http.Server(self._serve, self._refuse, border))
+        server = http.Server(self._serve, self._refuse, border)
+        self._listener = Listener(server)
+        slots = self.membership.slots
+        self._outbound = Outbound(self.identity, server, self._tls, slots) if config.outbound else None
         self.port = await self._listener.open(config.host, config.port, self._incoming)
         hosts.update(f"{name}:{self.port}" for name in (config.host, "localhost", *config.hostnames))
+        if config.public_url:
+            hosts.add(config.public_url.partition("://")[2])
+        if self._outbound is not None:
+            hosts.add(self.identity.name + reverse.HOST)
         await self.offers.start()
         await self._join()
         await self.identity.open_session_when_due()
@@ -111,6 +120,7 @@ class Node:
             asyncio.create_task(self.offers.keep_children(self.config.heartbeat_s)),
             asyncio.create_task(listen(self.identity, self.membership.hear)),
             asyncio.create_task(self.shipper.work()),
+            *([asyncio.create_task(self._outbound.work())] if self._outbound is not None else []),
         ]
 
     def _watch(self) -> None:
@@ -155,6 +165,8 @@ class Node:
     async def _join(self) -> None:
         scheme = "http" if self._incoming is None else "https"
         url = self.config.public_url or f"{scheme}://{self.config.host}:{self.port}"
+        if self.config.outbound:
+            url = OUTBOUND
         await self.membership.join(url, self.offers.now())
 
     async def _watch_tools(self) -> None:
@@ -226,7 +238,10 @@ class Node:
 
     async def _execute(self, incoming: Incoming) -> StreamResponse:
         self._require_gateway(incoming)
-        return await self._executor.execute(incoming)
+        if self._outbound is None:
+            return await self._executor.execute(incoming)
+        with self._outbound.working():
+            return await self._executor.execute(incoming)
 
     async def stop(self) -> None:
         for task in self._tasks:

@@ -143,7 +143,8 @@ class Executor:
         try:
             async with AsyncExitStack() as stack:
                 async with until(partial(self._stopped, incoming, agent)), asyncio.timeout(seconds or None):
-                    replied = await stack.enter_async_context(upstream.exchange(job.payload, added))
+                    own = await stack.enter_async_context(self._offers.serving(job.entitled, upstream))
+                    replied = await stack.enter_async_context(own.exchange(job.payload, added))
                 marks.at("9 the tool answers")
                 return await self._answer(incoming, job, replied)
         except Stopped:

@@ -36,6 +36,7 @@ class Membership:
         self._renewed = float("-inf")
         self._stops: feed.Stops | None = None
         self._heard = float("-inf")
+        self._slots = 1
         self.epoch = 0
         self.told: dict[str, Server] = {}
 
@@ -52,8 +53,12 @@ class Membership:
             if reply.status != 200:
                 raise UpstreamFailed(f"the gateway did not let this node join: {detail_of(answer)}")
             self.told = offered
-            self.epoch = int(json.loads(answer)["epoch"])
+            self.epoch, self._slots = (int(json.loads(answer)[name]) for name in ("epoch", "slots"))
             self._renewed = self._clock.mono()
+
+    def slots(self) -> int:
+        """How many actions the gateway will let run here at once."""
+        return self._slots
 
     async def settled(self) -> None:
         """While this node joins, the gateway knows the new epoch before it does."""

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from functools import partial
 from typing import Final
 
 import msgspec
@@ -13,6 +16,7 @@ from edge.client import Client
 from sidecar.config import ToolServer
 from sidecar.node.admission import inventory_of, unlisted
 from sidecar.node.http_upstream import HttpUpstream
+from sidecar.node.kept import Kept
 from sidecar.node.stdio_upstream import StdioUpstream
 from sidecar.node.upstream import Upstream, UpstreamFailed
 from trust.identity.ticket import Ticket
@@ -37,6 +41,11 @@ class Offers:
     def __init__(self, servers: Sequence[ToolServer], to_tools: Client) -> None:
         self._servers = {server.name: server for server in servers}
         self._to_tools = to_tools
+        self._kept = {
+            server.name: Kept(server.name, partial(_child, server), time.monotonic)
+            for server in servers
+            if server.stateful
+        }
         self.upstreams: dict[str, Upstream] = {}
         self._offers: dict[str, _Offer] = {}
         self.look_again = asyncio.Event()
@@ -53,11 +62,7 @@ class Offers:
                 _log.warning("%s: [tools.%s]: %s lists no such tool", server.manifest, tool, name)
 
     async def _start(self, server: ToolServer) -> None:
-        upstream: Upstream = (
-            HttpUpstream(server.url, self._to_tools)
-            if server.url
-            else StdioUpstream(server.command, server.env, server.cwd)
-        )
+        upstream: Upstream = HttpUpstream(server.url, self._to_tools) if server.url else _child(server)
         try:
             async with asyncio.timeout(START_TIMEOUT_S):
                 await upstream.start()
@@ -100,10 +105,21 @@ class Offers:
             raise Unverifiable(Reason.TOOL_QUARANTINED, f"{entitled.tool} is not offered here as it was judged")
         return upstream, tool
 
+    @asynccontextmanager
+    async def serving(self, entitled: Ticket, upstream: Upstream) -> AsyncIterator[Upstream]:
+        """The process or session that answers: *upstream* itself, or the run's own of a server that keeps state."""
+        kept = self._kept.get(entitled.server)
+        if kept is None:
+            yield upstream
+            return
+        async with kept.of(entitled.agent, entitled.run) as own:
+            yield own
+
     async def keep_children(self, every_s: float) -> None:
         """Start dead children again, each on its own: one that cannot start takes nothing else away."""
         while True:
             await asyncio.sleep(every_s)
+            await asyncio.gather(*(kept.tidy() for kept in self._kept.values()))
             dead = [n for n, u in self.upstreams.items() if isinstance(u, StdioUpstream) and not u.alive]
             await asyncio.gather(*(self._revive(name) for name in dead))
 
@@ -118,4 +134,9 @@ class Offers:
         self.look_again.set()
 
     async def close(self) -> None:
+        await asyncio.gather(*(kept.close() for kept in self._kept.values()))
         await asyncio.gather(*(upstream.close() for upstream in self.upstreams.values()))
+
+
+def _child(server: ToolServer) -> StdioUpstream:
+    return StdioUpstream(server.command, server.env, server.cwd)
