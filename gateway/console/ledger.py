@@ -12,6 +12,7 @@ from gateway.api.ledger import export
 from gateway.console.asked import TEXTS, Asked
 from gateway.console.door import ROOT, Door, pairs
 from gateway.console.pages import redirect
+from gateway.console.placed import placed
 from gateway.console.visits import Guest
 from gateway.console.why import Whys
 from gateway.ledgers import Ledgers, Opened
@@ -91,6 +92,7 @@ class LedgerPages:
             proved=self._ledgers.proved(origin, index),
             why=await self._whys.of(line),
             opened=self._opened(line),
+            placed=placed(line.entry),
             text=json.dumps(json.loads(data), indent=2, ensure_ascii=False).split("\n"),
         )
 

@@ -12,6 +12,7 @@ from gateway.api.ledger import evidence_file
 from gateway.console.asked import Asked
 from gateway.console.door import Door, pairs
 from gateway.console.ledger import READERS
+from gateway.console.placed import Placed, placed
 from gateway.console.visits import Guest
 from gateway.console.why import Why, Whys
 from gateway.evidence import Packer
@@ -35,6 +36,7 @@ class Step(msgspec.Struct, frozen=True):
     hop: str
     where: str
     why: Why | None = None
+    placed: Placed | None = None
 
 
 class Act(msgspec.Struct):
@@ -75,18 +77,22 @@ class RunPages:
         page = await self._ledgers.run(run, guest.person.name, after)
         if not page.rows:
             raise Unverifiable(Reason.NOT_FOUND, f"no log has a run {run} (the index is about a second behind)")
-        explained = {}
+        explained: dict[tuple[str, int], Why | Placed | None] = {}
         for row in [row for row in page.rows if row.kind in _DECIDES][:MAX_EXPLAINED]:
-            why = await self._whys.of(entries.decode(self._ledgers.sealed(row.origin).entry(row.index)))
-            explained[row.origin, row.index] = why
+            explained[row.origin, row.index] = await self._whys.of(self._line(row))
+        for row in [row for row in page.rows if row.kind == "dispatch" and row.step == 8][:MAX_EXPLAINED]:
+            explained[row.origin, row.index] = placed(self._line(row).entry)
         acts = gathered(page.rows, explained)
         return self._door.show("run", incoming, guest, run=run, acts=acts, rows=page.rows, next=page.next)
+
+    def _line(self, row: Row) -> entries.Line:
+        return entries.decode(self._ledgers.sealed(row.origin).entry(row.index))
 
     async def _evidence(self, _incoming: Incoming, guest: Guest, run: str) -> Response:
         return evidence_file(run, await self._packer.pack(run, guest.person.name))
 
 
-def gathered(rows: list[Row], explained: dict[tuple[str, int], Why | None]) -> list[Act]:
+def gathered(rows: list[Row], explained: dict[tuple[str, int], Why | Placed | None]) -> list[Act]:
     """*rows* (the oldest first) by the action they are about, in the order in which actions began.
 
     What names only an approval belongs to the action that was held for it, or ran under it.
@@ -103,7 +109,9 @@ def gathered(rows: list[Row], explained: dict[tuple[str, int], Why | None]) -> l
         action = row.action_id or first_of.get(row.approval, "")
         act = acts.setdefault(joined.get(action, action), Act(action))
         hop, _, where = row.origin.partition("/")[2].partition("/")
-        act.steps.append(Step(row, row.wall_us - begin, hop, where, explained.get((row.origin, row.index))))
+        told = explained.get((row.origin, row.index))
+        why, way = (None, told) if isinstance(told, Placed) else (told, None)
+        act.steps.append(Step(row, row.wall_us - begin, hop, where, why, way))
         if row.kind in _DECIDES:
             act.title, act.agent = f"{row.server}/{row.tool}" if row.tool else row.words, row.agent
             act.decision = row.decision

@@ -11,6 +11,7 @@ from gateway.console.door import ROOT, Door
 from gateway.console.entrance import Entrance
 from gateway.console.gaps import GapPages
 from gateway.console.ledger import LedgerPages
+from gateway.console.nodes import NodePages
 from gateway.console.oversight import OversightPage
 from gateway.console.overview import OverviewPage
 from gateway.console.pages import Pages, redirect
@@ -60,6 +61,7 @@ class Console:
         OverviewPage(s).add_to(door)
         LedgerPages(s.ledgers, s.records, whys, s.clock).add_to(door)
         AgentPages(s).add_to(door)
+        NodePages(s).add_to(door)
         self._policies = PoliciesPage(s, s.policies)
         self._policies.add_to(door)
         RunPages(s.ledgers, s.packer, whys, s.clock).add_to(door)
