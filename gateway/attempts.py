@@ -35,6 +35,7 @@ from trust.canonical import digest_of
 from trust.identity import ticket
 from trust.identity.keys import SecretKey
 from trust.ledger import entries
+from trust.ledger.entries import Used
 from trust.ledger.writer import LedgerUnavailable
 from trust.personal import padded
 from trust.policy.inventory import RISK_HIGH
@@ -210,7 +211,7 @@ class Attempts:
             finally:
                 self._router.measured.over(attempt.node.name)
                 await begun.open.aclose()
-        await self._ended(attempt, answer.how, status=answer.status, size=answer.size)
+        await self._ended(attempt, answer.how, status=answer.status, size=answer.size, used=used_in(begun.reply))
         return answer.response
 
     async def abandon(self, begun: Begun) -> None:
@@ -297,6 +298,9 @@ class Attempts:
             authn=asked.sender.authn,
             authority=list(asked.mandate.tokens),
             trace=msgspec.to_builtins(attempt.routed.trace(attempt.number)),
+            node_kind=attempt.node.kind,
+            data_locality=attempt.routed.locality,
+            request_bytes=len(action.payload.body) if action.personal is None else None,
         )
 
     async def _ended(
@@ -308,6 +312,7 @@ class Attempts:
         size: int = 0,
         reason: str = "",
         detail: str = "",
+        used: Used | None = None,
         by_us: bool = False,
     ) -> None:
         """What the gateway saw of the end: recorded, counted for the agent, and for the circuit breakers, unless it was
@@ -332,6 +337,7 @@ class Attempts:
             response_bytes=size if action.personal is None else padded(size),
             agent=agent,
             risk=asked.bundle.inventory.tool(action.server, action.tool).manifest.risk,
+            used=used,
         )
         try:
             await self._standings.ended(outcome)
@@ -344,6 +350,14 @@ class Attempts:
                 self._breaker.succeeded(agent, action.server)
         except LedgerUnavailable as fault:
             _log.error("an outcome could not be recorded: %s", fault)
+
+
+def used_in(reply: Reply) -> Used | None:
+    """What the node says that it measured; nothing, if that makes no sense."""
+    try:
+        return msgspec.json.decode(reply.header(wire.USED_HEADER), type=Used)
+    except msgspec.DecodeError:
+        return None
 
 
 def _turned_away(reply: Reply, whole: bytes | None) -> str:

@@ -74,7 +74,7 @@ class Dispatcher:
         now = self._clock.now()
         for _, line in self._records.ledger.since(int((now - REMEMBER_S) * 1e6)):
             at = line.stamp.wall_us / 1_000_000
-            if isinstance(line.entry, entries.Dispatch) and at > now - REMEMBER_S:
+            if isinstance(line.entry, entries.Dispatch) and line.entry.attempt == 1 and at > now - REMEMBER_S:
                 self._seen.spend(line.entry.action_id, at + REMEMBER_S, at)
 
     async def dispatch(self, incoming: Incoming, sender: Sender) -> StreamResponse:

@@ -75,7 +75,7 @@ class Packer:
         """The evidence of *run*; that *by* took it is recorded first. *personal*: with what is sealed of it opened, as
         far as its keys are here; whoever has the pack then has that for ever."""
         async with self._one:
-            rows = await self._ledgers.whole_run(run, MAX_ENTRIES, by, personal=personal)
+            rows = await self._ledgers.whole_run(run, MAX_ENTRIES, by, "personal evidence" if personal else "evidence")
             if not rows:
                 raise Unverifiable(Reason.NOT_FOUND, f"no log has a run {visible(run)} (the index is a second behind)")
             if len(rows) > MAX_ENTRIES:

@@ -22,7 +22,8 @@ import msgspec
 from gateway import questions
 from gateway.questions import COLUMNS, MAX_ROWS, TEXTS, Filter, Page
 from trust.canonical import sha256_hex
-from trust.ledger import entries, rows
+from trust.ledger import entries, metering, rows
+from trust.ledger.entries import Line
 from trust.ledger.rows import Row
 
 _log = logging.getLogger("licet.gateway")
@@ -45,7 +46,13 @@ CREATE TABLE IF NOT EXISTS policy (
   policy TEXT NOT NULL, wall_us INTEGER NOT NULL, source INTEGER NOT NULL, place INTEGER NOT NULL,
   PRIMARY KEY (policy, wall_us, source, place)
 ) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS metered (
+  source INTEGER NOT NULL, {amounts}, PRIMARY KEY (source, action_id, attempt)
+) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS metered_by_time ON metered (wall_us);
+CREATE INDEX IF NOT EXISTS metered_by_run ON metered (run);
 """.format(
+    amounts=", ".join(f'"{name}"' for name in metering.COLUMNS),
     texts=", ".join(f'"{name}" TEXT NOT NULL' for name in TEXTS),
     indices="\n".join(_FIND_BY.format(name) for name in TEXTS),
 )
@@ -139,10 +146,13 @@ class Index:
         self._db.execute("INSERT OR IGNORE INTO source (origin, next) VALUES (?, 0)", (source.origin,))
         number, start = self._db.execute("SELECT id, next FROM source WHERE origin = ?", (source.origin,)).fetchone()
         start = max(start, source.first)
-        found = [rows.row(entries.decode(data)) for data in islice(source.entries(start), BATCH)]
+        lines = [entries.decode(data) for data in islice(source.entries(start), BATCH)]
+        found = [rows.row(line) for line in lines]
         if found:
             with self._transaction():
                 self._add(number, found)
+                for line in lines:
+                    self._meter(number, line)
                 self._db.execute("UPDATE source SET next = ? WHERE id = ?", (start + len(found), number))
         return len(found)
 
@@ -171,6 +181,19 @@ class Index:
             [(policy, one.wall_us, number, one.index) for one in found for policy in one.policies],
         )
 
+    def _meter(self, number: int, line: Line) -> None:
+        """Dispatch and outcome of an attempt make one row."""
+        begun, ended = metering.begun(line), metering.ended(line)
+        if begun is not None:
+            names = ", ".join(f'"{name}"' for name in begun)
+            marks = ", ".join("?" for _ in begun)
+            sql = f"INSERT OR IGNORE INTO metered (source, {names}) VALUES (?, {marks})"  # noqa: S608
+            self._db.execute(sql, (number, *begun.values()))
+        elif ended is not None and isinstance(line.entry, entries.Outcome):
+            changes = ", ".join(f'"{name}" = ?' for name in ended)
+            sql = f"UPDATE metered SET {changes} WHERE source = ? AND action_id = ? AND attempt = ?"  # noqa: S608
+            self._db.execute(sql, (*ended.values(), number, line.entry.action_id, line.entry.attempt))
+
     async def prune(self, origin: str, first: int) -> None:
         """The entries of a log below *first* are gone."""
 
@@ -180,6 +203,7 @@ class Index:
                 with self._transaction():
                     for table in ("entry", "policy"):
                         self._db.execute(f"DELETE FROM {table} WHERE source = ? AND place < ?", (*known, first))  # noqa: S608
+                    self._db.execute('DELETE FROM metered WHERE source = ? AND "index" < ?', (*known, first))
 
         self.generation += 1
         await self._in_thread(work)
@@ -191,7 +215,7 @@ class Index:
             known = self._db.execute("SELECT id FROM source WHERE origin = ?", (origin,)).fetchone()
             if known is not None:
                 with self._transaction():
-                    for table in ("entry", "policy"):
+                    for table in ("entry", "policy", "metered"):
                         self._db.execute(f"DELETE FROM {table} WHERE source = ?", known)  # noqa: S608
                     self._db.execute("DELETE FROM source WHERE id = ?", known)
 

@@ -189,8 +189,8 @@ class Ledgers:
         except ValueError as bad:
             raise Unverifiable(Reason.MALFORMED_REQUEST, str(bad)) from None
 
-    async def whole_run(self, run: str, most: int, by: str, *, personal: bool) -> list[Row]:
-        """All of one run, as evidence, with or without what is *personal*; at most one row more than *most*."""
+    async def whole_run(self, run: str, most: int, by: str, what: str) -> list[Row]:
+        """All of one run, for *what* it is wanted; at most one row more than *most*."""
         found: list[Row] = []
         after = ""
         while len(found) <= most:
@@ -199,7 +199,7 @@ class Ledgers:
             after = page.next
             if not after:
                 break
-        await self._records.note(entries.Query(by, "personal evidence" if personal else "evidence", run, len(found)))
+        await self._records.note(entries.Query(by, what, run, len(found)))
         return found[: most + 1]
 
     async def find(self, asked: Filter, by: str) -> Page:

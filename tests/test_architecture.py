@@ -128,7 +128,7 @@ def test_nothing_is_forwarded_without_a_permit() -> None:
     dispatching = {m.name for m in ALL if '"/v1/dispatch"' in m.path.read_text()}
     assert dispatching == {"sidecar.forward", "gateway.api.workloads"}
     executing = {m.name for m in ALL if "/v1/execute" in ast.unparse(_without_docstrings(m.tree))}
-    assert executing == {"gateway.dispatch", "sidecar.node.app"}
+    assert executing == {"gateway.attempts", "sidecar.node.app"}
 
 
 def _without_docstrings(tree: ast.Module) -> ast.Module:

@@ -14,7 +14,7 @@ from typing import Final
 import msgspec
 
 from gateway.records import Records
-from gateway.router.capabilities import held
+from gateway.router.capabilities import LOCALITY, held
 from gateway.router.choice import ASAP, Choice, Objective, choose
 from gateway.router.cost import Seen
 from gateway.router.eligibility import Candidate, Eligible, Wanted, eligible
@@ -53,6 +53,12 @@ class Routed(msgspec.Struct, frozen=True):
     holds: frozenset[str] = frozenset()
     home: str = ""
     stays: bool = False
+
+    @property
+    def locality(self) -> str:
+        """Where the node's data is, as far as more than a claim says so."""
+        prefix = f"{LOCALITY}="
+        return next((one.removeprefix(prefix) for one in sorted(self.holds) if one.startswith(prefix)), "")
 
     def trace(self, attempt: int) -> Trace:
         """Of a choice that was made."""

@@ -26,6 +26,7 @@ COMMANDS: Final = {
     "policy": "policy",
     "approvals": "approvals",
     "audit": "asking",
+    "usage": "usage",
 }
 """Command or group → the module beside this one that has it (as a function of this name, or as its ``app``)."""
 

@@ -1,4 +1,4 @@
-"""``licet audit query, export, sql, gaps, timeline, who-approved, prove, logs, prune, subject, erase, renew``."""
+"""``licet audit query, export, sql, gaps, timeline, trail, who-approved, prove, logs, prune, subject, erase …``."""
 
 from __future__ import annotations
 
@@ -214,6 +214,39 @@ def _along(rows: list[Row]) -> None:
     for row in rows:
         where = row.origin.partition("/")[2]
         say(f"  +{(row.wall_us - begin) / 1e6:8.3f} s  {where:<18} {row.kind:<9} {row.words}")
+
+
+@app.command("trail")
+@reporting
+def trail(run: str, token_file: Path | None = As, as_json: bool = Json) -> None:
+    """The hops of one run: who acted for whom, on which node and data, and where that is recorded. Exit code 1 if they
+    are not all of one identity."""
+    told = gateway(token_file).call("GET", f"/v1/runs/{run}/trail").body
+    rows = [
+        (
+            at,
+            hop["agent"],
+            hop["principal"],
+            hop["action"],
+            hop["node"],
+            hop["node_kind"],
+            hop["data_locality"] or "-",
+            hop["status"],
+            f"{hop['origin'].partition('/')[2]}#{hop['index']}",
+        )
+        for at, hop in enumerate(told["hops"])
+    ]
+
+    def people() -> None:
+        table(("HOP", "AGENT", "FOR", "ACTION", "NODE", "KIND", "DATA", "ENDED", "RECORDED"), rows, "no hops")
+        if told["one_identity"]:
+            say(f"every hop: {told['agent']} for {told['principal']}", "green")
+        else:
+            say(f"NOT ONE IDENTITY: hops {', '.join(map(str, told['others']))} differ from the first", "red")
+
+    show(told, as_json, people)
+    if not told["one_identity"]:
+        raise typer.Exit(FAILED)
 
 
 @app.command("who-approved")

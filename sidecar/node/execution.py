@@ -21,6 +21,7 @@ from edge.telemetry import Telemetry
 from edge.tracing import UNSEEN, Attributes, Marks
 from sidecar.identity import Identity
 from sidecar.node.done import Done
+from sidecar.node.measuring import tokens
 from sidecar.node.membership import Membership
 from sidecar.node.offers import Offers
 from sidecar.node.sessions import Sessions
@@ -32,6 +33,7 @@ from trust.identity import ticket
 from trust.identity.replay import Nonces
 from trust.identity.ticket import Ticket
 from trust.ledger import entries
+from trust.ledger.entries import Used
 from trust.ledger.writer import LedgerUnavailable
 from trust.personal import QUIET, padded
 from trust.policy.inventory import RISK_HIGH, Tool
@@ -205,9 +207,10 @@ class Executor:
         if replied.chunks is None:
             if most and len(replied.body) > most:
                 raise UpstreamFailed(f"it answered {len(replied.body)} bytes; its manifest allows {most}")
-            self._outcome(job, _ending(replied, replied.body), replied)
+            used = self._used(job, replied)
+            self._outcome(job, _ending(replied, replied.body), replied, used=used)
             self._done.ended(job.entitled.action_id, replied)
-            return _response(replied)
+            return _response(replied, used)
         stopped, tail = partial(self._membership.is_stopped, job.entitled.agent), bytearray()
         headers = {**replied.headers, wire.UPSTREAM_STATUS_HEADER: str(replied.status)}
         response, complete = await relay(
@@ -216,7 +219,21 @@ class Executor:
         self._outcome(job, _ending(replied, bytes(tail)) if complete else "unknown", replied)
         return response
 
-    def _outcome(self, job: _Job, status: _Status, replied: Replied | None = None, detail: str = "") -> None:
+    def _used(self, job: _Job, replied: Replied) -> Used:
+        """What can be told of a call that came to its end."""
+        model = job.tool.manifest.category == "model"
+        tokens_in, tokens_out = tokens(replied.body) if model else (None, None)
+        took_us = (self._clock.mono_ns() - job.started_ns) // 1000
+        return Used(took_us, replied.cpu_us, replied.memory_bytes, None, tokens_in, tokens_out)
+
+    def _outcome(
+        self,
+        job: _Job,
+        status: _Status,
+        replied: Replied | None = None,
+        detail: str = "",
+        used: Used | None = None,
+    ) -> None:
         took_ns, labels = self._clock.mono_ns() - job.started_ns, (("status", status),)
         self._telemetry.tally.count("licet_executions", labels)
         self._telemetry.tally.took("licet_execution_seconds", took_ns / 1e9, labels)
@@ -233,6 +250,7 @@ class Executor:
             duration_us=took_ns // 1000,
             response_sha256=sha256_hex(job.salt + replied.body) if replied and replied.chunks is None else "",
             response_bytes=_size(job, replied),
+            used=used,
         )
         try:
             self._ledger.append_later(entry)
@@ -240,8 +258,10 @@ class Executor:
             _log.error("an outcome could not be recorded: %s", fault)
 
 
-def _response(replied: Replied) -> Response:
+def _response(replied: Replied, used: Used | None = None) -> Response:
     headers = {**replied.headers, wire.UPSTREAM_STATUS_HEADER: str(replied.status)}
+    if used is not None:
+        headers[wire.USED_HEADER] = msgspec.json.encode(used).decode("ascii")
     return Response(headers=headers, body=replied.body)
 
 

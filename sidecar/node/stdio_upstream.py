@@ -13,13 +13,14 @@ import logging
 import os
 import secrets
 import signal
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Final
 
 import msgspec
 
+from sidecar.node.measuring import cpu_us, memory_bytes
 from sidecar.node.upstream import MAX_TOOLS, Replied, UpstreamFailed, result_of
 from trust import mcp
 from trust.action import Payload
@@ -149,8 +150,22 @@ class StdioUpstream:
         if token is not None:
             events = self._events(message, raw.method, params, own_token, token)
             return Replied(200, {"Content-Type": "text/event-stream"}, b"", events)
+        measure = self._measure()
         response = await self._ask(raw.method, params)
-        return Replied(200, _JSON, _answer(message, response))
+        return Replied(200, _JSON, _answer(message, response), None, *measure())
+
+    def _measure(self) -> Callable[[], tuple[int | None, int | None]]:
+        """What the child uses until the function is called: CPU time and memory, both None if another call ran too."""
+        alone, calls, pid = not self._waiting, self._next, self._process.pid if self._process else 0
+        before = cpu_us(pid)
+
+        def measured() -> tuple[int | None, int | None]:
+            after = cpu_us(pid)
+            if not alone or self._next != calls + 1 or before is None or after is None:
+                return None, None
+            return after - before, memory_bytes(pid)
+
+        return measured
 
     def _own_answer(self, message: mcp.Message, payload: Payload) -> Replied | None:
         """What the handshake already told."""

@@ -19,12 +19,15 @@ class UpstreamFailed(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Replied:
-    """``chunks`` is there for a stream, else ``body`` is complete."""
+    """``chunks`` is there for a stream, else ``body`` is complete. ``cpu_us`` and ``memory_bytes``: what the server's
+    process used for this alone, if that could be told."""
 
     status: int
     headers: dict[str, str]
     body: bytes
     chunks: AsyncIterator[bytes] | None = None
+    cpu_us: int | None = None
+    memory_bytes: int | None = None
 
 
 class Upstream(Protocol):

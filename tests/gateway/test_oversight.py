@@ -14,9 +14,9 @@ from gateway.approvals.oversight import oversight
 from gateway.candidate import compared
 from gateway.condition import Seen, troubles
 from gateway.console.charts import HEIGHT, WIDTH, Chart, Series, slots, spark
+from gateway.fleet import Shown
 from gateway.gaps import LogState
-from gateway.router.choice import Candidate
-from gateway.state import ApprovalRecord, Killed, LogRecord, NodeRecord, Tripped, Vote
+from gateway.state import ApprovalRecord, Killed, LogRecord, Tripped, Vote
 from trust.policy.bundle import Sources
 
 S = 1_000_000
@@ -69,8 +69,10 @@ def test_who_says_yes_at_a_glance_is_seen() -> None:
     assert told.askers[0].asked == 4
 
 
-def node(state: str = "ready", lease_s: float = 5.0, ejected: bool = False) -> Candidate:
-    return Candidate(NodeRecord("n1", "", state=state), lease_s, 0, ejected)  # type: ignore[arg-type]
+def node(state: str = "ready", ejected_ms: int = 0, suspended: tuple[str, ...] = ()) -> Shown:
+    return Shown(
+        "n1", "cloud", "default", state, "", "http://x", 1, 5000, ["s"], [], list(suspended), 1.0, 4, 0, ejected_ms, []
+    )
 
 
 FINE = Seen(
@@ -94,9 +96,11 @@ def test_nothing_is_said_where_nothing_is_wrong() -> None:
         ({"logs": [LogState("x", 1, 1, 1, LogRecord("x", "k"), 300 * S)]}, "not heard of for 11 min", False),
         ({"logs": [LogState("x", 1, 1, 1, stuck="bad tile")]}, "cannot be searched: bad tile", False),
         ({"nodes": [node(), node("draining")]}, "is draining", False),
-        ({"nodes": [node(), node(lease_s=-1.0)]}, "is not heard of", False),
-        ({"nodes": [node(lease_s=-1.0)]}, "nothing can run", True),
-        ({"nodes": [node(ejected=True)]}, "rests", False),
+        ({"nodes": [node(), node("lost")]}, "is not heard of", False),
+        ({"nodes": [node("lost")]}, "nothing can run", True),
+        ({"nodes": [node(ejected_ms=900)]}, "rests", False),
+        ({"nodes": [node(), node("not admitted")]}, "not admitted by policy", False),
+        ({"nodes": [node(suspended=("gpu",))]}, "gpu of node n1 does not count", False),
         ({"killed": [Killed("all", "ada", "drill")]}, "Every agent is stopped by ada: drill", True),
         ({"killed": [Killed("team:x", "ada", "drill")]}, "team:x is stopped", False),
         ({"tripped": [Tripped("agent:demo", "loop", 300, 1_001 * S)]}, "open for agent demo (loop, 300)", False),

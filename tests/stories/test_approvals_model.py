@@ -313,7 +313,7 @@ async def restart(mesh: Mesh, offset: list[int]) -> None:
 
 
 async def leased(mesh: Mesh) -> bool:
-    return all(node["lease"] == "live" for node in (await mesh.admin("GET", "/v1/nodes")).json["nodes"])
+    return all(node["state"] == "ready" for node in (await mesh.admin("GET", "/v1/nodes")).json["nodes"])
 
 
 def shift(mesh: Mesh, offset: list[int]) -> None:

@@ -129,7 +129,8 @@ class Hold(_Entry, frozen=True, tag="hold"):
 
 
 class Dispatch(_Entry, frozen=True, tag="dispatch"):
-    """The gateway sends, or a node executes, one permitted action."""
+    """The gateway sends, or a node executes, one permitted action. ``trace``: how its node was chosen, which is of
+    ``node_kind`` and whose data is at ``data_locality``; ``request_bytes``: how large it is, unless it is personal."""
 
     action_id: str
     decision_id: str
@@ -149,6 +150,20 @@ class Dispatch(_Entry, frozen=True, tag="dispatch"):
     approval: str | None = None
     authority: list[str] = []
     trace: JsonObject | None = None
+    node_kind: str = ""
+    data_locality: str = ""
+    request_bytes: Count | None = None
+
+
+class Used(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """What a node measured of one action: how long it took there, and what its tool used; None: nobody measured."""
+
+    node_us: Count | None = None
+    cpu_us: Count | None = None
+    memory_bytes: Count | None = None
+    gpu_us: Count | None = None
+    tokens_in: Count | None = None
+    tokens_out: Count | None = None
 
 
 class Outcome(_Entry, frozen=True, tag="outcome"):
@@ -171,6 +186,7 @@ class Outcome(_Entry, frozen=True, tag="outcome"):
     response_bytes: Count = 0
     agent: str = ""
     risk: Count = 0
+    used: Used | None = None
 
 
 class Scope(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
