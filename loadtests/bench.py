@@ -29,6 +29,9 @@ from edge.clock import SystemClock, new_nonce
 from edge.durable import DurableLedger
 from edge.run import calm_the_collector
 from gateway.candidate import read_directory, to_request
+from gateway.router.choice import choose
+from gateway.router.cost import Seen
+from gateway.router.measured import Measured
 from licet.client import Api
 from loadtests import million
 from trust.identity import httpsig, wit
@@ -76,6 +79,28 @@ def bundle_of(policies: int, in_slice: int = 20) -> Any:
     base = (REPOSITORY / "policies" / "schema.cedarschema").read_text()
     inventory = Inventory({"s": Server("s", {"read": tool})})
     return compile_bundle(Content(1, 0, 2**40, Sources(base, {"bench.cedar": text}, {}), inventory), "bench")
+
+
+def measure_choice(nodes: int = 1000, count: int = 20_000) -> float:
+    """One choice among so many nodes that all have been measured: microseconds, the median of five rounds."""
+    measured = Measured()
+    names = [f"n{number:04}" for number in range(nodes)]
+    for number, name in enumerate(names):
+        measured.know(name, "cloud", 16, 1.0)
+        for at in range(number % 7 + 1):
+            measured.started(name, str(at), number)
+        measured.succeeded(name, "0", "s/t", 90_000 + number)
+
+    def see(name: str) -> Seen:
+        return measured.see(name, "s/t", 5_000_000)
+
+    rounds = []
+    for number in range(5):
+        begin = time.perf_counter()
+        for seed in range(count):
+            choose(names, see, seed * 7919 + number)
+        rounds.append((time.perf_counter() - begin) / count * 1e6)
+    return statistics.median(rounds)
 
 
 def measure_policy(sizes: list[int], count: int) -> dict[str, Any]:
@@ -396,6 +421,7 @@ def rows(found: dict[str, Any]) -> list[tuple[str, str, str, str]]:
             True,
         ),
         ("  growth since the first second", f"{memory['last_mb'] - memory['first_mb']:+.1f} MB", "", ""),
+        row("router, one choice at 1,000 nodes, median", found["router"], "{:.1f} µs", 10, True),
         row("request authentication on a session, p99", found["identity"]["session"]["p99_us"], "{:.0f} µs", 50, True),
         ("strong request authentication, verify p99", f"{found['identity']['verify']['p99_us']:.0f} µs", "", ""),
         ("strong request signature, sign p99", f"{found['identity']['sign']['p99_us']:.0f} µs", "", ""),
@@ -502,6 +528,7 @@ def main() -> None:
     os.sched_setaffinity(0, {SUBJECT % (os.cpu_count() or 1)})
     calm_the_collector()
     console.print("policy, identity, ledger …")
+    found["router"] = measure_choice()
     found["policy"] = measure_policy([10, 100, 1000, 10_000], 5000)
     found["identity"] = measure_identity(2000)
     found["ledger"] = measure_ledger([1, 16, 64], 40_000)

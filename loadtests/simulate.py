@@ -85,6 +85,30 @@ class Ours:
         ended(str(node), str(action), WORK, int(now * 1e6))
 
 
+class Eager(Ours):
+    """The same, but whoever never answered costs nothing, as where averages begin at zero (a control)."""
+
+    def __init__(self, chance: random.Random) -> None:
+        super().__init__(chance)
+        self._new: dict[int, int] = {}
+
+    def join(self, node: int) -> None:
+        super().join(node)
+        self._new[node] = 0
+
+    def pick(self, now: float) -> int:
+        return min(self._new, key=self._new.__getitem__) if self._new else super().pick(now)
+
+    def sent(self, node: int, action: int, now: float) -> None:
+        super().sent(node, action, now)
+        if node in self._new:
+            self._new[node] += 1
+
+    def ended(self, node: int, action: int, now: float, failed: bool) -> None:
+        super().ended(node, action, now, failed)
+        self._new.pop(node, None)
+
+
 class RoundRobin:
     """One after the other."""
 
@@ -278,7 +302,10 @@ RIVALS: Final[dict[str, Make]] = {
     "round robin": RoundRobin,
     "lowest latency": LowestLatency,
 }
-CRIPPLED: Final[dict[str, Make]] = {"licet, deaf to failures": lambda chance: Ours(chance, failures=False)}
+CRIPPLED: Final[dict[str, Make]] = {
+    "licet, deaf to failures": lambda chance: Ours(chance, failures=False),
+    "licet, new nodes cost nothing": Eager,
+}
 """Negative controls, with the rivals: a gate that all of them pass would measure nothing."""
 
 
