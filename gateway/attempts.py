@@ -176,6 +176,11 @@ class Attempts:
             measured.abandoned(name, attempt.ticket)
             await self._ended(attempt, "abandoned", by_us=True, detail="another attempt answered first")
             raise
+        except Exception as bug:
+            await stack.aclose()
+            measured.abandoned(name, attempt.ticket)
+            await self._ended(attempt, "unknown", by_us=True, detail=type(bug).__name__)
+            raise
         if refusal and whole is not None:
             await stack.aclose()
             measured.abandoned(name, attempt.ticket)

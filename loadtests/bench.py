@@ -30,7 +30,6 @@ from edge.durable import DurableLedger
 from edge.run import calm_the_collector
 from gateway.candidate import read_directory, to_request
 from gateway.router.choice import choose
-from gateway.router.cost import Seen
 from gateway.router.measured import Measured
 from licet.client import Api
 from loadtests import million
@@ -91,14 +90,11 @@ def measure_choice(nodes: int = 1000, count: int = 20_000) -> float:
             measured.started(name, str(at), number)
         measured.succeeded(name, "0", "s/t", 90_000 + number)
 
-    def see(name: str) -> Seen:
-        return measured.see(name, "s/t", 5_000_000)
-
     rounds = []
     for number in range(5):
         begin = time.perf_counter()
         for seed in range(count):
-            choose(names, see, seed * 7919 + number)
+            choose(names, measured.seer("s/t", 5_000_000), seed * 7919 + number)
         rounds.append((time.perf_counter() - begin) / count * 1e6)
     return statistics.median(rounds)
 

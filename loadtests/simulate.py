@@ -74,7 +74,7 @@ class Ours:
             left_out = spared(self._nodes, ejected)
             nodes = [node for node in self._nodes if node not in left_out]
             self._open = (measured.ejections, len(self._nodes), nodes)
-        choice = choose(self._open[2], lambda node: measured.see(node, WORK, now_us), self._chance.getrandbits(64))
+        choice = choose(self._open[2], measured.seer(WORK, now_us), self._chance.getrandbits(64))
         return int(choice.node)
 
     def sent(self, node: int, action: int, now: float) -> None:

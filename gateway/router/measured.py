@@ -7,7 +7,7 @@ because a node that answers questions of models is not slow beside one that read
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from gateway.router.cost import Peak, Prior, Seen, expected_us, learned, moved
@@ -21,8 +21,8 @@ LONGEST: Final = 30
 ANY: Final = ""
 """Stands for nodes of every kind: what is expected of a kind of which nothing was measured."""
 _NEVER: Final = Prior()
-MAX_PEAKS: Final = 200_000
-"""Of nodes and kinds of work; what was measured longest ago is forgotten first."""
+MAX_WORKS: Final = 5_000
+"""Kinds of work; what was done longest ago is forgotten first."""
 
 
 class Load:
@@ -42,13 +42,25 @@ class Load:
         self.ejected_until_us = 0
 
 
+class Work:
+    """How long one kind of work takes: on each node, and on each kind of node."""
+
+    __slots__ = ("peaks", "priors")
+
+    def __init__(self) -> None:
+        self.peaks: dict[str, Peak] = {}
+        self.priors: dict[str, Prior] = {}
+
+    def prior(self, kind: str) -> Prior:
+        return self.priors.get(kind) or self.priors.get(ANY, _NEVER)
+
+
 class Measured:
     """Of all nodes. *kind* of a node: those of equal kind are expected to be equally fast."""
 
     def __init__(self) -> None:
         self._loads: dict[str, Load] = {}
-        self._peaks: OrderedDict[tuple[str, str], Peak] = OrderedDict()
-        self._priors: dict[tuple[str, str], Prior] = {}
+        self._works: OrderedDict[str, Work] = OrderedDict()
         self._ejected: dict[str, Load] = {}
         self.ejections = 0
         """Rises whenever a node is ejected or let in again."""
@@ -62,19 +74,29 @@ class Measured:
         else:
             load.kind, load.slots, load.weight_milli = kind, slots, milli
 
+    def seer(self, work: str, now_us: int) -> Callable[[str], Seen]:
+        """What is known now of a node that :meth:`know` told of, for a kind of *work*."""
+        known, loads = self._works.get(work, _NOTHING), self._loads
+        peaks, priors, otherwise = known.peaks, known.priors, known.prior(ANY)
+
+        def see(node: str) -> Seen:
+            load = loads[node]
+            prior = priors.get(load.kind, otherwise)
+            peak = peaks.get(node)
+            oldest = 0
+            for first in load.started.values():
+                oldest = now_us - first
+                break
+            outstanding = len(load.started) + load.streams
+            if peak is None:
+                return Seen(node, load.slots, load.weight_milli, outstanding, oldest, prior.us, 0, prior.us)
+            age = now_us - peak.at_us
+            return Seen(node, load.slots, load.weight_milli, outstanding, oldest, peak.us, age, prior.us)
+
+        return see
+
     def see(self, node: str, work: str, now_us: int) -> Seen:
-        """What is known of a node that :meth:`know` told of, for a kind of *work*."""
-        load = self._loads[node]
-        prior = self._priors.get((load.kind, work)) or self._priors.get((ANY, work), _NEVER)
-        peak = self._peaks.get((node, work))
-        oldest = 0
-        for first in load.started.values():
-            oldest = now_us - first
-            break
-        if peak is None:
-            peak = Peak(prior.us, now_us)
-        outstanding, age = len(load.started) + load.streams, now_us - peak.at_us
-        return Seen(node, load.slots, load.weight_milli, outstanding, oldest, peak.us, age, prior.us)
+        return self.seer(work, now_us)(node)
 
     def outstanding(self, node: str) -> int:
         load = self._loads.get(node)
@@ -101,16 +123,16 @@ class Measured:
         if self._ejected.pop(node, None) is not None:
             load.ejected_until_us = 0
             self.ejections += 1
-        prior = self._priors.get((load.kind, work)) or self._priors.get((ANY, work), _NEVER)
-        self._note(node, work, moved(self._peaks.get((node, work)), prior, took, now_us))
+        known = self._work(work)
+        known.peaks[node] = moved(known.peaks.get(node), known.prior(load.kind), took, now_us)
         for kind in (load.kind, ANY):
-            self._priors[(kind, work)] = learned(self._priors.get((kind, work), _NEVER), took)
+            known.priors[kind] = learned(known.priors.get(kind, _NEVER), took)
 
     def failed(self, node: str, attempt: str, work: str, now_us: int) -> None:
         took = self._took(node, attempt, now_us)
         load = self._loads[node]
-        prior = self._priors.get((load.kind, work)) or self._priors.get((ANY, work), _NEVER)
-        self._note(node, work, moved(self._peaks.get((node, work)), prior, took, now_us, failed=True))
+        known = self._work(work)
+        known.peaks[node] = moved(known.peaks.get(node), known.prior(load.kind), took, now_us, failed=True)
         load.failures += 1
         if load.failures >= IN_A_ROW:
             # One more failure after the time is over is enough: it is on probation until it succeeds.
@@ -134,12 +156,12 @@ class Measured:
 
     def expectations(self, node: str, now_us: int, most: int = 12) -> list[tuple[str, int]]:
         """How long (microseconds) each kind of work that was measured there is expected to take, the last first."""
-        works = [work for name, work in reversed(self._peaks) if name == node][:most]
+        works = [name for name, work in reversed(self._works.items()) if node in work.peaks][:most]
         return [(work, int(expected_us(self.see(node, work, now_us)))) for work in works]
 
     def slowdown(self, node: str, work: str, now_us: int) -> float:
         """How many times as long as its class the node takes for *work*; 1 if nothing was measured."""
-        if (node, work) not in self._peaks:
+        if node not in self._works.get(work, _NOTHING).peaks:
             return 1.0
         seen = self.see(node, work, now_us)
         return expected_us(seen) / max(1, seen.prior_us)
@@ -147,15 +169,23 @@ class Measured:
     def forget(self, node: str) -> None:
         self._loads.pop(node, None)
         self._ejected.pop(node, None)
+        for work in self._works.values():
+            work.peaks.pop(node, None)
 
     def _took(self, node: str, attempt: str, now_us: int) -> int:
         return now_us - self._loads[node].started.pop(attempt, now_us)
 
-    def _note(self, node: str, work: str, peak: Peak) -> None:
-        self._peaks[(node, work)] = peak
-        self._peaks.move_to_end((node, work))
-        if len(self._peaks) > MAX_PEAKS:
-            self._peaks.popitem(last=False)
+    def _work(self, name: str) -> Work:
+        known = self._works.get(name)
+        if known is None:
+            known = self._works[name] = Work()
+        self._works.move_to_end(name)
+        if len(self._works) > MAX_WORKS:
+            self._works.popitem(last=False)
+        return known
+
+
+_NOTHING: Final = Work()
 
 
 def spared(eligible: Sequence[str], ejected: dict[str, Load]) -> frozenset[str]:

@@ -139,8 +139,7 @@ class Router:
 
     def seer(self, work: str, now: Moment) -> Callable[[str], Seen]:
         """What is known of nodes now, for this kind of work."""
-        see, now_us = self.measured.see, now.mono_us
-        return lambda node: see(node, work, now_us)
+        return self.measured.seer(work, now.mono_us)
 
     def _eligible(self, bundle: Compiled, agent: Agent, wanted: Wanted) -> Eligible:
         work = wanted.work

@@ -21,13 +21,24 @@ def main() -> None:
     parser.add_argument(
         "--inventory", action="store_true", help="print the inventory that policies are written against"
     )
+    parser.add_argument(
+        "--allow",
+        action="append",
+        default=[],
+        metavar="HOST",
+        help="a host that tools may ask: example.org, *.example.org",
+    )
     asked = parser.parse_args()
     if asked.inventory:
         print(json.dumps(inventory(), indent=1, sort_keys=True))
     elif asked.root is None:
         parser.error("--root is required")
     else:
-        build(asked.root).run()
+        try:
+            server = build(asked.root, tuple(asked.allow))
+        except ValueError as bad:
+            parser.error(f"--allow {bad}")
+        server.run()
 
 
 def inventory() -> dict[str, object]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import fnmatch
 from collections.abc import Callable
 from functools import wraps
@@ -12,6 +13,7 @@ from mcp.server import MCPServer
 from mcp.server.mcpserver.exceptions import ToolError
 
 from licet.workbench import processes
+from licet.workbench.network import AllowList, Network
 from licet.workbench.rooted import Root
 
 _P = ParamSpec("_P")
@@ -33,12 +35,12 @@ def _plainly(tool: Callable[_P, _R]) -> Callable[_P, _R]:
     return wrapped
 
 
-def build(root_path: Path) -> MCPServer:
-    """An MCP server over the folder *root_path*."""
-    root = Root(root_path)
+def build(root_path: Path, hosts: tuple[str, ...] = ()) -> MCPServer:
+    """An MCP server over the folder *root_path* and the network as far as *hosts*."""
+    root, network = Root(root_path), Network(AllowList(hosts))
     server = MCPServer(
         "licet-workbench",
-        instructions="Files and processes inside one folder. Paths are relative to it and never leave it.",
+        instructions="Files and processes in one folder, requests to hosts that are allowed. Paths are relative.",
         version="1",
         log_level="ERROR",
     )
@@ -98,4 +100,22 @@ def build(root_path: Path) -> MCPServer:
             raise ToolError(str(bad)) from None
         return {name: getattr(finished, name) for name in finished.__slots__}
 
+    @server.tool()
+    async def http_get(url: str) -> dict[str, object]:
+        """Fetch a page of a host that is allowed (at most 1 MiB of text; redirects are told, not followed)."""
+        return await _requested(network, "GET", url)
+
+    @server.tool()
+    async def http_post(url: str, body: str, content_type: str = "application/json") -> dict[str, object]:
+        """Send a text to a host that is allowed."""
+        return await _requested(network, "POST", url, body.encode("utf-8"), content_type)
+
     return server
+
+
+async def _requested(network: Network, method: str, url: str, body: bytes = b"", kind: str = "") -> dict[str, object]:
+    try:
+        received = await asyncio.to_thread(network.request, method, url, body, kind)
+    except (OSError, ValueError) as bad:
+        raise ToolError(str(bad)) from None
+    return {name: getattr(received, name) for name in received.__slots__}
