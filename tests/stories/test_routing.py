@@ -309,7 +309,9 @@ async def test_a_drained_node_finishes_what_runs_and_gets_nothing_more(three: Th
     running = asyncio.create_task(three.mesh.call("bank/pay", {"text": "long", "slow": 1000}, place={"pin": "laptop"}))
     await until(lambda: three.bank.ran("laptop") == ["long"])
     assert (await put(three.mesh, "laptop", "draining")).json == {"name": "laptop", "state": "draining"}
-    assert "laptop" not in {(await three.look()).json["node"] for _ in range(12)}
+    assert "laptop" not in {a.json["node"] for a in await asyncio.gather(*(three.look() for _ in range(24)))}
+    no = refused(await three.look(place={"pin": "laptop"}), "no_eligible_node")
+    assert "1 draining" in no["detail"]
     assert (await running).status == 200
     again = await put(three.mesh, "laptop", "draining")
     assert "draining already" in again.json["detail"]
@@ -414,7 +416,7 @@ async def test_what_a_person_approved_once_is_never_sent_twice(tmp_path: Path) -
     async with AsyncExitStack() as stack:
         mesh = await stack.enter_async_context(Mesh(tmp_path, policies=policies(held)))
         wire = await wired(stack, mesh, bank, "office")
-        approval = (await mesh.call("bank/look", {"text": "once"})).json["approval"]
+        approval = (await mesh.call("bank/pay", {"text": "once"})).json["approval"]
         await mesh.vote(approval)
         wire.cut = True
         refused(await mesh.claim(approval), "outcome_unknown")
