@@ -21,7 +21,7 @@ quick: $(VENV)/test.done $(NPM).done
 
 soak: $(VENV)/test.done $(NPM).done debian
 	@$(BIN)/python -m pytest -q --soak -m "not slow" tests/trust tests/sidecar tests/gateway
-	@$(BIN)/python -m pytest -q --soak -m soak -n 3 --dist loadgroup
+	@$(BIN)/python -m pytest -q --soak -m soak -n 2 --dist loadgroup
 
 bench: $(VENV)/test.done
 	@$(BIN)/python -m loadtests.bench
