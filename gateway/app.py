@@ -40,6 +40,8 @@ from gateway.oidc import Oidc
 from gateway.passkeys import Passkeys
 from gateway.people import AUTHOR, OPERATOR, People
 from gateway.proofs import Proofs
+from gateway.proving import Prover
+from gateway.reaching import Reaching
 from gateway.records import Records
 from gateway.registry import Registry
 from gateway.router.routing import Router
@@ -113,7 +115,7 @@ class Gateway:
         )
         self.desk = Desk(self.records, registry, self.stops, delegations, subjects, blobs, clock)
         self.router = Router(self.records, servers, config.lease_ttl_s)
-        self.fleet = Fleet(self.records, registry, servers, self.router, lambda: self.bundles.compiled, clock)
+        self.fleet = Fleet(self.records, registry, servers, self.router, lambda: self.bundles.compiled, domain, clock)
         self._oidc: Oidc | None = None
         self._console: Console
         self._tls = Certificates.of(config, domain, clock)
@@ -142,6 +144,8 @@ class Gateway:
             self.desk,
             clock,
         )
+        reaching = Reaching(self._client, self._accepted)
+        self._prover = Prover(self.fleet, reaching, config.issuers, key, domain, clock)
         breaker = Breaker(config.breaker.limits)
         attempts = Attempts(
             self.records,
@@ -151,8 +155,7 @@ class Gateway:
             breaker,
             callers.sessions,
             self.router,
-            self._client,
-            self._accepted,
+            reaching,
             key,
             clock,
             _credentials(config),
@@ -186,6 +189,7 @@ class Gateway:
             fleet=self.fleet,
             router=self.router,
             accepted=self._accepted,
+            prover=self._prover,
             statements=statements,
             dispatcher=dispatcher,
             callers=callers,
@@ -220,6 +224,7 @@ class Gateway:
             asyncio.create_task(self.ledgers.work()),
             asyncio.create_task(self.anchors.work()),
             asyncio.create_task(self._notices.work()),
+            asyncio.create_task(self._prover.work()),
         ]
 
     @property

@@ -9,20 +9,19 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from contextlib import AsyncExitStack
 from functools import partial
 from typing import Final
 
 import msgspec
 
-from edge import reverse
-from edge.client import Broken, Client, Reply, Unreachable
+from edge.client import Broken, Reply, Unreachable
 from edge.clock import SystemClock, new_id
 from edge.http import Incoming, StreamResponse
-from edge.reverse import Accepted
 from edge.stopping import Stopped, until
 from edge.telemetry import Telemetry
 from gateway.passing import Ending, is_stream, pass_on, passed
+from gateway.reaching import Reaching
 from gateway.records import Records
 from gateway.router.routing import Routed, Router
 from gateway.sessions import Sessions
@@ -100,8 +99,7 @@ class Attempts:
         breaker: Breaker,
         sessions: Sessions,
         router: Router,
-        client: Client,
-        accepted: Accepted,
+        reaching: Reaching,
         key: SecretKey,
         clock: SystemClock,
         credentials: dict[str, dict[str, str]],
@@ -114,8 +112,7 @@ class Attempts:
         self._breaker = breaker
         self._sessions = sessions
         self._router = router
-        self._client = client
-        self._accepted = accepted
+        self._reaching = reaching
         self._key = key
         self._clock = clock
         self._credentials = credentials
@@ -150,7 +147,7 @@ class Attempts:
         stack = AsyncExitStack()
         try:
             async with until(partial(self._why_stopped, attempt)):
-                sending = self._sending(attempt.node, headers, body)
+                sending = self._reaching.send(attempt.node, "/v1/execute", headers, body)
                 reply = await stack.enter_async_context(sending)
                 whole = None if is_stream(reply) else await reply.read()
             refusal = _turned_away(reply, whole)
@@ -194,12 +191,6 @@ class Attempts:
             measured.succeeded(name, attempt.ticket, work, now_us, goes_on=whole is None)
         attempt.asked.marks.at("9 execute")
         return Begun(attempt, reply, whole, stack, now_us - attempt.started // 1000)
-
-    def _sending(self, node: NodeRecord, headers: dict[str, str], body: bytes) -> AbstractAsyncContextManager[Reply]:
-        """To where the node is reached, or on a connection of its own."""
-        if node.outbound:
-            return self._accepted.client.send("POST", f"http://{node.name}{reverse.HOST}/v1/execute", headers, body)
-        return self._client.send("POST", f"{node.url}/v1/execute", headers, body)
 
     async def finish(self, incoming: Incoming, begun: Begun) -> StreamResponse:
         """Pass the answer on, to its end."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import Annotated, Literal, Self
@@ -9,6 +10,8 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from edge.config import BaseUrl, ExistingFile, Name, Port, Seconds, Section, SegmentBytes, Url, WholeSeconds
+from trust.identity.keys import PublicKey
+from trust.reasons import Unverifiable
 from trust.standing.breaker import Limits
 
 
@@ -62,6 +65,29 @@ class NotifyConfig(Section):
         return self
 
 
+class IssuerConfig(Section):
+    """One of ``[[gateway.issuers]]``: whoever holds the key of which ``key_file`` has the public part (a JWK) vouches
+    for ``capability`` (``data_locality=berlin``) of nodes. ``within_ms``: how soon such a node answers at most; then it
+    is asked again and again, and what it proves holds for ``verified_for_s``."""
+
+    capability: str = Field(pattern=r"^[a-z][a-z0-9_]{0,62}(=[A-Za-z0-9_.:\-]{1,64})?$")
+    key_file: ExistingFile
+    within_ms: Annotated[float, Field(ge=0, le=60_000)] = 0.0
+    verified_for_s: Seconds = 600.0
+
+    @model_validator(mode="after")
+    def _a_key(self) -> Self:
+        try:
+            _ = self.public
+        except (Unverifiable, ValueError, TypeError, AttributeError):
+            raise ValueError(f"{self.key_file} with the public part of an Ed25519 key as a JWK") from None
+        return self
+
+    @property
+    def public(self) -> PublicKey:
+        return PublicKey.from_jwk(json.loads(self.key_file.read_text("utf-8")))
+
+
 class OidcConfig(Section):
     """Section ``[gateway.oidc]``: people may sign in to the console at ``issuer`` (OpenID Connect, code flow, PKCE),
     where this gateway is ``client_id``; its secret, if it has one, is in a file. ``claim``: which claim is a person's
@@ -113,6 +139,7 @@ class GatewayConfig(Section):
     breaker: BreakerConfig = BreakerConfig()
     notify: NotifyConfig = NotifyConfig()
     oidc: OidcConfig | None = None
+    issuers: tuple[IssuerConfig, ...] = ()
 
     @model_validator(mode="after")
     def _files_if_files(self) -> Self:

@@ -17,7 +17,9 @@ from gateway.router.eligibility import Candidate
 from gateway.router.routing import Moment, Router
 from gateway.servers import Servers, require_sound
 from gateway.state import NodeRecord, NodeState
+from gateway.stops import thumbprint
 from trust.canonical import sha256_hex
+from trust.identity import did
 from trust.ledger import entries
 from trust.policy.bundle import Compiled
 from trust.policy.inventory import Server, require_server_name
@@ -48,11 +50,13 @@ class NewNode(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Joining(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What a node says when it joins: where it is reached, what it offers, what it claims of itself."""
+    """What a node says when it joins: where it is reached, what it offers, what it claims of itself, and what issuers
+    vouch for."""
 
     url: str
     servers: list[Server]
     claims: Said = {}
+    vouchers: Annotated[list[str], msgspec.Meta(max_length=16)] = []
 
 
 class Held(msgspec.Struct, frozen=True):
@@ -71,7 +75,8 @@ class Measurement(msgspec.Struct, frozen=True):
 
 
 class Shown(msgspec.Struct, frozen=True):
-    """A node for people. ``state``: as it was put, or ``lost`` (not heard of), or ``not admitted`` (policy says no)."""
+    """A node for people. ``state``: as it was put, or ``lost`` (not heard of), or ``not admitted`` (policy says no).
+    ``key``: the thumbprint of its key."""
 
     name: str
     kind: str
@@ -89,6 +94,8 @@ class Shown(msgspec.Struct, frozen=True):
     outstanding: int
     ejected_ms: int
     work: list[Measurement]
+    did: str = ""
+    key: str = ""
 
 
 class Fleet:
@@ -101,6 +108,7 @@ class Fleet:
         servers: Servers,
         router: Router,
         policies: Callable[[], Compiled | None],
+        trust_domain: str,
         clock: SystemClock,
     ) -> None:
         self._records = records
@@ -109,6 +117,7 @@ class Fleet:
         self._servers = servers
         self._router = router
         self._policies = policies
+        self._trust_domain = trust_domain
         self._clock = clock
 
     def now(self) -> Moment:
@@ -150,6 +159,8 @@ class Fleet:
                 Measurement(work, round(us / 1000, 3))
                 for work, us in self._router.measured.expectations(node.name, now.mono_us)
             ],
+            did=did.of(self._trust_domain, "node", node.name),
+            key=thumbprint(node.key) if node.key else "",
         )
 
     def candidates(self) -> list[Candidate]:

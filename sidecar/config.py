@@ -121,7 +121,7 @@ class NodeConfig(_Workload):
     """Section ``[node]``: the inbound sidecar in front of tools. Times in seconds. ``recheck_s``: how often the
     servers are asked again what they offer, so that a tool that changes is quarantined. ``outbound``: the gateway
     cannot reach this node, so it connects and gets its work there. ``claims``: what the node says of itself, such as
-    ``gpu = true``; shown, and believed of nobody."""
+    ``gpu = true``; shown, and believed of nobody. ``vouchers``: files in which issuers vouch for more than that."""
 
     home: Path = Path(".licet/node")
     host: str = Field("127.0.0.1", min_length=1)
@@ -133,6 +133,7 @@ class NodeConfig(_Workload):
     lease_ttl_s: Seconds = 10.0
     recheck_s: Seconds = 30.0
     claims: dict[str, str | int | bool] = Field(default_factory=dict)
+    vouchers: tuple[ExistingFile, ...] = ()
     segment_bytes: SegmentBytes = 64 << 20
     servers: tuple[ToolServer, ...] = ()
 

@@ -13,7 +13,7 @@ import aiohttp
 
 from edge import tls
 from gateway.app import Gateway
-from gateway.config import BreakerConfig, GatewayConfig, NotifyConfig, OidcConfig
+from gateway.config import BreakerConfig, GatewayConfig, IssuerConfig, NotifyConfig, OidcConfig
 from licet.workbench import MANIFEST
 from sidecar.app import Sidecar
 from sidecar.config import NodeConfig, SidecarConfig, ToolServer, WebhookConfig
@@ -72,6 +72,7 @@ class Mesh:
     breaker: BreakerConfig = field(default_factory=BreakerConfig)
     notify: NotifyConfig = field(default_factory=NotifyConfig)
     oidc: OidcConfig | None = None
+    issuers: tuple[IssuerConfig, ...] = ()
     webhook: WebhookConfig | None = None
     others: dict[str, Sidecar] = field(default_factory=dict)
     nodes: dict[str, Node] = field(default_factory=dict)
@@ -125,6 +126,7 @@ class Mesh:
             breaker=self.breaker,
             notify=self.notify,
             oidc=self.oidc,
+            issuers=self.issuers,
         )
         self.gateway = Gateway(config, self.gateway_disk)
         await self.gateway.start()

@@ -35,6 +35,7 @@ from gateway.ledgers import Ledgers
 from gateway.oidc import Oidc
 from gateway.passkeys import Passkeys
 from gateway.people import People, require_role
+from gateway.proving import Prover
 from gateway.records import Records
 from gateway.registry import Registry
 from gateway.router.routing import Router
@@ -75,6 +76,7 @@ class Services:
     fleet: Fleet
     router: Router
     accepted: Accepted
+    prover: Prover
     statements: Statements
     dispatcher: Dispatcher
     callers: Callers

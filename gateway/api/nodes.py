@@ -34,6 +34,7 @@ class NodesApi:
         access.person("POST", "/v1/nodes", self._register, OPERATOR)
         access.person("GET", "/v1/nodes/{name}", self._show, OPERATOR, AUDITOR)
         access.person("POST", "/v1/nodes/{name}/state", self._put, OPERATOR)
+        access.person("POST", "/v1/nodes/{name}/verify", self._verify, OPERATOR)
         access.person("GET", "/v1/decisions/{decision}/routing", self._explain, OPERATOR, AUDITOR)
 
     async def _list(self, _incoming: Incoming, _person: Person) -> Response:
@@ -53,6 +54,11 @@ class NodesApi:
         asked = decode(incoming, _Put)
         node = await self._s.fleet.put(name, asked.state, person.name, asked.reason)
         return json_response({"name": node.name, "state": node.state})
+
+    async def _verify(self, _incoming: Incoming, _person: Person, name: str) -> Response:
+        """Everything that can be asked of a node, asked now."""
+        found = await self._s.prover.verify(name)
+        return json_response({"name": name, "proved": [msgspec.to_builtins(one) for one in found]})
 
     async def _explain(self, _incoming: Incoming, person: Person, decision: str) -> Response:
         """Every routed attempt of one decision, with its trace and whether the same choice comes out again."""

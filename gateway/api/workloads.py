@@ -260,6 +260,7 @@ class Workloads:
     async def _join(self, incoming: Incoming, sender: Sender) -> Response:
         asked, services = decode(incoming, Joining), self._s
         _require(sender, "node", "only nodes do this")
+        await services.prover.joined(sender.workload.name, asked.vouchers)
         epoch, grown = await services.fleet.join(sender.workload.name, asked)
         services.callers.sessions.end(sender.workload.subject)
         if grown:

@@ -1,9 +1,11 @@
-"""``licet nodes``: register, list, show, drain, quarantine, resume, verify, explain."""
+"""``licet nodes``: register, list, show, drain, quarantine, resume, vouch, verify, explain."""
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import typer
@@ -11,6 +13,9 @@ import typer
 from licet.cli.gateway_api import As, enrolling, gateway
 from licet.cli.output import FAILED, USAGE, Json, fail, reporting, say, show, table
 from licet.client import ApiError
+from trust.identity import voucher
+from trust.identity.keys import SecretKey
+from trust.ledger.tiles import write_atomically
 from trust.ledger.words import moment
 
 app = typer.Typer(name="nodes", help="Nodes: where tools run, and why there.", no_args_is_help=True)
@@ -138,6 +143,47 @@ def resume(name: str, reason: str = typer.Option("", help="For the ledger."), as
 def _put(name: str, state: str, reason: str, as_json: bool) -> None:
     told = gateway().call("POST", f"/v1/nodes/{name}/state", {"state": state, "reason": reason}).body
     show(told, as_json, lambda: say(f"{told['name']} is {told['state']}"))
+
+
+@app.command("verify")
+@reporting
+def verify(name: str, as_json: bool = Json) -> None:
+    """Ask the node now for everything that can be asked of it. Exit code 1 if something does not hold."""
+    told = gateway().call("POST", f"/v1/nodes/{name}/verify").body
+
+    def people() -> None:
+        for one in told["proved"]:
+            holds = "holds" if one["holds"] else "DOES NOT HOLD"
+            say(f"{one['capability']}: {holds}, {one['how']}", "green" if one["holds"] else "red")
+        if not told["proved"]:
+            say("nothing can be asked of it: no issuer with within_ms has bound anything to its key", "dim")
+
+    show(told, as_json, people)
+    if not all(one["holds"] for one in told["proved"]):
+        raise typer.Exit(FAILED)
+
+
+@app.command("vouch")
+@reporting
+def vouch(
+    name: str,
+    capability: str = typer.Option(..., help="Such as data_locality=berlin."),
+    key: Path = typer.Option(..., help="The issuer's key; made if it is not there, with its public part in KEY.pub."),
+    days: int = typer.Option(30, min=1, max=366, help="For how long."),
+    output: Path = typer.Option(..., "--output", "-o", help="The file for the node's [node] vouchers."),
+) -> None:
+    """Vouch for a capability of a node, as its issuer: bound to the key that the node holds now."""
+    node = gateway().call("GET", f"/v1/nodes/{name}").body
+    if not node["key"]:
+        raise fail(f"{name} has not enrolled yet, so it holds no key that could be vouched for", FAILED)
+    issuer = SecretKey.load_or_create(key)
+    public = key.with_name(key.name + ".pub")
+    write_atomically(public, json.dumps(dict(issuer.public.jwk)).encode() + b"\n")
+    now = int(time.time())
+    made = voucher.Voucher(capability, node["did"], node["key"], now, now + days * 86_400)
+    write_atomically(output, voucher.seal(made, issuer).encode() + b"\n")
+    say(f"{output}: {capability} of {name}, for {days} days")
+    say(f'the gateway believes it with [[gateway.issuers]] capability = "{capability}", key_file = "{public}"', "dim")
 
 
 @app.command("explain")

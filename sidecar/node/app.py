@@ -37,6 +37,7 @@ from sidecar.node.upstream import UpstreamFailed
 from sidecar.shipping import Shipper
 from sidecar.world import listen
 from trust import report, wire
+from trust.identity import challenge
 from trust.identity.keys import SecretKey
 from trust.ledger import entries
 from trust.ledger.writer import LedgerUnavailable
@@ -100,6 +101,7 @@ class Node:
         self._routes.add("GET", "/livez", self._livez)
         self._routes.add("GET", "/readyz", self._readyz)
         self._routes.add("POST", "/v1/execute", self._execute)
+        self._routes.add("POST", "/v1/prove", self._prove)
         self._routes.add("GET", metrics.PATH, self.telemetry.metrics.serve)
         server = http.Server(self._serve, self._refuse, border)
         self._listener = Listener(server)
@@ -242,6 +244,18 @@ class Node:
             return await self._executor.execute(incoming)
         with self._outbound.working():
             return await self._executor.execute(incoming)
+
+    async def _prove(self, incoming: Incoming) -> StreamResponse:
+        """The gateway asks for something that only the holder of this node's key can show."""
+        self._require_gateway(incoming)
+        asked = challenge.open_challenge(
+            incoming.body.decode("ascii", "replace"),
+            gateway=self.identity.gateway,
+            node=self.identity.name,
+            epoch=self.membership.epoch,
+            now=self._clock.now(),
+        )
+        return Response(text=challenge.answer(asked, self.identity.key))
 
     async def stop(self) -> None:
         for task in self._tasks:

@@ -45,7 +45,9 @@ class Membership:
     async def join(self, url: str, offered: dict[str, Server]) -> None:
         """Tell the gateway what is offered here now; it answers with a new epoch."""
         async with self._joining:
-            asked = {"url": url, "servers": list(offered.values()), "claims": self._config.claims}
+            vouchers = [path.read_text("utf-8").strip() for path in self._config.vouchers]
+            told = {"servers": list(offered.values()), "claims": self._config.claims, "vouchers": vouchers}
+            asked = {"url": url, **told}
             async with self._identity.send(
                 "POST", "/v1/nodes/join", msgspec.json.encode(asked), _JSON, strong=True, timeout_s=LIST_TIMEOUT_S
             ) as reply:
