@@ -268,8 +268,10 @@ class Desk:
     def _same(self, dispatch: Dispatch) -> ApprovalRecord | None:
         now = self._clock.wall_us()
         found: ApprovalRecord | None = None
-        for approval in self._of_action.get((dispatch.agent, dispatch.action_digest), ()):
+        for approval in sorted(self._of_action.get((dispatch.agent, dispatch.action_digest), ())):  # by their time
             one = self.get(approval)
+            if dispatch.action_digest not in (one.asked_digest, one.action_digest):
+                continue  # what it was in between, before somebody edited it once more, is nothing that anybody asks
             asked_alike = (one.run, one.request["place"]) == (dispatch.run, msgspec.to_builtins(dispatch.place))
             live = one.state in ("pending", "approved") and asked_alike and one.expires_at_us > now
             if live or (one.state == "denied" and one.requested_at_us > now - DENIAL_HOLDS_US):

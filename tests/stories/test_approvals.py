@@ -596,3 +596,21 @@ async def test_states_come_as_events_until_it_is_decided(mesh: Mesh) -> None:
     assert state.json["state"] == "denied"
     gone = await mesh.request("GET", f"{mesh.url}/v1/approvals/apr_nobody/events", token=mesh.sidecar.token)
     no(gone, "not_found")
+
+
+async def test_what_a_request_was_between_two_edits_is_another_request_also_after_a_restart(mesh: Mesh) -> None:
+    """Found by the model: the desk remembered what was between until it was started again, and then it did not."""
+    approval = await held(mesh, "pay", {**PAY, "cents": 3}, run="r1")
+    for cents in (1, 2):
+        assert (await edit(mesh, approval, "fay", {**PAY, "cents": cents})).status == 200
+    for restarted in (False, True):
+        if restarted:
+            await mesh.stop("gateway")
+            await mesh.start_gateway()
+            await mesh.ready()
+        asked = {
+            cents: (await mesh.call("bank/pay", {**PAY, "cents": cents}, run="r1")).json["approval"]
+            for cents in (3, 2, 1)
+        }
+        assert asked[3] == asked[2] == approval
+        assert asked[1] != approval

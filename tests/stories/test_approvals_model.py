@@ -112,8 +112,10 @@ class Approvals(RuleBasedStateMachine):
     def same(self, run: str, cents: int) -> Request | None:
         """The last request for these arguments that counts."""
         found = None
-        for approval in self.order.get(cents, []):
+        for approval in sorted(self.order.get(cents, [])):
             one = self.requests[approval]
+            if cents not in (one.asked, one.cents):
+                continue
             if (self.alive(one) and one.run == run) or one.state == "denied":
                 found = one
         return found
