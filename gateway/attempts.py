@@ -24,6 +24,7 @@ from gateway.passing import Ending, is_stream, pass_on, passed
 from gateway.reaching import Reaching
 from gateway.records import Records
 from gateway.router.routing import Routed, Router
+from gateway.router.trace import Trace
 from gateway.sessions import Sessions
 from gateway.standings import Standings
 from gateway.state import NodeRecord
@@ -43,6 +44,8 @@ from trust.standing.breaker import Breaker
 from trust.wire import Execute
 
 TICKET_LIFE_S: Final = 30
+MAX_HEADER: Final = 4_000
+"""A client gives up at 8,190 bytes of one header, and then nobody would know what happened."""
 TURNED_AWAY: Final = frozenset(
     {
         Reason.NO_ELIGIBLE_NODE,
@@ -196,7 +199,7 @@ class Attempts:
         """Pass the answer on, to its end."""
         attempt = begun.attempt
         trace = msgspec.structs.replace(attempt.routed.trace(attempt.number), latency_ms=round(begun.took_us / 1000, 3))
-        told = {wire.TRACE_HEADER: json.dumps({**msgspec.to_builtins(trace), "looked": len(trace.looked)})}
+        told = {wire.TRACE_HEADER: _header(trace)}
         if begun.whole is not None:
             answer = passed(begun.reply, attempt.node, begun.whole, told)
             await begun.open.aclose()
@@ -346,6 +349,13 @@ class Attempts:
                 self._breaker.succeeded(agent, action.server)
         except LedgerUnavailable as fault:
             _log.error("an outcome could not be recorded: %s", fault)
+
+
+def _header(trace: Trace) -> str:
+    """A trace without its snapshot; what would be too long for a header stands in the ledger only."""
+    told = {**msgspec.to_builtins(trace), "looked": len(trace.looked)}
+    short = json.dumps(told)
+    return short if len(short) <= MAX_HEADER else json.dumps({**told, "constraints": {}, "eliminated": {}})
 
 
 def used_in(reply: Reply) -> Used | None:

@@ -254,10 +254,11 @@ class Fleet:
     # Evidence
 
     async def prove(self, name: str, proved: Evidence, by: str, how: str) -> None:
-        """A capability of a node was found to be there; if it was suspended, it counts again."""
+        """A capability of a node was found to be there; if it was suspended, it counts again once it is verified:
+        another voucher makes nobody nearer."""
         async with self._records.deciding:
             node = self.known(name)
-            if proved.capability in node.suspended:
+            if proved.capability in node.suspended and proved.level == "verified":
                 await self._records.change(entries.Node("restored", name, by, capability=proved.capability, reason=how))
             await self._records.change(
                 entries.Node(

@@ -77,6 +77,13 @@ class Prover:
             proved = Evidence(found.capability, "bound", found.expires_at * 1_000_000)
             if proved not in self._fleet.known(name).evidence:
                 await self._fleet.prove(name, proved, "gateway", "its issuer vouches for the node's key")
+        for word in self._unproved(self._fleet.known(name)):
+            await self._fleet.suspend(name, word, "gateway", "how far away the node is was not found out yet")
+
+    def _unproved(self, node: NodeRecord) -> list[str]:
+        now = self._clock.wall_us()
+        near = {one.capability for one in node.evidence if one.level == "verified" and one.until_us > now}
+        return [word for word in self._timed(node) if word not in near]
 
     async def verify(self, name: str) -> list[Proved]:
         """Everything that can be asked of a node, asked now."""
@@ -93,8 +100,11 @@ class Prover:
         issuer = self._issuers[word]
         try:
             best_ms = min([await self._echo(node) for _ in range(ECHOES)]) / 1000
-        except (Unreachable, Broken, Unverifiable) as bad:
-            return Proved(word, "verified", False, f"it did not answer as it should: {bad}")
+        except (Unreachable, Broken, Unverifiable, TimeoutError) as bad:
+            # Whoever is too far away could otherwise just say nothing.
+            how = f"it did not answer as it should: {bad or type(bad).__name__}"
+            await self._fleet.suspend(node.name, word, "gateway", how)
+            return Proved(word, "verified", False, how)
         how = f"the best of {ECHOES} echoes took {best_ms:.2f} ms, of {issuer.within_ms:g} ms"
         if best_ms > issuer.within_ms:
             await self._fleet.suspend(node.name, word, "gateway", how)
@@ -122,9 +132,8 @@ class Prover:
         while True:
             await asyncio.sleep(LOOK_S)
             try:
-                for one in self._fleet.candidates():
-                    if one.alive and self._due(one.node):
-                        await self.verify(one.node.name)
+                due = [one.node.name for one in self._fleet.candidates() if one.alive and self._due(one.node)]
+                await asyncio.gather(*(self.verify(name) for name in due))  # one that hangs holds up no other
             except LedgerUnavailable as fault:
                 _log.error("ledger unavailable: %s", fault)
             except Exception:

@@ -96,6 +96,8 @@ class Tries:
             except Unreachable:
                 state.left[_name(routed)] = "unreachable"
             except TurnedAway as no:
+                if asked.dispatch.approval is not None:
+                    return no.answer  # it had the bytes: that nothing was started is its word only
                 state.left[_name(routed)] = "turned_away"
                 state.turned_away = no
             except Broken as bad:
