@@ -25,6 +25,7 @@ from gateway.attempts import Attempts
 from gateway.bundles import Bundles
 from gateway.callers import Callers
 from gateway.certificates import Certificates
+from gateway.challenger import Challenger
 from gateway.config import GatewayConfig
 from gateway.console.door import ROOT
 from gateway.console.site import Console
@@ -145,7 +146,16 @@ class Gateway:
             clock,
         )
         reaching = Reaching(self._client, self._accepted)
-        self._prover = Prover(self.fleet, reaching, config.issuers, key, domain, clock)
+        self._prover = Prover(
+            self.fleet,
+            Challenger(reaching, key, clock),
+            config.issuers,
+            config.gpu,
+            self.router.measured,
+            lambda: self.bundles.compiled,
+            domain,
+            clock,
+        )
         breaker = Breaker(config.breaker.limits)
         attempts = Attempts(
             self.records,

@@ -10,6 +10,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from edge.config import BaseUrl, ExistingFile, Name, Port, Seconds, Section, SegmentBytes, Url, WholeSeconds
+from trust.identity.challenge import MAX_SIZE
 from trust.identity.keys import PublicKey
 from trust.reasons import Unverifiable
 from trust.standing.breaker import Limits
@@ -88,6 +89,16 @@ class IssuerConfig(Section):
         return PublicKey.from_jwk(json.loads(self.key_file.read_text("utf-8")))
 
 
+class GpuConfig(Section):
+    """Section ``[gateway.gpu]``: nodes with a GPU have to show it: a product of two matrices of ``size``, of which all
+    rows are committed to ``within_ms`` after it was asked for. Both have to be such that what is no GPU is too slow.
+    What a node shows holds for ``verified_for_s``, and is asked again when half of that is over."""
+
+    size: Annotated[int, Field(ge=64, le=MAX_SIZE)] = 8192
+    within_ms: Annotated[float, Field(gt=0, le=40_000)] = 3000.0
+    verified_for_s: Seconds = 600.0
+
+
 class OidcConfig(Section):
     """Section ``[gateway.oidc]``: people may sign in to the console at ``issuer`` (OpenID Connect, code flow, PKCE),
     where this gateway is ``client_id``; its secret, if it has one, is in a file. ``claim``: which claim is a person's
@@ -140,6 +151,7 @@ class GatewayConfig(Section):
     notify: NotifyConfig = NotifyConfig()
     oidc: OidcConfig | None = None
     issuers: tuple[IssuerConfig, ...] = ()
+    gpu: GpuConfig | None = None
 
     @model_validator(mode="after")
     def _files_if_files(self) -> Self:

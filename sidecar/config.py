@@ -121,7 +121,8 @@ class NodeConfig(_Workload):
     """Section ``[node]``: the inbound sidecar in front of tools. Times in seconds. ``recheck_s``: how often the
     servers are asked again what they offer, so that a tool that changes is quarantined. ``outbound``: the gateway
     cannot reach this node, so it connects and gets its work there. ``claims``: what the node says of itself, such as
-    ``gpu = true``; shown, and believed of nobody. ``vouchers``: files in which issuers vouch for more than that."""
+    ``gpu = true``; shown, and believed of nobody. ``vouchers``: files in which issuers vouch for more than that.
+    ``gpu``: what makes products where the gateway asks for them as proof of a GPU; ``numpy`` is the processor."""
 
     home: Path = Path(".licet/node")
     host: str = Field("127.0.0.1", min_length=1)
@@ -134,6 +135,7 @@ class NodeConfig(_Workload):
     recheck_s: Seconds = 30.0
     claims: dict[str, str | int | bool] = Field(default_factory=dict)
     vouchers: tuple[ExistingFile, ...] = ()
+    gpu: Literal["off", "torch", "cupy", "numpy"] = "off"
     segment_bytes: SegmentBytes = 64 << 20
     servers: tuple[ToolServer, ...] = ()
 

@@ -13,7 +13,7 @@ import aiohttp
 
 from edge import tls
 from gateway.app import Gateway
-from gateway.config import BreakerConfig, GatewayConfig, IssuerConfig, NotifyConfig, OidcConfig
+from gateway.config import BreakerConfig, GatewayConfig, GpuConfig, IssuerConfig, NotifyConfig, OidcConfig
 from licet.workbench import MANIFEST
 from sidecar.app import Sidecar
 from sidecar.config import NodeConfig, SidecarConfig, ToolServer, WebhookConfig
@@ -73,6 +73,7 @@ class Mesh:
     notify: NotifyConfig = field(default_factory=NotifyConfig)
     oidc: OidcConfig | None = None
     issuers: tuple[IssuerConfig, ...] = ()
+    gpu: GpuConfig | None = None
     webhook: WebhookConfig | None = None
     others: dict[str, Sidecar] = field(default_factory=dict)
     nodes: dict[str, Node] = field(default_factory=dict)
@@ -127,6 +128,7 @@ class Mesh:
             notify=self.notify,
             oidc=self.oidc,
             issuers=self.issuers,
+            gpu=self.gpu,
         )
         self.gateway = Gateway(config, self.gateway_disk)
         await self.gateway.start()

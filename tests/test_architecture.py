@@ -56,6 +56,7 @@ DOORS = {
     "opentelemetry": {"edge.otlp"},
     "prometheus_client": {"edge.metrics"},
     "jinja2": {"gateway.console.pages"},
+    "numpy": {"trust.product", "sidecar.node.multiplying"},
     "mcp": {"licet.workbench.server", "licet.demo"},
 }
 """One module, or a stated few, per outside library."""

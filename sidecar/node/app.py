@@ -33,11 +33,11 @@ from sidecar.node.execution import Executor
 from sidecar.node.membership import Membership, sleeping
 from sidecar.node.offers import Offers
 from sidecar.node.outbound import Outbound
+from sidecar.node.prover import Prover
 from sidecar.node.upstream import UpstreamFailed
 from sidecar.shipping import Shipper
 from sidecar.world import listen
 from trust import report, wire
-from trust.identity import challenge
 from trust.identity.keys import SecretKey
 from trust.ledger import entries
 from trust.ledger.writer import LedgerUnavailable
@@ -92,6 +92,7 @@ class Node:
         self.membership = Membership(config, self.identity, self._clock)
         self.offers = Offers(config.servers, self._to_tools)
         self._executor = Executor(self.identity, self.membership, self.offers, self.ledger, self.telemetry, self._clock)
+        self._prover = Prover(self.identity, self.membership, config.gpu, self._clock)
         await self.ledger.append(entries.Start(VERSION, self.ledger.size))
         self._watch()
         self.telemetry.open(config.otlp or "", "licet-node", self.identity.name, VERSION)
@@ -248,20 +249,14 @@ class Node:
     async def _prove(self, incoming: Incoming) -> StreamResponse:
         """The gateway asks for something that only the holder of this node's key can show."""
         self._require_gateway(incoming)
-        asked = challenge.open_challenge(
-            incoming.body.decode("ascii", "replace"),
-            gateway=self.identity.gateway,
-            node=self.identity.name,
-            epoch=self.membership.epoch,
-            now=self._clock.now(),
-        )
-        return Response(text=challenge.answer(asked, self.identity.key))
+        return await self._prover.prove(incoming)
 
     async def stop(self) -> None:
         for task in self._tasks:
             task.cancel()
         await self._listener.close()
         await self.offers.close()
+        await self._prover.close()
         await self._client.close()
         await self._to_tools.close()
         await self.ledger.close()

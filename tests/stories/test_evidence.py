@@ -197,10 +197,20 @@ def test_only_the_holder_of_the_nodes_key_answers_a_challenge() -> None:
     opened = challenge.open_challenge(
         challenge.seal(asked(), GATEWAY), gateway=GATEWAY.public, node="office", epoch=3, now=1001.0
     )
-    challenge.require_answer(asked(), challenge.answer(opened, OFFICE), OFFICE.public)
-    for given in (challenge.answer(opened, OTHER), challenge.answer(asked(nonce="cd" * 16), OFFICE), "", "?"):
+    good = challenge.answer(opened, b"shown", OFFICE)
+    assert challenge.open_answer(asked(), good, OFFICE.public) == b"shown"
+    others = (
+        challenge.answer(opened, b"shown", OTHER),
+        challenge.answer(asked(nonce="cd" * 16), b"shown", OFFICE),
+        challenge.answer(asked(kind="ready"), b"shown", OFFICE),
+        good.partition(b".")[0] + b"." + challenge.answer(opened, b"other", OFFICE).partition(b".")[2],
+        good.partition(b".")[0],
+        b"",
+        b"?.?",
+    )
+    for given in others:
         with pytest.raises(Unverifiable):
-            challenge.require_answer(asked(), given, OFFICE.public)
+            challenge.open_answer(asked(), given, OFFICE.public)
 
 
 @pytest.mark.parametrize(
@@ -211,6 +221,10 @@ def test_only_the_holder_of_the_nodes_key_answers_a_challenge() -> None:
         ({"deadline": 1001}, GATEWAY, "outside of its time"),
         ({"issued_at": 2000, "deadline": 2030}, GATEWAY, "outside of its time"),
         ({"deadline": 5000}, GATEWAY, "lives too long"),
+        ({"kind": "rows", "size": 64, "rows": (64,)}, GATEWAY, "beyond 64"),
+        ({"kind": "rows", "size": 64, "rows": tuple(range(9))}, GATEWAY, "challenge"),
+        ({"kind": "product", "size": 10**6}, GATEWAY, "challenge"),
+        ({"nonce": "x 1\nrows 1"}, GATEWAY, "challenge"),
         ({}, OTHER, "does not verify"),
     ],
 )

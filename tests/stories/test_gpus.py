@@ -1,0 +1,100 @@
+"""GPUs of nodes: who has to show one, who does not get work that needs one, and who is too slow to be believed."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gateway.config import GpuConfig
+from sidecar.node import multiplying
+from tests.mesh import Mesh
+from tests.stories.test_evidence import known
+from tests.stories.test_routing import Bank, nodes, policies, refused
+from trust.ledger.entries import Node
+from trust.product import Product
+
+pytestmark = pytest.mark.slow
+
+SMALL = GpuConfig(size=256, within_ms=20_000.0)
+"""Any processor makes it in that time: the tests run without a GPU."""
+HARD = GpuConfig(size=4096, within_ms=1.0)
+"""Nothing does."""
+
+
+async def verified(mesh: Mesh, name: str) -> Any:
+    [one] = (await mesh.admin("POST", f"/v1/nodes/{name}/verify")).json["proved"]
+    return one
+
+
+async def test_a_gpu_counts_once_its_node_made_the_product(tmp_path: Path) -> None:
+    bank = Bank(tmp_path / "bank")
+    async with Mesh(tmp_path, policies=policies(), gpu=SMALL) as mesh:
+        await mesh.add_node("able", bank.on("able"), capabilities={"gpu": True}, gpu="numpy")
+        await mesh.add_node("claims", bank.on("claims"), claims={"gpu": True}, gpu="numpy")
+        await mesh.add_node("silent", bank.on("silent"), capabilities={"gpu": True})
+        assert known((await nodes(mesh))["silent"]) == {"gpu": "claimed"}, "an operator's word is not enough any more"
+        no = await verified(mesh, "silent")
+        assert (no["holds"], "makes no products" in no["how"]) == (False, True)
+        assert refused(await mesh.call("bank/train", {}), "no_eligible_node")["detail"].count("lacks:gpu") == 1
+        yes = await verified(mesh, "able")
+        assert yes["holds"], yes
+        assert "a product of size 256 in" in yes["how"]
+        assert known((await nodes(mesh))["able"]) == {"gpu": "verified"}
+        assert {(await mesh.call("bank/train", {})).json["node"] for _ in range(5)} == {"able"}
+        assert (await verified(mesh, "claims"))["holds"], "what it claimed it has shown"
+        assert known((await nodes(mesh))["claims"]) == {"gpu": "verified"}
+
+
+async def test_a_product_that_comes_too_late_proves_nothing(tmp_path: Path) -> None:
+    bank = Bank(tmp_path / "bank")
+    async with Mesh(tmp_path, policies=policies(), gpu=HARD) as mesh:
+        await mesh.add_node("slow", bank.on("slow"), capabilities={"gpu": True}, gpu="numpy")
+        no = await verified(mesh, "slow")
+        assert (no["holds"], "within 1 ms" in no["how"]) == (False, True)
+        assert (await nodes(mesh))["slow"]["suspended"] == ["gpu"]
+        assert "1 lacks:gpu" in refused(await mesh.call("bank/train", {}), "no_eligible_node")["detail"]
+
+
+async def test_rows_are_shown_once_and_only_of_what_was_committed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A node that commits to nothing and makes the rows when it is asked for them does not get through."""
+    bank = Bank(tmp_path / "bank")
+    async with Mesh(tmp_path, policies=policies(), gpu=SMALL) as mesh:
+        node = await mesh.add_node("liar", bank.on("liar"), capabilities={"gpu": True}, gpu="numpy")
+
+        async def lie(line: str, made: list[Product] = []) -> str:  # noqa: B006 (it remembers)
+            return multiplying.answer(
+                line.replace(line.split()[1], "cd" * 16) if line.startswith("product") else line,
+                multiplying.product.multiply,
+                made,
+            )
+
+        monkeypatch.setattr(node._prover, "_ask", lie)
+        no = await verified(mesh, "liar")
+        assert (no["holds"], "is not what the product has there" in no["how"]) == (False, True)
+
+
+async def test_a_gpu_that_is_five_times_slower_than_its_class_is_none_until_it_shows_itself(tmp_path: Path) -> None:
+    bank = Bank(tmp_path / "bank")
+    async with Mesh(tmp_path, policies=policies()) as mesh:
+        for name in ("one", "two", "three"):
+            await mesh.add_node(name, bank.on(name), capabilities={"gpu": True})
+        for name in ("one", "two"):
+            for _ in range(10):
+                assert (await mesh.call("bank/train", {}, place={"pin": name})).status == 200
+        await mesh.call("bank/train", {"slow": 600}, place={"pin": "three"})
+        async with asyncio.timeout(20):
+            while not (await nodes(mesh))["three"]["suspended"]:
+                await asyncio.sleep(0.2)
+        told = [e for e in mesh.entries("gateway") if isinstance(e, Node) and e.event == "suspended"]
+        assert [(e.node, "times as long there" in e.reason) for e in told] == [("three", True)]
+        assert {(await mesh.call("bank/train", {})).json["node"] for _ in range(10)} <= {"one", "two"}
+        assert (
+            "lacks:gpu"
+            in refused(await mesh.call("bank/train", {}, place={"pin": "three"}), "no_eligible_node")["detail"]
+        )
+        assert (await mesh.call("bank/look", {}, place={"pin": "three"})).status == 200, "other work goes on there"
