@@ -250,6 +250,7 @@ class Attempts:
             action_id=action.id,
             attempt=attempt.number,
             node=node.name,
+            key=node.key,
             epoch=node.epoch,
             server=action.server,
             tool=action.tool,
@@ -264,14 +265,16 @@ class Attempts:
             issued_at=now,
             deadline=now + TICKET_LIFE_S,
             authority=asked.mandate.tokens,
+            holds=tuple(sorted(attempt.routed.holds)) if _bound(asked) else (),
         )
 
     def _sealed(self, entitled: ticket.Ticket, asked: Asked) -> str:
-        """Within the node's session if it has one; what can do great harm is signed."""
+        """Within the node's session if it has one; what can do great harm is signed, and what others check."""
         action = asked.action
         risk = asked.bundle.inventory.tool(action.server, action.tool).manifest.risk
         subject = f"wimse://{asked.sender.workload.trust_domain}/node/{entitled.node}"
-        session = self._sessions.newest_of(subject, self._clock.now()) if risk < RISK_HIGH else None
+        plain = risk < RISK_HIGH and not _bound(asked)
+        session = self._sessions.newest_of(subject, self._clock.now()) if plain else None
         if session is None:
             return ticket.seal(entitled, self._key)
         return ticket.seal_within(entitled, session.terms.session, session.back)
@@ -349,6 +352,11 @@ class Attempts:
                 self._breaker.succeeded(agent, action.server)
         except LedgerUnavailable as fault:
             _log.error("an outcome could not be recorded: %s", fault)
+
+
+def _bound(asked: Asked) -> bool:
+    """Whether the server looks at the ticket itself."""
+    return asked.bundle.inventory.servers[asked.action.server].bound
 
 
 def _header(trace: Trace) -> str:

@@ -278,6 +278,16 @@ class Fleet:
             if capability not in self.known(name).suspended:
                 await self._records.change(entries.Node("suspended", name, by, capability=capability, reason=why))
 
+    async def restore(self, name: str, capability: str, by: str, why: str) -> None:
+        """An operator says that what did not count any more counts again."""
+        async with self._records.deciding:
+            suspended = self.known(name).suspended
+            if capability not in suspended:
+                found = ", ".join(suspended) or "nothing"
+                wrong = f"{visible(capability)} of {name} is not suspended; suspended: {found}"
+                raise Unverifiable(Reason.MALFORMED_REQUEST, wrong)
+            await self._records.change(entries.Node("restored", name, by, capability=capability, reason=why))
+
     # Questions
 
     def known(self, name: str) -> NodeRecord:

@@ -14,7 +14,7 @@ import msgspec
 from edge.blobs import Blobs
 from trust.policy.inventory import Server, Tool, to_json
 
-_OF_SERVER: Final = ("labels", "zone", "requires", "stateful")
+_OF_SERVER: Final = ("labels", "zone", "requires", "stateful", "bound")
 _OF_TOOL: Final = ("description", "input_schema", "manifest", "rest")
 
 

@@ -28,6 +28,7 @@ from trust.identity import did, voucher
 from trust.identity.keys import PublicKey, unb64url
 from trust.ledger.writer import LedgerUnavailable
 from trust.policy.bundle import Compiled
+from trust.reasons import Reason, Unverifiable
 
 ECHOES: Final = 5
 """The best of so many counts: a node that is near is so at least once."""
@@ -90,6 +91,13 @@ class Prover:
         now = self._clock.wall_us()
         proved = {one.capability for one in node.evidence if one.level == "verified" and one.until_us > now}
         return [word for word in self._asked(node) if word not in proved]
+
+    async def restore(self, name: str, capability: str, by: str, why: str) -> None:
+        """What an operator restores counts again, unless this gateway can find out itself whether it should."""
+        if capability in self._asked(self._fleet.known(name)):
+            how = f"it counts again when the node shows it: `licet nodes verify {name}`"
+            raise Unverifiable(Reason.MALFORMED_REQUEST, f"{capability} is asked of {name} by this gateway; {how}")
+        await self._fleet.restore(name, capability, by, why)
 
     async def verify(self, name: str) -> list[Proved]:
         """Everything that can be asked of a node, asked now."""

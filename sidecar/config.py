@@ -95,7 +95,8 @@ class ToolServer(Section):
     """One MCP server behind a node: an HTTP ``url``, or a ``command`` that is started and spoken to on stdio.
     ``manifest``: TOML that says of each tool what it does; what it does not mention is taken for the worst.
     ``requires``: what a node must hold for this server's data to be there; ``stateful``: it keeps something between
-    calls of a run, so each run gets a process of its own, and stays on one node."""
+    calls of a run, so each run gets a process of its own, and stays on one node; ``bound``: it takes calls only from
+    this node, with the ticket of each, which it checks itself (:class:`licet.client.Guard`)."""
 
     name: Name
     command: tuple[str, ...] = ()
@@ -107,6 +108,7 @@ class ToolServer(Section):
     zone: str = "default"
     requires: tuple[str, ...] = ()
     stateful: bool = False
+    bound: bool = False
 
     @model_validator(mode="after")
     def _one_way_in(self) -> Self:
@@ -114,6 +116,8 @@ class ToolServer(Section):
             raise ValueError("either command or url")
         if self.stateful and self.url:
             raise ValueError("stateful with a command only: a server at a url keeps its own sessions apart")
+        if self.bound and not self.url:
+            raise ValueError("bound with a url only: a command is this node's own child")
         return self
 
 

@@ -45,7 +45,7 @@ def multiply(left: Matrix, right: Matrix) -> Matrix:
 
 
 class Product:
-    """Of one seed: ``commitment`` before anybody asks for rows, :meth:`open` after."""
+    """Of one seed: ``commitment`` before anybody asks for rows, :meth:`show` after."""
 
     def __init__(self, seed: str, size: int, how: Multiply = multiply) -> None:
         made = how(factor(seed, "left", range(size), size), factor(seed, "right", range(size), size))
@@ -53,7 +53,7 @@ class Product:
         self._hashes = b"".join(_hash(row.tobytes()) for row in self._rows)
         self.commitment = _hash(self._hashes)
 
-    def open(self, rows: Sequence[int]) -> bytes:
+    def show(self, rows: Sequence[int]) -> bytes:
         """The hash of every row, then these rows: 32-bit integers, little-endian."""
         return self._hashes + b"".join(self._rows[row].tobytes() for row in rows)
 

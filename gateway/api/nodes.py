@@ -23,6 +23,11 @@ class _Put(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     reason: str = ""
 
 
+class _Restore(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    capability: str
+    reason: str = ""
+
+
 class NodesApi:
     """Routes of one gateway."""
 
@@ -35,6 +40,7 @@ class NodesApi:
         access.person("GET", "/v1/nodes/{name}", self._show, OPERATOR, AUDITOR)
         access.person("POST", "/v1/nodes/{name}/state", self._put, OPERATOR)
         access.person("POST", "/v1/nodes/{name}/verify", self._verify, OPERATOR)
+        access.person("POST", "/v1/nodes/{name}/restore", self._restore, OPERATOR)
         access.person("GET", "/v1/decisions/{decision}/routing", self._explain, OPERATOR, AUDITOR)
 
     async def _list(self, _incoming: Incoming, _person: Person) -> Response:
@@ -59,6 +65,11 @@ class NodesApi:
         """Everything that can be asked of a node, asked now."""
         found = await self._s.prover.verify(name)
         return json_response({"name": name, "proved": [msgspec.to_builtins(one) for one in found]})
+
+    async def _restore(self, incoming: Incoming, person: Person, name: str) -> Response:
+        asked = decode(incoming, _Restore)
+        await self._s.prover.restore(name, asked.capability, person.name, asked.reason)
+        return json_response({"name": name, "restored": asked.capability})
 
     async def _explain(self, _incoming: Incoming, person: Person, decision: str) -> Response:
         """Every routed attempt of one decision, with its trace and whether the same choice comes out again."""

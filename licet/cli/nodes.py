@@ -1,4 +1,4 @@
-"""``licet nodes``: register, list, show, drain, quarantine, resume, vouch, verify, explain."""
+"""``licet nodes``: register, list, show, drain, quarantine, resume, restore, vouch, verify, explain."""
 
 from __future__ import annotations
 
@@ -145,6 +145,20 @@ def _put(name: str, state: str, reason: str, as_json: bool) -> None:
     show(told, as_json, lambda: say(f"{told['name']} is {told['state']}"))
 
 
+@app.command("restore")
+@reporting
+def restore(
+    name: str,
+    capability: str = typer.Option(..., help="What was suspended, such as gpu."),
+    reason: str = typer.Option(..., help="For the ledger."),
+    as_json: bool = Json,
+) -> None:
+    """A capability that was suspended counts again; for those that the gateway cannot find out itself."""
+    body = {"capability": capability, "reason": reason}
+    told = gateway().call("POST", f"/v1/nodes/{name}/restore", body).body
+    show(told, as_json, lambda: say(f"{told['restored']} of {told['name']} counts again"))
+
+
 @app.command("verify")
 @reporting
 def verify(name: str, as_json: bool = Json) -> None:
@@ -156,7 +170,8 @@ def verify(name: str, as_json: bool = Json) -> None:
             holds = "holds" if one["holds"] else "DOES NOT HOLD"
             say(f"{one['capability']}: {holds}, {one['how']}", "green" if one["holds"] else "red")
         if not told["proved"]:
-            say("nothing can be asked of it: no issuer with within_ms has bound anything to its key", "dim")
+            why = "no issuer with within_ms has bound anything to its key, and no [gateway.gpu] asks for its GPU"
+            say(f"nothing can be asked of it: {why}", "dim")
 
     show(told, as_json, people)
     if not all(one["holds"] for one in told["proved"]):

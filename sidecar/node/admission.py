@@ -81,7 +81,10 @@ def inventory_of(config: ToolServer, listed: list[dict[str, Any]]) -> Server:
             tools[name] = as_listed(tool, manifests.get(name, Manifest()))
     except Unverifiable as bad:
         raise UpstreamFailed(f"{config.name}: {bad.detail}") from None
-    return Server(config.name, tools, list(config.labels), config.zone, tuple(sorted(config.requires)), config.stateful)
+    requires = tuple(sorted(config.requires))
+    return Server(
+        config.name, tools, list(config.labels), config.zone, requires, stateful=config.stateful, bound=config.bound
+    )
 
 
 def unlisted(config: ToolServer, offered: Server) -> list[str]:

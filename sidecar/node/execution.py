@@ -30,6 +30,7 @@ from trust import mcp, wire
 from trust.action import Payload
 from trust.canonical import digest_of, sha256_hex
 from trust.identity import ticket
+from trust.identity.keys import b64url
 from trust.identity.replay import Nonces
 from trust.identity.ticket import Ticket
 from trust.ledger import entries
@@ -119,6 +120,9 @@ class Executor:
             self._done.begin(entitled.action_id, entitled.payload, self._clock.mono())
             marks.at("9 open the ticket")
             told = {TRACEPARENT: named} if (named := traceparent(trace.trace_id, trace.span_id)) else {}
+            if self._offers.bound(entitled.server):
+                told[wire.TICKET_HEADER] = token
+                told[wire.USE_HEADER] = ticket.use(token, payload.body, self._identity.key)
             return await self._pass_on(incoming, job, upstream, {**execute.credentials, **told}, marks)
 
     @contextmanager
@@ -186,6 +190,7 @@ class Executor:
             gateway=self._identity.gateway,
             sessions=self._identity.back_key,
             node=self._identity.name,
+            key=b64url(self._identity.key.public.raw),
             epoch=self._membership.epoch,
             payload=payload.digest(bytes.fromhex(execute.salt)),
             credentials=digest_of(dict(execute.credentials)),

@@ -55,7 +55,7 @@ def answer(line: str, how: Multiply, made: list[Product]) -> str:
             made[:] = [Product(seed, int(size), how)]
             return base64.b64encode(made[0].commitment).decode()
         case ["rows", wanted] if made:
-            return base64.b64encode(made[0].open([int(row) for row in wanted.split(",")])).decode()
+            return base64.b64encode(made[0].show([int(row) for row in wanted.split(",")])).decode()
     return "error nothing was made of which rows could be shown"
 
 

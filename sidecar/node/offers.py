@@ -105,6 +105,10 @@ class Offers:
             raise Unverifiable(Reason.TOOL_QUARANTINED, f"{entitled.tool} is not offered here as it was judged")
         return upstream, tool
 
+    def bound(self, server: str) -> bool:
+        """Whether the server looks at the ticket of each call itself."""
+        return self._servers[server].bound
+
     @asynccontextmanager
     async def serving(self, entitled: Ticket, upstream: Upstream) -> AsyncIterator[Upstream]:
         """The process or session that answers: *upstream* itself, or the run's own of a server that keeps state."""

@@ -14,7 +14,7 @@ from trust import mcp, wire
 from trust.action import Action, Payload
 from trust.canonical import digest_of
 from trust.identity import httpsig, ticket
-from trust.identity.keys import SecretKey
+from trust.identity.keys import SecretKey, b64url
 from trust.identity.ticket import Ticket
 from trust.ledger.entries import Dispatch as Dispatched
 from trust.ledger.entries import Refusal
@@ -188,7 +188,7 @@ async def test_another_agents_approval_cannot_be_seen_or_claimed(mesh: Mesh) -> 
 def entitled(mesh: Mesh, payload: Payload, **changed: Any) -> Ticket:
     now = int(mesh.sidecar.identity.clock.now())
     made = Ticket(
-        id=new_id("tkt"), action_id="act", node="node-1", epoch=mesh.node.membership.epoch, server="workbench", tool="read_file",
+        id=new_id("tkt"), action_id="act", node="node-1", key=b64url(mesh.node.identity.key.public.raw), epoch=mesh.node.membership.epoch, server="workbench", tool="read_file",
         tool_digest=mesh.sidecar.pipeline.tool("workbench", "read_file").digest,
         agent="demo", principal="ada", run="r", payload=payload.digest(), action_digest="d", approval=None, credentials=digest_of({}), issued_at=now, deadline=now + 30,
     )  # fmt: skip
@@ -226,13 +226,14 @@ async def test_a_node_executes_a_ticket_once_and_only_its_bytes(mesh: Mesh) -> N
         "a.b.c",
         ticket.seal(entitled(mesh, payload), SecretKey.generate()),
         ticket.seal(entitled(mesh, payload, node="node-2"), key),
+        ticket.seal(entitled(mesh, payload, key=b64url(SecretKey.generate().public.raw)), key),
         ticket.seal(entitled(mesh, payload, epoch=mesh.node.membership.epoch - 1), key),
         ticket.seal(entitled(mesh, payload, tool="list_directory"), key),
         ticket.seal(entitled(mesh, payload, issued_at=0, deadline=30), key),
     ):
         assert (await execute(mesh, bad, body)).json["reason"] in ("ticket_invalid", "unauthenticated")
     assert len(executed(mesh)) == 1
-    assert len([e for e in mesh.entries("node") if isinstance(e, Refusal)]) == 11
+    assert len([e for e in mesh.entries("node") if isinstance(e, Refusal)]) == 12
 
 
 async def test_a_ticket_of_low_risk_is_within_the_nodes_session_and_one_of_high_risk_is_signed(mesh: Mesh) -> None:

@@ -43,7 +43,7 @@ class Machine:
         """Whether it took the ticket; *happened* counts what ran."""
         try:
             opened = ticket.open_ticket(
-                token, gateway=KEY.public, sessions=lambda _: None, node=self.name, epoch=self.epoch, payload="p",
+                token, gateway=KEY.public, sessions=lambda _: None, node=self.name, key="k", epoch=self.epoch, payload="p",
                 credentials="c", now=now,
             )  # fmt: skip
             self.spent.spend(opened.id, opened.deadline, now)
@@ -59,7 +59,7 @@ class Machine:
 
 def entitled(action: str, node: str, epoch: int, number: int, now: float) -> str:
     made = ticket.Ticket(
-        id=f"tkt_{action}_{number}", action_id=action, node=node, epoch=epoch, server="s", tool="t", agent="x",
+        id=f"tkt_{action}_{number}", action_id=action, node=node, key="k", epoch=epoch, server="s", tool="t", agent="x",
         principal="p", run="r", payload="p", tool_digest="d", action_digest="", approval=None, credentials="c",
         issued_at=int(now), deadline=int(now) + 30, attempt=number,
     )  # fmt: skip

@@ -11,6 +11,7 @@ import pytest
 from gateway.config import GpuConfig
 from sidecar.node import multiplying
 from tests.mesh import Mesh
+from tests.stories.test_agents_cli import fine, licet
 from tests.stories.test_evidence import known
 from tests.stories.test_routing import Bank, nodes, policies, refused
 from trust.ledger.entries import Node
@@ -55,6 +56,8 @@ async def test_a_product_that_comes_too_late_proves_nothing(tmp_path: Path) -> N
         no = await verified(mesh, "slow")
         assert (no["holds"], "within 1 ms" in no["how"]) == (False, True)
         assert (await nodes(mesh))["slow"]["suspended"] == ["gpu"]
+        code, _, err = await licet(mesh, "nodes", "restore", "slow", "--capability", "gpu", "--reason", "I know better")
+        assert (code, "it counts again when the node shows it" in err) == (1, True)
         assert "1 lacks:gpu" in refused(await mesh.call("bank/train", {}), "no_eligible_node")["detail"]
 
 
@@ -98,3 +101,8 @@ async def test_a_gpu_that_is_five_times_slower_than_its_class_is_none_until_it_s
             in refused(await mesh.call("bank/train", {}, place={"pin": "three"}), "no_eligible_node")["detail"]
         )
         assert (await mesh.call("bank/look", {}, place={"pin": "three"})).status == 200, "other work goes on there"
+        said = await fine(mesh, "nodes", "restore", "three", "--capability", "gpu", "--reason", "its fan was replaced")
+        assert said == "gpu of three counts again\n"
+        assert (await nodes(mesh))["three"]["suspended"] == []
+        code, _, err = await licet(mesh, "nodes", "restore", "three", "--capability", "gpu", "--reason", "again")
+        assert (code, "is not suspended; suspended: nothing" in err) == (1, True)

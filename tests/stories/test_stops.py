@@ -49,6 +49,7 @@ def entitled(mesh: Mesh, agent: str) -> tuple[dict[str, str], bytes]:
     assert tool is not None
     made_ticket = ticket.Ticket(
         id=new_id("tkt"), action_id=new_id("act"), node="node-1", epoch=mesh.node.membership.epoch, server="workbench",
+        key=b64url(mesh.node.identity.key.public.raw),
         tool="read_file", agent=agent, principal="ada", run="r", payload=payload.digest(), tool_digest=tool.digest,
         action_digest="", approval=None, credentials=digest_of({}), issued_at=now, deadline=now + 30,
     )  # fmt: skip

@@ -254,7 +254,7 @@ def test_a_nonce_is_spent_once_until_it_expires() -> None:
 
 
 TICKET = Ticket(
-    id="tkt", action_id="act", node="n1", epoch=3, server="s", tool="t", agent="a", principal="p", run="r",
+    id="tkt", action_id="act", node="n1", key=b64url(OTHER.public.raw), epoch=3, server="s", tool="t", agent="a", principal="p", run="r",
     payload="d" * 64, tool_digest="f" * 64, action_digest="e" * 64, approval=None, credentials="c", issued_at=NOW, deadline=NOW + 30,
 )  # fmt: skip
 
@@ -264,6 +264,7 @@ def open_ticket(token: str, **changed: object) -> Ticket:
         "gateway": KEY.public,
         "sessions": {"ses_1": b"k" * 32}.get,
         "node": "n1",
+        "key": b64url(OTHER.public.raw),
         "epoch": 3,
         "payload": "d" * 64,
         "credentials": "c",
@@ -277,7 +278,7 @@ def test_a_ticket_opens_for_its_node_epoch_bytes_and_time_only() -> None:
     assert open_ticket(token) == TICKET
     for changed in (
         {"node": "n2"}, {"epoch": 2}, {"epoch": 4}, {"payload": "f" * 64}, {"now": NOW + 30}, {"now": NOW - 6},
-        {"gateway": OTHER.public}, {"credentials": "x"},
+        {"gateway": OTHER.public}, {"credentials": "x"}, {"key": b64url(KEY.public.raw)},
     ):  # fmt: skip
         with pytest.raises(Unverifiable):
             open_ticket(token, **changed)
@@ -305,6 +306,25 @@ def test_a_ticket_within_a_session_is_held_to_the_same_and_to_its_session() -> N
     for changed in ({"node": "n2"}, {"epoch": 2}, {"payload": "f" * 64}, {"now": NOW + 30}, {"credentials": "x"}):
         with pytest.raises(Unverifiable):
             open_ticket(token, **changed)
+
+
+def test_who_checks_a_ticket_itself_believes_the_node_it_was_made_for_and_nobody_else() -> None:
+    token = ticket.seal(TICKET, KEY)
+    asked = {"gateway": KEY.public, "now": NOW + 1}
+    good = ticket.use(token, b"body", OTHER)
+    assert ticket.open_used(token, good, b"body", **asked) == TICKET
+    within = ticket.seal_within(TICKET, "ses_1", b"k" * 32)
+    for bad, proof, body, changed in (
+        (token, ticket.use(token, b"body", KEY), b"body", {}),
+        (token, good, b"other", {}),
+        (token, "", b"body", {}),
+        (ticket.seal(replace(TICKET, tool="u"), KEY), good, b"body", {}),
+        (within, ticket.use(within, b"body", OTHER), b"body", {}),
+        (token, good, b"body", {"gateway": OTHER.public}),
+        (token, good, b"body", {"now": NOW + 30}),
+    ):
+        with pytest.raises(Unverifiable):
+            ticket.open_used(bad, proof, body, **(asked | changed))
 
 
 def test_a_ticket_that_lives_too_long_is_refused() -> None:

@@ -26,7 +26,7 @@ def test_rows_of_a_product_are_believed_and_exact(size: int, seed: str, data: st
     rows = data.draw(st.lists(st.integers(0, size - 1), min_size=1, max_size=8, unique=True))
     made, other = Product(seed, size), Product(seed, size, exact)
     assert made.commitment == other.commitment
-    require_rows(seed, size, made.commitment, rows, made.open(rows))
+    require_rows(seed, size, made.commitment, rows, made.show(rows))
 
 
 @settings(deadline=None)
@@ -41,7 +41,7 @@ def test_one_wrong_entry_in_a_row_that_is_looked_at_is_found(size: int, data: st
 
     made = Product(SEED, size, wrong)
     with pytest.raises(Unverifiable, match=f"row {row} is not what the product has there"):
-        require_rows(SEED, size, made.commitment, [row], made.open([row]))
+        require_rows(SEED, size, made.commitment, [row], made.show([row]))
 
 
 def test_rows_that_were_not_committed_to_are_not_believed() -> None:
@@ -49,14 +49,14 @@ def test_rows_that_were_not_committed_to_are_not_believed() -> None:
     lazy, true = Product(SEED, 32, lambda left, right: np.zeros((32, 32), np.int32)), Product(SEED, 32)
     rows = [3, 30]
     with pytest.raises(Unverifiable, match="not the rows that it committed to"):
-        require_rows(SEED, 32, lazy.commitment, rows, true.open(rows))
-    spliced = lazy.open(rows)[: 32 * 32] + true.open(rows)[32 * 32 :]
+        require_rows(SEED, 32, lazy.commitment, rows, true.show(rows))
+    spliced = lazy.show(rows)[: 32 * 32] + true.show(rows)[32 * 32 :]
     with pytest.raises(Unverifiable, match="row 3 is not the one that it committed to"):
         require_rows(SEED, 32, lazy.commitment, rows, spliced)
     with pytest.raises(Unverifiable, match="bytes instead of"):
-        require_rows(SEED, 32, true.commitment, rows, true.open(rows)[:-1])
+        require_rows(SEED, 32, true.commitment, rows, true.show(rows)[:-1])
     with pytest.raises(Unverifiable, match="is not the one"):
-        require_rows(SEED, 32, true.commitment, rows, true.open([3, 29]))
+        require_rows(SEED, 32, true.commitment, rows, true.show([3, 29]))
 
 
 def test_both_factors_depend_on_the_seed_and_on_the_row() -> None:

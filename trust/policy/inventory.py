@@ -93,7 +93,8 @@ class Tool(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 class Server(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One server. ``labels`` say what its data is; ``zone`` where it may live; ``requires`` what a node must hold so
-    that its data may be there. ``stateful``: calls of one run belong together, on one node."""
+    that its data may be there. ``stateful``: calls of one run belong together, on one node. ``bound``: it
+    takes calls only with a ticket that is bound to the key of the node that brings it."""
 
     name: str
     tools: dict[str, Tool]
@@ -101,6 +102,7 @@ class Server(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     zone: str = "default"
     requires: tuple[Requirement, ...] = ()
     stateful: bool = False
+    bound: bool = False
 
 
 class Inventory(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
