@@ -38,7 +38,7 @@ assets: $(NPM).done
 	@$(BIN)/python -m gateway.console.assets
 
 inventory: $(VENV)/test.done
-	@$(BIN)/python -m licet.workbench --inventory > policies/inventory.json
+	@$(BIN)/python -m licet.lab --inventory > policies/inventory.json
 
 lock: $(VENV)/test.done
 	@$(BIN)/python -m piptools compile -q --strip-extras --generate-hashes --allow-unsafe --no-header \

@@ -36,7 +36,8 @@ _ZONE: Final = re.compile(r"[A-Za-z0-9_.\-]{1,64}")
 
 class NewNode(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """``servers``: the only ones that it may offer. ``url``: where it is reached; without one, loopback only;
-    ``outbound``: nowhere, it connects itself. ``capabilities`` are the operator's word for it."""
+    ``outbound``: nowhere, it connects itself. ``capabilities`` are the operator's word for it;
+    ``reference``: what it is called where it is managed, such as an Azure Arc resource id."""
 
     name: str
     servers: tuple[str, ...]
@@ -47,6 +48,7 @@ class NewNode(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     capabilities: Said = {}
     weight: Weight = 1.0
     slots: Slots = 16
+    reference: Annotated[str, msgspec.Meta(max_length=512)] = ""
 
 
 class Joining(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -96,6 +98,7 @@ class Shown(msgspec.Struct, frozen=True):
     work: list[Measurement]
     did: str = ""
     key: str = ""
+    reference: str = ""
 
 
 class Fleet:
@@ -161,6 +164,7 @@ class Fleet:
             ],
             did=did.of(self._trust_domain, "node", node.name),
             key=thumbprint(node.key) if node.key else "",
+            reference=node.reference,
         )
 
     def candidates(self) -> list[Candidate]:
@@ -191,6 +195,7 @@ class Fleet:
                     url=OUTBOUND if new.outbound else new.url,
                     servers=[require_server_name(server) for server in new.servers],
                     token_sha256=sha256_hex(token.encode()),
+                    reference=new.reference,
                 )
             )
         return token

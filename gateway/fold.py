@@ -275,6 +275,7 @@ def _node(store: Store, stamp: Stamp, entry: entries.Node) -> None:
                 slots=entry.slots,
                 may_offer=tuple(entry.servers),
                 may_live_at=entry.url,
+                reference=entry.reference,
             ),
         )
         return

@@ -96,7 +96,7 @@ class NodeRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """``epoch`` rises with each lease; ``servers`` are those that the node offered in this epoch;
     ``may_offer`` and ``may_live_at`` are what an operator bound it to. ``capabilities`` are the operator's word,
     ``claims`` the node's, ``evidence`` what was found; ``suspended``: capabilities that do not count at present.
-    ``reason``: why somebody put it into its state."""
+    ``reason``: why somebody put it into its state; ``reference``: what it is called where it is managed."""
 
     name: str
     token_sha256: str
@@ -116,6 +116,7 @@ class NodeRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     evidence: tuple[Evidence, ...] = ()
     suspended: tuple[str, ...] = ()
     reason: str = ""
+    reference: str = ""
 
     @property
     def outbound(self) -> bool:

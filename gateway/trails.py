@@ -7,6 +7,7 @@ from typing import Final
 import msgspec
 
 from gateway.ledgers import Ledgers
+from trust.identity import did
 from trust.ledger import entries
 from trust.ledger.rows import Row
 from trust.reasons import Reason, Unverifiable, visible
@@ -15,10 +16,11 @@ MAX_HOPS: Final = 10_000
 
 
 class Hop(msgspec.Struct, frozen=True):
-    """One attempt of one action. ``data_locality`` is empty where nobody vouches for one; ``status``: how it ended, as
-    the gateway knows; ``origin`` and ``index``: where it stands in the ledger."""
+    """One attempt of one action. ``actor``: the DID of the agent; ``data_locality`` is empty where nobody vouches for
+    one; ``status``: how it ended, as the gateway knows; ``origin`` and ``index``: where it stands in the ledger."""
 
     agent: str
+    actor: str
     principal: str
     node: str
     node_kind: str
@@ -44,7 +46,7 @@ class Trail(msgspec.Struct, frozen=True):
     hops: list[Hop]
 
 
-async def trail(ledgers: Ledgers, run: str, by: str) -> Trail:
+async def trail(ledgers: Ledgers, run: str, by: str, trust_domain: str) -> Trail:
     """Of a run, as far as its logs are sealed; :class:`Unverifiable` if nothing of it ran anywhere."""
     rows = await ledgers.whole_run(run, MAX_HOPS * 8, by, "trail")
     ended = {
@@ -52,7 +54,8 @@ async def trail(ledgers: Ledgers, run: str, by: str) -> Trail:
         for row in rows
         if row.kind == "outcome" and row.step == 8
     }  # fmt: skip
-    hops = [_hop(ledgers, row, ended) for row in rows if row.kind == "dispatch" and row.step == 8][:MAX_HOPS]
+    sent = [row for row in rows if row.kind == "dispatch" and row.step == 8][:MAX_HOPS]
+    hops = [_hop(ledgers, row, ended, did.of(trust_domain, "agent", row.agent)) for row in sent]
     if not hops:
         missing = f"nothing of run {visible(run)} was sent to a node (what is recorded can be found a second later)"
         raise Unverifiable(Reason.NOT_FOUND, missing)
@@ -61,11 +64,12 @@ async def trail(ledgers: Ledgers, run: str, by: str) -> Trail:
     return Trail(run, first.agent, first.principal, not others, others, hops)
 
 
-def _hop(ledgers: Ledgers, row: Row, ended: dict[tuple[str, str], str]) -> Hop:
+def _hop(ledgers: Ledgers, row: Row, ended: dict[tuple[str, str], str], actor: str) -> Hop:
     entry = entries.decode(ledgers.sealed(row.origin).entry(row.index)).entry
     sent = entry if isinstance(entry, entries.Dispatch) else None
     return Hop(
         agent=row.agent,
+        actor=actor,
         principal=row.principal,
         node=row.node,
         node_kind=sent.node_kind if sent else "",

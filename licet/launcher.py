@@ -1,4 +1,4 @@
-"""A whole mesh on one machine: gateway, node and sidecar as processes, with two approvers and a sandbox."""
+"""A whole mesh on one machine: gateway, nodes and sidecar as processes, with two approvers and a sandbox."""
 
 from __future__ import annotations
 
@@ -10,14 +10,16 @@ import socket
 import subprocess
 import sys
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
 from gateway.candidate import read_directory, to_request
+from licet import lab
 from licet.cli.run import agent_environment
 from licet.client import Api, ApiError, Unavailable
-from licet.settings import Settings, read_token
+from licet.lab import NodeSpec
+from licet.settings import Settings, free_port, read_token
 from licet.workbench import MANIFEST
 from trust.ledger.tiles import write_atomically
 
@@ -39,10 +41,15 @@ class NotStarted(Exception):
 
 @dataclass
 class Launcher:
-    """``start`` returns when all parts are ready; ``stop`` ends them all within two seconds."""
+    """``start`` returns when all parts are ready; ``stop`` ends them all within two seconds. *mesh*: three nodes of
+    three kinds, and a model that plays back a script unless *model_url* names another."""
 
     settings: Settings
+    mesh: bool = False
+    model_url: str = ""
     parts: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
+    nodes: dict[str, Api] = field(default_factory=dict)
+    """Each node's address, in the order in which they started."""
 
     @property
     def dev(self) -> Path:
@@ -64,14 +71,17 @@ class Launcher:
         self._require_free_ports()
         self.settings.home.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._fill_sandbox()
-        self._spawn("gateway", {})
-        self._wait("gateway", "/livez")
+        self._spawn("gateway", "gateway", self._home("gateway", self.settings.gateway.home))
+        self._wait("gateway", self.settings.api("gateway", timeout_s=1.0), "/livez")
         self._register_people()
         self._activate_policies()
-        self._spawn("node", self._node_environment())
-        self._spawn("sidecar", {**self._gateway_url("SIDECAR"), **self._enrolment("SIDECAR", "agents", AGENT)})
-        self._wait("node", "/readyz")
-        self._wait("sidecar", "/readyz")
+        for spec in self._specs():
+            self._start_node(spec)
+        sidecar = {**self._gateway_url("SIDECAR"), **self._agent()}
+        self._spawn("sidecar", "sidecar", self._home("sidecar", self.settings.sidecar.home) | sidecar)
+        for name, api in self.nodes.items():
+            self._wait(name, api, "/readyz")
+        self._wait("sidecar", self.settings.api("sidecar", timeout_s=1.0), "/readyz")
         self._wait_for_servers()
         self._write_agent_env()
 
@@ -92,18 +102,22 @@ class Launcher:
             if not (self.sandbox / name).exists():
                 (self.sandbox / name).write_text(text)
 
-    def _spawn(self, name: str, extra: dict[str, str]) -> None:
-        settings = self.settings
-        home = {f"LICET_{name.upper()}__HOME": str(getattr(settings, name).home.resolve())}
-        log = (settings.home / f"{name}.log").open("ab")
+    def _spawn(self, name: str, command: str, extra: dict[str, str]) -> None:
+        self._spawn_program(name, [sys.executable, "-m", "licet", command], extra)
+
+    def _spawn_program(self, name: str, program: list[str], extra: dict[str, str]) -> None:
+        log = (self.settings.home / f"{name}.log").open("ab")
         self.parts[name] = subprocess.Popen(
-            [sys.executable, "-m", "licet", name],
-            env={**os.environ, **home, **extra},
+            program,
+            env={**os.environ, **extra},
             stdout=log,
             stderr=log,
             stdin=subprocess.DEVNULL,
             start_new_session=True,
         )
+
+    def _home(self, section: str, home: Path) -> dict[str, str]:
+        return {f"LICET_{section.upper()}__HOME": str(home.resolve())}
 
     def _gateway_url(self, section: str) -> dict[str, str]:
         gateway = self.settings.gateway
@@ -112,29 +126,57 @@ class Launcher:
             found[f"LICET_{section}__GATEWAY_CA"] = str(gateway.authority.resolve())
         return found
 
-    def _node_environment(self) -> dict[str, str]:
-        """The demo node: the workbench over the sandbox, unless the configuration names servers."""
-        extra = {**self._gateway_url("NODE"), **self._enrolment("NODE", "nodes", NODE)}
-        if not self.settings.node.servers:
-            command = [sys.executable, "-m", "licet.workbench", "--root", str(self.sandbox.resolve())]
-            server = {"name": "workbench", "command": command, "manifest": str(MANIFEST)}
-            extra["LICET_NODE__SERVERS"] = json.dumps([server])
-        return extra
+    def _specs(self) -> list[NodeSpec]:
+        """The demo node: the workbench over the sandbox, unless the configuration names servers. Of a mesh: three."""
+        if self.mesh:
+            lab.fill(self.settings.home)
+            return lab.nodes(self.settings.home, self.sandbox, self.model_url or self._scripted_model())
+        named = [server.name for server in self.settings.node.servers]
+        command = [sys.executable, "-m", "licet.workbench", "--root", str(self.sandbox.resolve())]
+        server = {"name": "workbench", "command": command, "manifest": str(MANIFEST)}
+        own = [] if named else [server]
+        return [NodeSpec(NODE, "on_prem", {}, 16, own)]
 
-    def _enrolment(self, section: str, kind: str, name: str) -> dict[str, str]:
+    def _scripted_model(self) -> str:
+        """A model that plays back a script; its endpoint."""
+        port = free_port("127.0.0.1", self.settings.node.port + 80)
+        program = [sys.executable, "-m", "licet.mesh.scripted", str(lab.SCRIPT), "--port", str(port)]
+        self._spawn_program("model", program, {})
+        return f"http://127.0.0.1:{port}/v1"
+
+    def _start_node(self, spec: NodeSpec) -> None:
+        """Registered if it is not yet, and started; beside others each has a home and a port of its own."""
+        own = self.settings.node
+        port = own.port if not self.nodes else free_port(own.host, own.port + len(self.nodes))
+        home = self.settings.home / "nodes" / spec.name if self.mesh else own.home
+        api = self.settings.api("node", timeout_s=1.0)
+        self.nodes[spec.name] = replace(api, url=f"{api.url.rpartition(':')[0]}:{port}")
+        extra = self._home("node", home) | {"LICET_NODE__PORT": str(port)} | self._gateway_url("NODE")
+        if spec.servers:
+            extra["LICET_NODE__SERVERS"] = json.dumps(spec.servers)
+        offered = [server["name"] for server in spec.servers] or [server.name for server in own.servers]
+        body = {
+            "name": spec.name,
+            "kind": spec.kind,
+            "capabilities": spec.capabilities,
+            "slots": spec.slots,
+            "servers": offered,
+        }
+        self._spawn(spec.name, "node", extra | self._enrolment("NODE", "nodes", home, body))
+
+    def _agent(self) -> dict[str, str]:
+        body = {"name": AGENT, "owner": "ada", "purpose": "try Licet", "teams": ["demo"]}
+        return self._enrolment("SIDECAR", "agents", self.settings.sidecar.home, body)
+
+    def _enrolment(self, section: str, kind: str, home: Path, body: dict[str, Any]) -> dict[str, str]:
         """A one-time token, if the part has not enrolled yet."""
-        if (getattr(self.settings, section.lower()).home / "enrolment.json").exists():
+        if (home / "enrolment.json").exists():
             return {}
-        body: dict[str, Any] = {"name": name}
-        if kind == "agents":
-            body |= {"owner": "ada", "purpose": "try Licet", "teams": ["demo"]}
-        else:
-            body |= {"servers": [server.name for server in self.settings.node.servers] or ["workbench"]}
         try:
             token = self.gateway.call("POST", f"/v1/{kind}", body).body["enrolment_token"]
         except ApiError as bad:
             raise NotStarted(
-                f"{name} is registered, but its home has no enrolment ({bad}); "
+                f"{body['name']} is registered, but its home has no enrolment ({bad}); "
                 f"remove {self.settings.home} to begin anew"
             ) from None
         return {f"LICET_{section}__ENROLMENT_TOKEN": token}
@@ -153,13 +195,13 @@ class Launcher:
             files = read_directory(self.settings.gateway.policies)
             self.gateway.call("POST", "/v1/bundles", to_request(files))
 
-    def _wait(self, name: str, path: str) -> None:
+    def _wait(self, name: str, api: Api, path: str) -> None:
         deadline = time.monotonic() + READY_WITHIN_S
         while time.monotonic() < deadline:
             if self.parts[name].poll() is not None:
                 raise NotStarted(f"{name} ended at once:\n{self._last_words(name)}")
             try:
-                self.settings.api(name, timeout_s=1.0).call("GET", path)
+                api.call("GET", path)
                 return
             except (ApiError, Unavailable, FileNotFoundError):  # the last: its authority is made when it starts
                 time.sleep(0.03)
@@ -186,13 +228,20 @@ class Launcher:
         found = agent_environment(self.settings)
         names = ("LICET_URL", "LICET_TOKEN", "LICET_MCP_URL", "LICET_CONSOLE_URL")
         write_atomically(self.dev / "agent.env", "".join(f"{name}={found[name]}\n" for name in names).encode())
+        operator = {
+            "LICET_MANAGEMENT_URL": self.settings.gateway.url,
+            "LICET_MANAGEMENT_TOKEN_FILE": str((self.settings.gateway.home / "operator.token").resolve()),
+        }
+        write_atomically(self.dev / "operator.env", "".join(f"{k}={v}\n" for k, v in operator.items()).encode())
 
-    def fallen(self) -> str | None:
-        """A part that ended by itself, with its last words."""
-        for name, process in self.parts.items():
-            if process.poll() is not None:
-                return f"{name} ended with code {process.returncode}:\n{self._last_words(name)}"
-        return None
+    def fallen(self) -> list[tuple[str, str]]:
+        """Parts that ended by themselves since this was asked last, with their last words."""
+        ended = [name for name, process in self.parts.items() if process.poll() is not None]
+        codes = [self.parts.pop(name).returncode for name in ended]
+        return [
+            (name, f"{name} ended with code {code}:\n{self._last_words(name)}")
+            for name, code in zip(ended, codes, strict=True)
+        ]
 
     def stop(self) -> None:
         for process in self.parts.values():

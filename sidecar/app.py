@@ -191,6 +191,7 @@ class Sidecar:
         routes.add("GET", "/readyz", self._readyz)
         routes.add("GET", metrics.PATH, self.telemetry.metrics.serve)
         routes.add("POST", "/v1/actions", served(lambda agent: agent.actions.act))
+        routes.add("GET", "/v1/tools", served(lambda agent: agent.actions.tools))
         routes.add("GET", "/v1/approvals/{approval}", served(lambda agent: agent.actions.approval))
         routes.add("GET", "/v1/approvals/{approval}/events", served(lambda agent: agent.actions.events))
         routes.add("POST", "/v1/approvals/{approval}/claim", served(lambda agent: agent.actions.claim))

@@ -203,8 +203,7 @@ class Pipeline:
     def may_see(self, server: str, listed: object, among: frozenset[str] | None) -> bool:
         """Whether a tool that a server lists may be shown: pinned as it is, *among* what was delegated, and some call
         of it not refused."""
-        bundle, told = self._world.bundle, self._world.facts
-        if bundle is None or told is None or not isinstance(listed, dict):
+        if not isinstance(listed, dict):
             return False
         tool = self.tool(server, str(listed.get("name")))
         try:
@@ -212,8 +211,26 @@ class Pipeline:
                 return False
         except Unverifiable:
             return False
+        return self._may_ever_call(server, tool.name, among)
+
+    async def tools(self, caller: Caller) -> list[tuple[str, Tool]]:
+        """Every tool of which some call of *caller* is not refused, with its server."""
+        await self.require_identified(caller)
+        among, bundle = await self.delegated_tools(caller), self._world.bundle
+        pinned = bundle.inventory.servers.items() if bundle is not None else ()
+        return [
+            (server, tool)
+            for server, known in sorted(pinned)
+            for _, tool in sorted(known.tools.items())
+            if tool.name not in mcp.PROTOCOL_TOOLS and self._may_ever_call(server, tool.name, among)
+        ]
+
+    def _may_ever_call(self, server: str, tool: str, among: frozenset[str] | None) -> bool:
+        bundle, told = self._world.bundle, self._world.facts
+        if bundle is None or told is None:
+            return False
         world = bundle.engine.world(told.agent.entities())
-        name = schema.action_name(server, tool.name)
+        name = schema.action_name(server, tool)
         if among is not None and name not in among:
             return False
         return bundle.engine.visible(told.agent.uid, name, Uid("Server", server), world)

@@ -51,7 +51,7 @@ class UsageApi:
         return json_response({**msgspec.to_builtins(found), "agrees": found.agrees})
 
     async def _trail(self, _incoming: Incoming, person: Person, run: str) -> Response:
-        return json_response(msgspec.to_builtins(await trail(self._s.ledgers, run, person.name)))
+        return json_response(msgspec.to_builtins(await trail(self._s.ledgers, run, person.name, self._s.trust_domain)))
 
     def _span(self, asked: dict[str, str]) -> tuple[int, int]:
         """From and until (Unix microseconds); by default the last day."""

@@ -80,9 +80,9 @@ def predicted_us(seen: Seen) -> float:
 
 
 def moved(peak: Peak | None, prior: Prior, took_us: int, now_us: int, *, failed: bool = False) -> Peak:
-    """The peak after one more answer."""
+    """The peak after one more answer. The very first of a kind of work is all that is known of it."""
     if peak is None:
-        peak = Peak(prior.us, now_us)
+        peak = Peak(prior.us if prior.answers or failed else took_us, now_us)
     faded = prior.us + (peak.us - prior.us) * exp(-(now_us - peak.at_us) / FORGET_US)
     if failed:
         took_us = max(took_us, int(FAILED_TIMES * max(faded, prior.us)))

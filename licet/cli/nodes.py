@@ -37,6 +37,7 @@ def register(
     ),
     weight: float = typer.Option(1.0, help="How much of the work it should get beside others of equal speed."),
     slots: int = typer.Option(16, help="How many actions it runs at once."),
+    reference: str = typer.Option("", help="What it is called where it is managed, such as an Azure Arc resource id."),
     as_json: bool = Json,
 ) -> None:
     """Register a node; prints the one-time token with which it enrols."""
@@ -50,6 +51,7 @@ def register(
         "capabilities": capabilities(capability),
         "weight": weight,
         "slots": slots,
+        "reference": reference,
     }
     told = gateway().call("POST", "/v1/nodes", body).body
 
@@ -104,6 +106,8 @@ def show_node(name: str, as_json: bool = Json) -> None:
         why = f" ({n['reason']})" if n["reason"] else ""
         say(f"{n['name']}, {n['kind']} in zone {n['zone']}: {n['state']}{why}", "bold")
         say(f"  address    {'it connects itself' if n['url'] == 'outbound:' else n['url'] or 'never joined'}")
+        if n["reference"]:
+            say(f"  known as   {n['reference']}")
         say(f"  lease      epoch {n['epoch']}, {n['lease_ms'] / 1000:.1f} s left")
         say(f"  offers     {', '.join(n['servers']) or 'nothing'}")
         resting = f", rests for {n['ejected_ms'] / 1000:.0f} s after failures" if n["ejected_ms"] else ""

@@ -1,4 +1,4 @@
-"""The native protocol: ``POST /v1/actions`` and ``/v1/approvals/{id}``, with all ways to wait for a person."""
+"""The native protocol: ``/v1/actions``, ``/v1/tools``, ``/v1/approvals/{id}``, with all ways to wait for a person."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from sidecar.pipeline import Caller, Pipeline
 from trust import mcp
 from trust.action import Action
 from trust.canonical import JsonObject, digest_of, read_object
-from trust.policy.inventory import require_server_name, require_tool_name
+from trust.policy.inventory import Tool, require_server_name, require_tool_name
 from trust.reasons import Reason, Unverifiable, visible
 from trust.trace import HEADER as TRACEPARENT
 from trust.trace import Trace
@@ -96,6 +96,10 @@ class Actions:
         key = asked.idempotency_key or ""
         return Action(action_id, new_id("dec"), "native", server, tool, arguments, payload, run, key, trace)
 
+    async def tools(self, _incoming: Incoming, caller: Caller) -> StreamResponse:
+        """What this agent may call, by the names that ``POST /v1/actions`` takes."""
+        return json_response({"tools": [_listed(server, tool) for server, tool in await self._pipeline.tools(caller)]})
+
     async def approval(self, incoming: Incoming, caller: Caller, approval: str) -> StreamResponse:
         """The state of one approval; for the agent in full, not for programs that it left with less."""
         _require_whole(caller)
@@ -137,6 +141,19 @@ _ENDED: Final = {
     "cancelled": Reason.APPROVAL_CANCELLED,
     "consumed": Reason.APPROVAL_CONSUMED,
 }
+
+
+def _listed(server: str, tool: Tool) -> dict[str, Any]:
+    manifest = tool.manifest
+    return {
+        "name": f"{server}/{tool.name}",
+        "description": tool.description,
+        "input_schema": tool.input_schema,
+        "category": manifest.category,
+        "effect": manifest.effect,
+        "risk": manifest.risk,
+        "privileged": manifest.privileged,
+    }
 
 
 def preferred_wait(incoming: Incoming) -> int:

@@ -115,7 +115,7 @@ def test_a_file_that_holds_no_token_is_named_and_never_shown(tmp_path: Path, mon
 
 
 def test_the_inventory_beside_the_policies_is_that_of_the_workbench() -> None:
-    from licet.workbench.__main__ import inventory
+    from licet.lab.__main__ import inventory
 
     assert json.loads((REPOSITORY / "policies" / "inventory.json").read_text()) == json.loads(
         json.dumps(inventory())

@@ -303,7 +303,7 @@ class Agent(_Entry, frozen=True, tag="agent"):
 class Node(_Entry, frozen=True, tag="node"):
     """A node was registered, enrolled, joined (with a new lease ``epoch``; ``claims``: what it says of itself), or was
     put into another ``state``; a ``capability`` of it was ``proved`` (``level``, until ``until_us``, Unix
-    microseconds), ``suspended`` or ``restored``."""
+    microseconds), ``suspended`` or ``restored``. ``reference``: what it is called where it is managed."""
 
     event: Literal["registered", "enrolled", "joined", "state", "proved", "suspended", "restored"]
     node: str
@@ -324,6 +324,7 @@ class Node(_Entry, frozen=True, tag="node"):
     level: str = ""
     until_us: Microseconds = 0
     reason: str = ""
+    reference: str = ""
 
 
 class Session(_Entry, frozen=True, tag="session"):
