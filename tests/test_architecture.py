@@ -49,7 +49,9 @@ DOORS = {
     "aiohttp": {"edge.http", "edge.client", "edge.reverse"},
     "yarl": {"edge.client", "edge.reverse"},
     "uvloop": {"edge.run"},
-    "pydantic": {"edge.config", "gateway.config", "sidecar.config"},
+    "pydantic": {"edge.config", "gateway.config", "sidecar.config", "licet.mesh.functions"},
+    "openai": {"licet.mesh.chat", "licet.mesh.model_server"},
+    "agent_framework": {"licet.mesh.middleware"},
     "sqlite3": {"gateway.store", "gateway.index", "gateway.subjects"},
     "redis": {"edge.shared_nonces"},
     "duckdb": {"gateway.duck"},
@@ -57,7 +59,14 @@ DOORS = {
     "prometheus_client": {"edge.metrics"},
     "jinja2": {"gateway.console.pages"},
     "numpy": {"trust.product", "sidecar.node.multiplying"},
-    "mcp": {"licet.workbench.server", "licet.demo"},
+    "mcp": {
+        "licet.workbench.server",
+        "licet.demo",
+        "licet.lab.__main__",
+        "licet.lab.servers",
+        "licet.mesh.model_server",
+        "licet.mesh.stubs",
+    },
 }
 """One module, or a stated few, per outside library."""
 

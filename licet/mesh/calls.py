@@ -1,6 +1,6 @@
 """A model's call of a function: an action on the mesh, which runs where it is offered, or here once it is permitted.
 
-Where a node offers a tool of the function's name, it runs there. Where only the server ``client_stub`` offers one
+Where a node offers a tool of the function's name, it runs there. Where only the server ``client-stub`` offers one
 (:mod:`licet.mesh.stubs`, for development), the mesh decides and records, the function runs in this process, and a
 second action reports the digest of its result.
 """
@@ -17,7 +17,7 @@ from licet.client.api import ApiError
 from licet.mesh.endpoint import Mesh, MeshError
 from licet.mesh.functions import AIFunction
 
-STUB: Final = "client_stub"
+STUB: Final = "client-stub"
 """The server whose tools run at whoever calls them."""
 REPORT: Final = f"{STUB}/report_result"
 PLACES: Final = frozenset({"pin", "kind", "slo_ms", "strict"})

@@ -2,7 +2,7 @@
 
     agent = Agent(client=…, tools=[read_audit_log], middleware=[MeshFunctionMiddleware()])
 
-A call runs on the node that the router picks; where only ``client_stub`` offers it, the function runs here once it is
+A call runs on the node that the router picks; where only ``client-stub`` offers it, the function runs here once it is
 permitted. A refusal becomes the function's result, so that the model hears why; a fault of the mesh ends the run.
 """
 

@@ -3,7 +3,7 @@
 A script is JSON: ``{"scripts": [{"when": "compliance", "turns": [TURN, …]}]}``. The first script of which ``when``
 stands in the instructions or the user's message is played; a TURN is ``{"say": "text"}`` or ``{"call": [{"name": …,
 "arguments": {…}}]}``. ``{0}``, ``{1}`` … in its texts stand for what the first, second … call returned. Which turn
-it is follows from the conversation, so the server remembers nothing.
+it is follows from the conversation: all of it, or what goes on after a response that it names.
 """
 
 from __future__ import annotations
@@ -11,20 +11,21 @@ from __future__ import annotations
 import argparse
 import json
 import threading
+import uuid
+from collections import OrderedDict
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, Final
 
 MAX_BODY: Final = 16 << 20
+MAX_CONVERSATIONS: Final = 1000
 CHARACTERS_OF_A_TOKEN: Final = 4
 """Roughly; a script has no tokenizer."""
 
 
 def play(scripts: list[dict[str, Any]], asked: dict[str, Any]) -> dict[str, Any]:
     """The response (OpenAI Responses) to *asked*."""
-    items = asked.get("input", [])
-    if isinstance(items, str):
-        items = [{"role": "user", "content": items}]
+    items = _items(asked)
     said = f"{asked.get('instructions') or ''}\n" + "\n".join(_text(i) for i in items if i.get("role") == "user")
     outputs = [str(i.get("output", "")) for i in items if i.get("type") == "function_call_output"]
     script = next((one for one in scripts if one["when"] in said), None)
@@ -38,6 +39,11 @@ def play(scripts: list[dict[str, Any]], asked: dict[str, Any]) -> dict[str, Any]
         return _response(asked, [_message(str(_filled(turn["say"], outputs)))])
     number = len(outputs)
     return _response(asked, [_call(number + at, call, outputs) for at, call in enumerate(turn["call"])])
+
+
+def _items(asked: dict[str, Any]) -> list[dict[str, Any]]:
+    items = asked.get("input", [])
+    return [{"role": "user", "content": items}] if isinstance(items, str) else list(items)
 
 
 def _text(item: dict[str, Any]) -> str:
@@ -102,6 +108,24 @@ def _response(asked: dict[str, Any], output: list[dict[str, Any]]) -> dict[str, 
     }
 
 
+class Conversations:
+    """What was said before each response, for clients that only send what is new."""
+
+    def __init__(self) -> None:
+        self._before: OrderedDict[str, list[dict[str, Any]]] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def play(self, scripts: list[dict[str, Any]], asked: dict[str, Any]) -> dict[str, Any]:
+        """The response to *asked*, with whatever went before it."""
+        with self._lock:
+            said = [*self._before.get(str(asked.get("previous_response_id")), []), *_items(asked)]
+            made = play(scripts, {**asked, "input": said}) | {"id": f"resp_{uuid.uuid4().hex}"}
+            self._before[made["id"]] = [*said, *made["output"]]
+            if len(self._before) > MAX_CONVERSATIONS:
+                self._before.popitem(last=False)
+        return made
+
+
 class ScriptedModel:
     """``with ScriptedModel(scripts) as model``: ``model.url`` is an endpoint on loopback."""
 
@@ -124,6 +148,8 @@ class ScriptedModel:
 
 
 def _handler(scripts: list[dict[str, Any]]) -> type[BaseHTTPRequestHandler]:
+    conversations = Conversations()
+
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
 
@@ -133,7 +159,7 @@ def _handler(scripts: list[dict[str, Any]]) -> type[BaseHTTPRequestHandler]:
                 self._answer(404, {"error": {"message": f"POST …/responses is all that there is, not {self.path}"}})
                 return
             try:
-                self._answer(200, play(scripts, json.loads(self.rfile.read(length))))
+                self._answer(200, conversations.play(scripts, json.loads(self.rfile.read(length))))
             except (ValueError, KeyError, TypeError, AttributeError) as bad:
                 self._answer(400, {"error": {"message": f"not a request for a response: {bad}"}})
 

@@ -1,6 +1,6 @@
 """``python -m licet.mesh.stubs PROGRAM.py``: a program's own functions as a server, for development.
 
-Behind a node as the server ``client_stub`` it lists every ``ai_function`` of the program. A call of one is decided,
+Behind a node as the server ``client-stub`` it lists every ``ai_function`` of the program. A call of one is decided,
 recorded and routed like any other; its answer says that whoever called may run the function now, and
 ``report_result`` then records the digest of what that returned. No node offers this server unless somebody says so.
 """
