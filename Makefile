@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
-NPM    := gateway/console/npm/node_modules/
+NPM    := gateway/console/npm/node_modules/.done licet/workbench/npm/node_modules/.done
 PIP    := $(BIN)/python -m pip --disable-pip-version-check --no-input
 
 .PHONY: up demo test quick soak bench lint lock inventory map assets debian clean
@@ -13,13 +13,13 @@ up: $(VENV)/run.done
 demo: $(VENV)/run.done
 	@$(BIN)/licet up --demo
 
-test: $(VENV)/test.done $(NPM).done debian lint
+test: $(VENV)/test.done $(NPM) debian lint
 	@$(BIN)/python -m pytest -q -n 3 --dist loadgroup
 
-quick: $(VENV)/test.done $(NPM).done
+quick: $(VENV)/test.done $(NPM)
 	@$(BIN)/python -m pytest -q -n 2 -m "not slow and not soak" --dist loadgroup
 
-soak: $(VENV)/test.done $(NPM).done debian
+soak: $(VENV)/test.done $(NPM) debian
 	@$(BIN)/python -m pytest -q --soak -m "not slow" tests/trust tests/sidecar tests/gateway
 	@$(BIN)/python -m pytest -q --soak -m soak -n 2 --dist loadgroup
 
@@ -34,10 +34,10 @@ map: $(VENV)/test.done
 	@$(BIN)/python -m tests.house
 
 # What the console's pages load, from npm by its lock file into the package.
-assets: $(NPM).done
+assets: $(NPM)
 	@$(BIN)/python -m gateway.console.assets
 
-inventory: $(VENV)/test.done
+inventory: $(VENV)/test.done $(NPM)
 	@$(BIN)/python -m licet.lab --inventory > policies/inventory.json
 
 lock: $(VENV)/test.done
@@ -62,13 +62,13 @@ $(VENV)/test.done: requirements/test.lock $(VENV)/run.done
 	@$(PIP) install -q --require-hashes -r requirements/test.lock
 	@touch $@
 
-$(NPM).done: gateway/console/npm/package-lock.json
+%/node_modules/.done: %/package-lock.json
 	@deploy/debian-packages npm
-	@cd gateway/console/npm && npm ci --silent --ignore-scripts --no-audit --no-fund
+	@cd $* && npm ci --silent --ignore-scripts --no-audit --no-fund
 	@touch $@
 
 debian:
 	@deploy/debian-packages git bubblewrap redis-server openssh-client chromium
 
 clean:
-	@rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis $(NPM)
+	@rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis $(dir $(NPM))

@@ -91,12 +91,22 @@ class SidecarConfig(_Workload):
     segment_bytes: SegmentBytes = 64 << 20
 
 
+class SandboxConfig(Section):
+    """Section ``[node.servers.sandbox]``: the server sees the system's programs and Python, these folders, and nothing
+    else. ``network``: also whatever this machine reaches."""
+
+    read: tuple[ExistingDirectory, ...] = ()
+    write: tuple[ExistingDirectory, ...] = ()
+    network: bool = False
+
+
 class ToolServer(Section):
     """One MCP server behind a node: an HTTP ``url``, or a ``command`` that is started and spoken to on stdio.
     ``manifest``: TOML that says of each tool what it does; what it does not mention is taken for the worst.
     ``requires``: what a node must hold for this server's data to be there; ``stateful``: it keeps something between
     calls of a run, so each run gets a process of its own, and stays on one node; ``bound``: it takes calls only from
-    this node, with the ticket of each, which it checks itself (:class:`licet.client.Guard`)."""
+    this node, with the ticket of each, which it checks itself (:class:`licet.client.Guard`); ``sandbox``:
+    in which the command runs."""
 
     name: Name
     command: tuple[str, ...] = ()
@@ -109,6 +119,7 @@ class ToolServer(Section):
     requires: tuple[str, ...] = ()
     stateful: bool = False
     bound: bool = False
+    sandbox: SandboxConfig | None = None
 
     @model_validator(mode="after")
     def _one_way_in(self) -> Self:
@@ -118,6 +129,8 @@ class ToolServer(Section):
             raise ValueError("stateful with a command only: a server at a url keeps its own sessions apart")
         if self.bound and not self.url:
             raise ValueError("bound with a url only: a command is this node's own child")
+        if self.sandbox is not None and self.url:
+            raise ValueError("sandbox with a command only: a server at a url runs elsewhere")
         return self
 
 

@@ -13,10 +13,11 @@ from mcp.server import MCPServer
 
 from licet.lab import MANIFESTS, servers
 from licet.mesh import model_server
-from licet.workbench import MANIFEST
+from licet.workbench import BROWSER, BROWSER_MANIFEST, MANIFEST
 from licet.workbench.server import build as workbench
 from sidecar.config import ToolServer
 from sidecar.node.admission import inventory_of
+from sidecar.node.stdio_upstream import StdioUpstream
 from trust.policy.inventory import Inventory, Server, to_json
 
 
@@ -51,13 +52,25 @@ def inventory() -> dict[str, Any]:
             "desk": (servers.desk(root), MANIFESTS / "desk.toml"),
             "models": (model_server.build("http://127.0.0.1/v1", "none", frozenset()), model_server.MANIFEST),
         }
-        return dict(to_json(Inventory({name: _admitted(name, *one) for name, one in made.items()})))
+        admitted = {name: _admitted(name, *one) for name, one in made.items()}
+        return dict(to_json(Inventory({**admitted, "browser": asyncio.run(_browser())})))
 
 
 def _admitted(name: str, server: MCPServer, manifest: Path) -> Server:
     listed = asyncio.run(server.list_tools())
     tools = [tool.model_dump(mode="json", by_alias=True, exclude_none=True) for tool in listed]
     return inventory_of(ToolServer(name=name, command=(name,), manifest=manifest), tools)
+
+
+async def _browser() -> Server:
+    """What the browser's server lists; no browser is started for that."""
+    upstream = StdioUpstream((str(BROWSER),), {}, None)
+    await upstream.start()
+    try:
+        listed = await upstream.list_tools()
+    finally:
+        await upstream.close()
+    return inventory_of(ToolServer(name="browser", command=(str(BROWSER),), manifest=BROWSER_MANIFEST), listed)
 
 
 if __name__ == "__main__":

@@ -143,4 +143,4 @@ class Offers:
 
 
 def _child(server: ToolServer) -> StdioUpstream:
-    return StdioUpstream(server.command, server.env, server.cwd)
+    return StdioUpstream(server.command, server.env, server.cwd, server.sandbox)

@@ -20,7 +20,9 @@ from typing import Any, Final
 
 import msgspec
 
+from sidecar.config import SandboxConfig
 from sidecar.node.measuring import cpu_us, memory_bytes
+from sidecar.node.sandbox import prefix
 from sidecar.node.upstream import MAX_TOOLS, Replied, UpstreamFailed, result_of
 from trust import mcp
 from trust.action import Payload
@@ -67,10 +69,14 @@ class _Listening:
 
 
 class StdioUpstream:
-    """*command* is started without a shell and without this process's secrets in its environment."""
+    """*command* is started without a shell and without this process's secrets in its environment, inside a *sandbox*
+    if there is one."""
 
-    def __init__(self, command: tuple[str, ...], env: dict[str, str], cwd: Path | None) -> None:
+    def __init__(
+        self, command: tuple[str, ...], env: dict[str, str], cwd: Path | None, sandbox: SandboxConfig | None = None
+    ) -> None:
         self._command = command
+        self._sandbox = sandbox
         self._env = {name: os.environ[name] for name in _PASSED_ON if name in os.environ} | env
         self._cwd = cwd
         self._process: asyncio.subprocess.Process | None = None
@@ -83,8 +89,10 @@ class StdioUpstream:
 
     async def start(self) -> None:
         self.generation += 1
+        inside = prefix(self._sandbox, self._cwd) if self._sandbox is not None else ()
         try:
             self._process = await asyncio.create_subprocess_exec(
+                *inside,
                 *self._command,
                 stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.PIPE,
@@ -156,7 +164,8 @@ class StdioUpstream:
 
     def _measure(self) -> Callable[[], tuple[int | None, int | None]]:
         """What the child uses until the function is called: CPU time and memory, both None if another call ran too."""
-        alone, calls, pid = not self._waiting, self._next, self._process.pid if self._process else 0
+        measurable = self._process is not None and self._sandbox is None  # in a sandbox it is a child of the process
+        alone, calls, pid = not self._waiting, self._next, self._process.pid if self._process and measurable else 0
         before = cpu_us(pid)
 
         def measured() -> tuple[int | None, int | None]:
