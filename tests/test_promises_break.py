@@ -18,7 +18,52 @@ pytestmark = pytest.mark.soak
 
 STORY = "tests/stories/test_promises.py::"
 ROUTING = "tests/stories/test_routing.py::"
+EVIDENCE = "tests/stories/test_gpus.py::"
 BREAKS = {
+    "6 a ticket is for any key": (
+        "trust/identity/ticket.py", "    if ticket.key != key:", "    if False:",
+        "tests/attacks/test_forgery.py::test_a_node_executes_a_ticket_once_and_only_its_bytes",
+    ),
+    "6 whoever has a ticket brings it": (
+        "trust/identity/ticket.py", "    PublicKey(unb64url(ticket.key)).verify(unb64url(proof), _use_of(token, body))\n", "",
+        "tests/stories/test_bound_data.py::test_somebody_else_with_a_nodes_ticket_reads_nothing",
+    ),
+    "6 guarded data is given twice": (
+        "licet/client/guarding.py", "        self._spent.spend(found.id, found.deadline, now)\n", "",
+        "tests/stories/test_bound_data.py::test_through_its_node_data_is_read_and_a_copy_of_the_call_reads_nothing",
+    ),
+    "9 rows of a product are not compared": (
+        "trust/product.py", "    if wrong.size:", "    if False:",
+        "tests/trust/test_product.py::test_one_wrong_entry_in_a_row_that_is_looked_at_is_found",
+    ),
+    "9 rows may be made after they were asked for": (
+        "trust/product.py", "    if _hash(hashes) != commitment:", "    if False:",
+        "tests/trust/test_product.py::test_rows_that_were_not_committed_to_are_not_believed",
+    ),
+    "9 who makes no product keeps its gpu": (
+        "gateway/proving.py", "            await self._fleet.suspend(node.name, word, \"gateway\", how)\n        return Proved", "            pass\n        return Proved",
+        EVIDENCE + "test_a_product_that_comes_too_late_proves_nothing",
+    ),
+    "9 a gpu counts before it was looked at": (
+        "gateway/proving.py", "        for word in self._unproved(self._fleet.known(name)):", "        for word in ():",
+        EVIDENCE + "test_a_gpu_counts_once_its_node_made_the_product",
+    ),
+    "9 a slow gpu is a gpu": (
+        "gateway/gpus.py", "        if times >= TIMES:", "        if False:",
+        EVIDENCE + "test_a_gpu_that_is_five_times_slower_than_its_class_is_none_until_it_shows_itself",
+    ),
+    "1 a function runs without a permit": (
+        "licet/mesh/calls.py", "        try:\n            answer = await self._act(tool, arguments, self._place)", "        if function is not None:\n            await function.here(arguments)\n        try:\n            answer = await self._act(tool, arguments, self._place)",
+        "tests/stories/test_mesh_client.py::test_a_call_runs_on_a_node_and_the_model_hears_what_it_said",
+    ),
+    "10 a server in a sandbox sees this machine": (
+        "sidecar/node/sandbox.py", "*map(_resolved, config.read))", "*map(_resolved, config.read), '/tmp')",
+        "tests/stories/test_browser_and_sandbox.py::test_a_server_in_a_sandbox_reaches_what_was_named_and_nothing_else",
+    ),
+    "10 a server in a sandbox has a network": (
+        "sidecar/node/sandbox.py", '*(["--share-net"] if config.network else [])', '*["--share-net"]',
+        "tests/stories/test_browser_and_sandbox.py::test_a_server_in_a_sandbox_reaches_what_was_named_and_nothing_else",
+    ),
     "1 a permit is minted elsewhere": (
         "sidecar/forward.py", "def refusal_of(", "PERMITTED = Permit\n\n\ndef mint() -> Permit:\n    return Permit('', '', (), (), None)\n\n\ndef refusal_of(",
         "tests/test_architecture.py::test_permits_are_minted_in_one_place",
