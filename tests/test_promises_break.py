@@ -42,7 +42,7 @@ BREAKS = {
     ),
     "9 who makes no product keeps its gpu": (
         "gateway/proving.py", "            await self._fleet.suspend(node.name, word, \"gateway\", how)\n        return Proved", "            pass\n        return Proved",
-        EVIDENCE + "test_a_product_that_comes_too_late_proves_nothing",
+        EVIDENCE + "test_a_gpu_counts_once_its_node_made_the_product",
     ),
     "9 a gpu counts before it was looked at": (
         "gateway/proving.py", "        for word in self._unproved(self._fleet.known(name)):", "        for word in ():",

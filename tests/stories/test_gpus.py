@@ -33,7 +33,7 @@ async def verified(mesh: Mesh, name: str) -> Any:
 async def test_a_gpu_counts_once_its_node_made_the_product(tmp_path: Path) -> None:
     bank = Bank(tmp_path / "bank")
     async with Mesh(tmp_path, policies=policies(), gpu=SMALL) as mesh:
-        await mesh.add_node("able", bank.on("able"), capabilities={"gpu": True}, gpu="numpy")
+        able = await mesh.add_node("able", bank.on("able"), capabilities={"gpu": True}, gpu="numpy")
         await mesh.add_node("claims", bank.on("claims"), claims={"gpu": True}, gpu="numpy")
         await mesh.add_node("silent", bank.on("silent"), capabilities={"gpu": True})
         assert known((await nodes(mesh))["silent"]) == {"gpu": "claimed"}, "an operator's word is not enough any more"
@@ -45,6 +45,10 @@ async def test_a_gpu_counts_once_its_node_made_the_product(tmp_path: Path) -> No
         assert "a product of size 256 in" in yes["how"]
         assert known((await nodes(mesh))["able"]) == {"gpu": "verified"}
         assert {(await mesh.call("bank/train", {})).json["node"] for _ in range(5)} == {"able"}
+        able._prover._backend = "off"
+        assert (await verified(mesh, "able"))["holds"] is False
+        gone = refused(await mesh.call("bank/train", {}), "no_eligible_node")["detail"]
+        assert "3 lacks:gpu" in gone, "who had one and does not show it any more has none"
         assert (await verified(mesh, "claims"))["holds"], "what it claimed it has shown"
         assert known((await nodes(mesh))["claims"]) == {"gpu": "verified"}
 
