@@ -148,7 +148,7 @@ class Launcher:
         """Registered if it is not yet, and started; beside others each has a home and a port of its own."""
         own = self.settings.node
         port = own.port if not self.nodes else free_port(own.host, own.port + len(self.nodes))
-        home = self.settings.home / "nodes" / spec.name if self.mesh else own.home
+        home = self.settings.home / f"node-{spec.name}" if self.mesh else own.home
         api = self.settings.api("node", timeout_s=1.0)
         self.nodes[spec.name] = replace(api, url=f"{api.url.rpartition(':')[0]}:{port}")
         extra = self._home("node", home) | {"LICET_NODE__PORT": str(port)} | self._gateway_url("NODE")

@@ -82,6 +82,7 @@ def test_a_run_over_three_nodes_then_with_one_drained_and_one_killed(tmp_path: P
         told = program(mine, "compliance_run.py")
         assert "no_eligible_node" in told
         assert "1 draining" in told
+        assert "gpu-1 is draining" in " ".join(licet(env, "check").split())
         licet(env, "nodes", "resume", "gpu-1")
         told = program(mine, "compliance_run.py")
         assert '"risk": "high"' in told, told
@@ -104,12 +105,13 @@ def test_a_run_over_three_nodes_then_with_one_drained_and_one_killed(tmp_path: P
 
         used = licet(env, "usage", "--by", "node")
         assert all(name in used for name in ("office", "gpu-1", "cloud-1"))
-        licet(env, "audit", "verify")
+        verified = licet(env, "audit", "verify")
+        assert all(f"node/{name}" in verified for name in ("office", "gpu-1", "cloud-1"))
 
 
 def node_process(home: Path, name: str) -> Any:
     """The process of one node: the one whose home it is."""
-    wanted = str((home / "nodes" / name).resolve())
+    wanted = str((home / f"node-{name}").resolve())
     for one in psutil.process_iter(["environ", "cmdline"]):
         environ = one.info["environ"] or {}
         if environ.get("LICET_NODE__HOME") == wanted and one.info["cmdline"][-1:] == ["node"]:
