@@ -41,7 +41,7 @@ from gateway.oidc import Oidc
 from gateway.passkeys import Passkeys
 from gateway.people import AUTHOR, OPERATOR, People
 from gateway.proofs import Proofs
-from gateway.proving import Prover
+from gateway.proving import Asks, Prover
 from gateway.reaching import Reaching
 from gateway.records import Records
 from gateway.registry import Registry
@@ -115,7 +115,8 @@ class Gateway:
             self.records, registry, self.stops, self.standings, subjects, self.bundles, key, clock, domain
         )
         self.desk = Desk(self.records, registry, self.stops, delegations, subjects, blobs, clock)
-        self.router = Router(self.records, servers, config.lease_ttl_s)
+        asks = Asks(config.issuers, config.gpu, clock)
+        self.router = Router(self.records, servers, config.lease_ttl_s, asks.of)
         self.fleet = Fleet(self.records, registry, servers, self.router, lambda: self.bundles.compiled, domain, clock)
         self._oidc: Oidc | None = None
         self._console: Console
@@ -149,8 +150,7 @@ class Gateway:
         self._prover = Prover(
             self.fleet,
             Challenger(reaching, key, clock),
-            config.issuers,
-            config.gpu,
+            asks,
             self.router.measured,
             lambda: self.bundles.compiled,
             domain,

@@ -31,7 +31,7 @@ from gateway.state import NodeRecord
 from gateway.statements import Asked, Statements
 from gateway.stops import Stops
 from trust import wire
-from trust.canonical import digest_of
+from trust.canonical import digest_of, sha256_hex
 from trust.identity import ticket
 from trust.identity.keys import SecretKey
 from trust.ledger import entries
@@ -266,6 +266,7 @@ class Attempts:
             deadline=now + TICKET_LIFE_S,
             authority=asked.mandate.tokens,
             holds=tuple(sorted(attempt.routed.holds)) if _bound(asked) else (),
+            body=sha256_hex(action.payload.body) if _bound(asked) else "",
         )
 
     def _sealed(self, entitled: ticket.Ticket, asked: Asked) -> str:

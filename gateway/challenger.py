@@ -17,9 +17,8 @@ from trust.identity.keys import PublicKey, SecretKey, unb64url
 from trust.reasons import Reason, Unverifiable
 
 ANSWER_S: Final = 5.0
-LIFE_S: Final = 60
-MAX_ANSWER_BYTES: Final = 4 << 20
-"""Eight rows of a product of the largest size, and the hashes of all of them, are less than half of it."""
+MAX_ANSWER_BYTES: Final = 12 << 20
+"""The rows of a product of the largest size, and the hashes of all of them, are less than half of it."""
 NO_ANSWER: Final = (Unreachable, Broken, Unverifiable, TimeoutError)
 """How it can fail."""
 
@@ -32,10 +31,12 @@ class Shown(msgspec.Struct, frozen=True):
 
 
 class Found(msgspec.Struct, frozen=True):
-    """What came of a check: whether it ``holds``, and in words how that was found."""
+    """What came of a check: whether it ``holds``, and in words how that was found. ``lied``: it showed something, and
+    that was wrong."""
 
     holds: bool
     how: str
+    lied: bool = False
 
     @classmethod
     def silent(cls, why: BaseException) -> Found:
@@ -67,7 +68,7 @@ class Challenger:
     def challenge(self, node: NodeRecord, nonce: str) -> Challenge:
         """An echo for *node*, from now on; other kinds are made of it."""
         now = int(self._clock.now())
-        return Challenge("echo", nonce, node.name, node.epoch, now, now + LIFE_S)
+        return Challenge("echo", nonce, node.name, node.epoch, now, now + challenge.MAX_LIFE_S)
 
 
 def _detail(problem: bytes) -> str:

@@ -94,8 +94,8 @@ class GpuConfig(Section):
     rows are committed to ``within_ms`` after it was asked for. Both have to be such that what is no GPU is too slow.
     What a node shows holds for ``verified_for_s``, and is asked again when half of that is over."""
 
-    size: Annotated[int, Field(ge=64, le=MAX_SIZE)] = 8192
-    within_ms: Annotated[float, Field(gt=0, le=40_000)] = 3000.0
+    size: Annotated[int, Field(ge=64, le=MAX_SIZE)] = 16_384
+    within_ms: Annotated[float, Field(gt=0, le=40_000)] = 4000.0
     verified_for_s: Seconds = 600.0
 
 

@@ -224,7 +224,8 @@ class Fleet:
             raise Unverifiable(Reason.NO_BUNDLE, "no policies are active, so no node is admitted")
         servers = tuple(sorted(server.name for server in asked.servers))
         as_now = msgspec.structs.replace(node, url=asked.url, servers=servers, claims=dict(asked.claims))
-        holds = held(node.capabilities, node.evidence, node.suspended, self._clock.wall_us())
+        bound = tuple(one for one in node.evidence if one.level == "bound")  # the rest it has to show anew
+        holds = held(node.capabilities, bound, node.suspended, self._clock.wall_us(), self._router.shows(node))
         finding = self._router.placement.admits(bundle, as_now, holds)
         if finding.outcome != "permit":
             why = "; ".join(finding.sentences) or ", ".join(finding.policies) or 'no policy permits Action::"admit"'
@@ -258,11 +259,14 @@ class Fleet:
 
     # Evidence
 
-    async def prove(self, name: str, proved: Evidence, by: str, how: str) -> None:
-        """A capability of a node was found to be there; if it was suspended, it counts again once it is verified:
-        another voucher makes nobody nearer."""
+    async def prove(self, asked: NodeRecord, proved: Evidence, by: str, how: str) -> None:
+        """A capability of a node, as it was when it was *asked*, was found to be there; if it was suspended, it counts
+        again once it is verified: another voucher makes nobody nearer. Nothing, if the node began anew meanwhile."""
+        name = asked.name
         async with self._records.deciding:
             node = self.known(name)
+            if (node.epoch, node.key) != (asked.epoch, asked.key):
+                return
             if proved.capability in node.suspended and proved.level == "verified":
                 await self._records.change(entries.Node("restored", name, by, capability=proved.capability, reason=how))
             await self._records.change(

@@ -285,7 +285,9 @@ def _node(store: Store, stamp: Stamp, entry: entries.Node) -> None:
         case "enrolled":
             changed = replace(known, key=entry.key, token_sha256="", state="ready")
         case "joined":
-            changed = replace(known, url=entry.url, epoch=entry.epoch, servers=(), claims=entry.claims)
+            # What it showed before, it showed with what it ran on before.
+            bound = tuple(one for one in known.evidence if one.level == "bound")
+            changed = replace(known, url=entry.url, epoch=entry.epoch, servers=(), claims=entry.claims, evidence=bound)
         case "proved":
             level: Literal["bound", "verified"] = "bound" if entry.level == "bound" else "verified"
             proved = Evidence(entry.capability, level, entry.until_us)

@@ -33,6 +33,10 @@ from trust.reasons import Reason, Unverifiable
 ECHOES: Final = 5
 """The best of so many counts: a node that is near is so at least once."""
 LOOK_S: Final = 5.0
+AGAIN_S: Final = 30.0
+"""After a failure a node is asked again by itself no sooner than this; if what it showed was wrong, then twice as long
+and so on: whoever may try again and again gets through by luck."""
+LONGEST_S: Final = 3600.0
 _log = logging.getLogger("licet.gateway")
 
 
@@ -45,15 +49,34 @@ class Proved(msgspec.Struct, frozen=True):
     how: str
 
 
+class Asks:
+    """What one gateway finds out itself about nodes: nearness is a part of what an issuer with a limit has bound to a
+    node's key, and a GPU, where products are asked for, of what is called one."""
+
+    def __init__(self, issuers: Iterable[IssuerConfig], gpu: GpuConfig | None, clock: SystemClock) -> None:
+        self.issuers = {one.capability: one for one in issuers}
+        self.gpu = gpu
+        self._clock = clock
+
+    def of(self, node: NodeRecord) -> dict[str, float]:
+        """Capabilities of *node* that it has to show, each with how long (seconds) it then holds."""
+        now = self._clock.wall_us()
+        bound = sorted(one.capability for one in node.evidence if one.level == "bound" and one.until_us > now)
+        limited = (self.issuers[word] for word in bound if word in self.issuers and self.issuers[word].within_ms)
+        found = {issuer.capability: issuer.verified_for_s for issuer in limited}
+        if self.gpu is not None and gpus.asked_of(node):
+            found[GPU] = self.gpu.verified_for_s
+        return found
+
+
 class Prover:
-    """Of one gateway. *issuers*: by the word of the capability for which they vouch."""
+    """Of one gateway."""
 
     def __init__(
         self,
         fleet: Fleet,
         challenger: Challenger,
-        issuers: Iterable[IssuerConfig],
-        gpu: GpuConfig | None,
+        asks: Asks,
         measured: Measured,
         policies: Callable[[], Compiled | None],
         trust_domain: str,
@@ -61,14 +84,16 @@ class Prover:
     ) -> None:
         self._fleet = fleet
         self._challenger = challenger
-        self._issuers = {one.capability: one for one in issuers}
-        self._keys: Mapping[str, PublicKey] = {word: one.public for word, one in self._issuers.items()}
-        self._gpu = gpu
-        self._gpus = Gpus(challenger, gpu) if gpu is not None else None
+        self._asks = asks
+        self._keys: Mapping[str, PublicKey] = {word: one.public for word, one in asks.issuers.items()}
+        self._gpus = Gpus(challenger, asks.gpu) if asks.gpu is not None else None
         self._measured = measured
         self._policies = policies
         self._trust_domain = trust_domain
         self._clock = clock
+        self._running: dict[str, asyncio.Task[list[Proved]]] = {}
+        self._lies: dict[str, int] = {}
+        self._not_before: dict[str, float] = {}
 
     async def joined(self, name: str, vouchers: Iterable[str]) -> None:
         """Look at the vouchers that a node brings; one that does not hold refuses it, so that nobody is surprised."""
@@ -83,51 +108,59 @@ class Prover:
             )
             proved = Evidence(found.capability, "bound", found.expires_at * 1_000_000)
             if proved not in self._fleet.known(name).evidence:
-                await self._fleet.prove(name, proved, "gateway", "its issuer vouches for the node's key")
-        for word in self._unproved(self._fleet.known(name)):
-            await self._fleet.suspend(name, word, "gateway", "it was not found out yet")
+                await self._fleet.prove(node, proved, "gateway", "its issuer vouches for the node's key")
 
-    def _unproved(self, node: NodeRecord) -> list[str]:
-        now = self._clock.wall_us()
-        proved = {one.capability for one in node.evidence if one.level == "verified" and one.until_us > now}
-        return [word for word in self._asked(node) if word not in proved]
+    def begin(self, name: str) -> None:
+        """A node has joined: find out at once, unless it has lied and its time is not there."""
+        if not self._lies.get(name) or self._clock.mono() >= self._not_before.get(name, 0.0):
+            self._later(name)
+
+    def _later(self, name: str) -> asyncio.Task[list[Proved]]:
+        """Find out in the background; whoever hangs holds up nobody else."""
+        running = self._running.get(name)
+        if running is None or running.done():
+            running = self._running[name] = asyncio.create_task(self._verify(name))
+            running.add_done_callback(_told)
+        return running
 
     async def restore(self, name: str, capability: str, by: str, why: str) -> None:
         """What an operator restores counts again, unless this gateway can find out itself whether it should."""
-        if capability in self._asked(self._fleet.known(name)):
+        if capability in self._asks.of(self._fleet.known(name)):
             how = f"it counts again when the node shows it: `licet nodes verify {name}`"
             raise Unverifiable(Reason.MALFORMED_REQUEST, f"{capability} is asked of {name} by this gateway; {how}")
         await self._fleet.restore(name, capability, by, why)
 
     async def verify(self, name: str) -> list[Proved]:
-        """Everything that can be asked of a node, asked now."""
+        """Everything that can be asked of a node, asked now, or as it is being asked already."""
+        self._fleet.known(name)
+        return await asyncio.shield(self._later(name))
+
+    async def _verify(self, name: str) -> list[Proved]:
         node = self._fleet.known(name)
-        return [await self._find_out(node, word) for word in self._asked(node)]
+        found = {word: await self._look(node, word) for word in self._asks.of(node)}
+        lies = self._lies.get(name, 0) + 1 if any(one.lied for one in found.values()) else 0
+        self._lies[name] = lies
+        holds = all(one.holds for one in found.values())
+        wait_s = 0.0 if holds else min(AGAIN_S * 2 ** max(0, lies - 1), LONGEST_S)
+        self._not_before[name] = self._clock.mono() + wait_s
+        return [await self._note(node, word, one) for word, one in found.items()]
 
-    def _asked(self, node: NodeRecord) -> dict[str, float]:
-        """Capabilities that this gateway finds out itself, each with how long (seconds) it then holds: nearness is a
-        part of what an issuer with a limit has bound to the node's key, and a GPU of what is called one."""
-        found = {word: self._issuers[word].verified_for_s for word in self._timed(node)}
-        if self._gpu is not None and gpus.asked_of(node):
-            found[GPU] = self._gpu.verified_for_s
-        return found
-
-    def _timed(self, node: NodeRecord) -> list[str]:
-        now = self._clock.wall_us()
-        bound = {one.capability for one in node.evidence if one.level == "bound" and one.until_us > now}
-        return sorted(word for word in bound if word in self._issuers and self._issuers[word].within_ms)
-
-    async def _find_out(self, node: NodeRecord, word: str) -> Proved:
-        found = [await self._near(node, self._issuers[word].within_ms)] if word in self._timed(node) else []
+    async def _look(self, node: NodeRecord, word: str) -> Found:
+        issuer = self._asks.issuers.get(word)
+        looks = [self._near(node, issuer.within_ms)] if issuer is not None and issuer.within_ms else []
         if word == GPU and self._gpus is not None:
-            found.append(await self._gpus.look(node))
-        holds, how = all(one.holds for one in found) and bool(found), "; ".join(one.how for one in found)
-        if holds:
-            until = self._clock.wall_us() + int(self._asked(node)[word] * 1e6)
-            await self._fleet.prove(node.name, Evidence(word, "verified", until), "gateway", how)
+            looks.append(self._gpus.look(node))
+        found = [await look for look in looks]
+        holds = bool(found) and all(one.holds for one in found)
+        return Found(holds, "; ".join(one.how for one in found), any(one.lied for one in found))
+
+    async def _note(self, node: NodeRecord, word: str, found: Found) -> Proved:
+        if found.holds:
+            until = self._clock.wall_us() + int(self._asks.of(node)[word] * 1e6)
+            await self._fleet.prove(node, Evidence(word, "verified", until), "gateway", found.how)
         else:
-            await self._fleet.suspend(node.name, word, "gateway", how)
-        return Proved(word, "verified", holds, how)
+            await self._fleet.suspend(node.name, word, "gateway", found.how)
+        return Proved(word, "verified", found.holds, found.how)
 
     async def _near(self, node: NodeRecord, within_ms: float) -> Found:
         asked = [self._challenger.challenge(node, secrets.token_hex(16)) for _ in range(ECHOES)]
@@ -143,12 +176,11 @@ class Prover:
         while True:
             await asyncio.sleep(LOOK_S)
             try:
-                alive = [one for one in self._fleet.candidates() if one.alive]
-                for one in alive:
+                for one in [one for one in self._fleet.candidates() if one.alive]:
                     if GPU in one.holds:
                         await self._look_at_work(one.node.name)
-                due = [one.node.name for one in alive if self._due(one.node)]
-                await asyncio.gather(*(self.verify(name) for name in due))  # one that hangs holds up no other
+                    if self._due(one.node):
+                        self._later(one.node.name)
             except LedgerUnavailable as fault:
                 _log.error("ledger unavailable: %s", fault)
             except Exception:
@@ -163,6 +195,14 @@ class Prover:
             await self._fleet.suspend(name, GPU, "gateway", why)
 
     def _due(self, node: NodeRecord) -> bool:
+        if self._clock.mono() < self._not_before.get(node.name, 0.0):
+            return False
         now = self._clock.wall_us()
         until = {one.capability: one.until_us for one in node.evidence if one.level == "verified"}
-        return any(until.get(word, 0) < now + for_s * 5e5 for word, for_s in self._asked(node).items())
+        return any(until.get(word, 0) < now + for_s * 5e5 for word, for_s in self._asks.of(node).items())
+
+
+def _told(done: asyncio.Task[list[Proved]]) -> None:
+    """What went wrong in the background is not lost."""
+    if not done.cancelled() and (bad := done.exception()) is not None:
+        _log.error("a node could not be asked for proofs: %s: %s", type(bad).__name__, bad)

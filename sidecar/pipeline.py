@@ -115,6 +115,7 @@ class Pipeline:
         self._ledger = ledger
         self._blobs = blobs
         self._clock = clock
+        self._shown: tuple[object, list[tuple[str, Tool]]] = (None, [])
 
     async def act(
         self, action: Action, caller: Caller, place: Place = ANYWHERE, *, approval: str | None = None
@@ -214,16 +215,22 @@ class Pipeline:
         return self._may_ever_call(server, tool.name, among)
 
     async def tools(self, caller: Caller) -> list[tuple[str, Tool]]:
-        """Every tool of which some call of *caller* is not refused, with its server."""
+        """Every tool of which some call of *caller* is not refused, with its server; asked of Cedar once for as long as
+        bundle, facts and chain stay what they are."""
         await self.require_identified(caller)
-        among, bundle = await self.delegated_tools(caller), self._world.bundle
-        pinned = bundle.inventory.servers.items() if bundle is not None else ()
-        return [
-            (server, tool)
-            for server, known in sorted(pinned)
-            for _, tool in sorted(known.tools.items())
-            if tool.name not in mcp.PROTOCOL_TOOLS and self._may_ever_call(server, tool.name, among)
-        ]
+        among, bundle, told = await self.delegated_tools(caller), self._world.bundle, self._world.facts
+        if bundle is None or told is None:
+            raise Unverifiable(Reason.NO_BUNDLE, "no policies are there yet, so nothing may be called")
+        key = (bundle.digest, told.agent, among)
+        if self._shown[0] != key:
+            found = [
+                (server, tool)
+                for server, known in sorted(bundle.inventory.servers.items())
+                for _, tool in sorted(known.tools.items())
+                if tool.name not in mcp.PROTOCOL_TOOLS and self._may_ever_call(server, tool.name, among)
+            ]
+            self._shown = (key, found)
+        return self._shown[1]
 
     def _may_ever_call(self, server: str, tool: str, among: frozenset[str] | None) -> bool:
         bundle, told = self._world.bundle, self._world.facts

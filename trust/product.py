@@ -4,8 +4,8 @@ Both factors follow from a seed (SHAKE-128, FIPS 202), row by row, so whoever ch
 a block of rows. Their entries are whole numbers from -8 to 7: a sum of 32,768 products of two stays below
 2**24, so 32-bit floats hold it exactly, in whatever order and on whatever hardware it is added up.
 
-Whoever commits to the rows before knowing which of them are looked at, and made a share *f* of them, is believed with
-probability f**8.
+Whoever commits to the rows before knowing which *n* of them are looked at, and made a share *f* of them, is believed
+with probability f**n, each time that they may try.
 """
 
 from __future__ import annotations

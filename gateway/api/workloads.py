@@ -265,6 +265,7 @@ class Workloads:
         services.callers.sessions.end(sender.workload.subject)
         if grown:
             await services.bundles.refresh(sender.workload.name)
+        services.prover.begin(sender.workload.name)
         return json_response({"epoch": epoch, "slots": services.registry.node(sender.workload.name).slots})
 
     async def _heartbeat(self, incoming: Incoming, sender: Sender) -> Response:

@@ -60,9 +60,18 @@ def require_given(given: Given) -> None:
             raise _wrong(f'capability {name}="{visible(str(value))}": expected 1 to 64 letters, digits and _ . : -')
 
 
-def held(signed: Given, evidence: Iterable[Evidence], suspended: Iterable[str], now_us: int) -> frozenset[str]:
-    """The words that a node holds now."""
-    out = frozenset(suspended)
+def held(
+    signed: Given,
+    evidence: Iterable[Evidence],
+    suspended: Iterable[str],
+    now_us: int,
+    shown: Iterable[str] = (),
+) -> frozenset[str]:
+    """The words that a node holds now. *shown*: those that the gateway finds out itself, which count while they are
+    verified and not a moment longer, whoever says so."""
+    evidence = tuple(evidence)
+    verified = {one.capability for one in evidence if one.level == "verified" and one.until_us > now_us}
+    out = frozenset(suspended) | (frozenset(shown) - verified)
     found = {one for name in words(signed) if name not in out for one in (name, f"{name}@signed")}
     for one in evidence:
         if one.until_us > now_us and one.capability not in out:

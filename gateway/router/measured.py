@@ -166,6 +166,12 @@ class Measured:
         seen = self.see(node, work, now_us)
         return expected_us(seen) / max(1, seen.prior_us)
 
+    def known_by(self, node: str, work: str, peers: int, answers: int) -> bool:
+        """Whether so many other nodes of its class did this *work*, with so many answers."""
+        known, kind = self._works.get(work, _NOTHING), self._loads[node].kind
+        others = [name for name in known.peaks if name != node and self._loads[name].kind == kind]
+        return len(others) >= peers and known.prior(kind).answers >= answers
+
     def forget(self, node: str) -> None:
         self._loads.pop(node, None)
         self._ejected.pop(node, None)

@@ -7,7 +7,7 @@ nodes, leases, measurements, and verdicts of policy, each kept until one of the 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Final
 
@@ -75,10 +75,15 @@ class _Stand(msgspec.Struct, frozen=True):
     until_us: int
 
 
+Shows = Callable[[NodeRecord], Iterable[str]]
+"""Which capabilities of a node the gateway finds out itself: they count while they are verified."""
+
+
 class Router:
     """One per gateway."""
 
-    def __init__(self, records: Records, servers: Servers, lease_ttl_s: float) -> None:
+    def __init__(self, records: Records, servers: Servers, lease_ttl_s: float, shows: Shows) -> None:
+        self.shows = shows
         self._store = records.store
         self._servers = servers
         self.leases = Leases(int(lease_ttl_s * 1e6))
@@ -176,7 +181,7 @@ class Router:
         self._open.clear()
 
     def _candidate(self, bundle: Compiled | None, node: NodeRecord, now: Moment) -> Candidate:
-        holds = held(node.capabilities, node.evidence, node.suspended, now.wall_us)
+        holds = held(node.capabilities, node.evidence, node.suspended, now.wall_us, self.shows(node))
         self.measured.know(node.name, f"{node.kind}|{node.zone}|{'|'.join(sorted(holds))}", node.slots, node.weight)
         admitted = bundle is not None and self.placement.admits(bundle, node, holds).outcome == "permit"
         return Candidate(node, self.leases.holds(node.name, node.epoch), admitted, holds)

@@ -74,7 +74,9 @@ def _registered(api: Api) -> Iterator[Checked]:
     """Nodes that cannot take work, agents that were stopped, tools that wait for an operator."""
     nodes = api.call("GET", "/v1/nodes").body["nodes"]
     live = {n["name"] for n in nodes if n["state"] == "ready"}
-    others = [f"{n['name']} is {n['state']}, lease {n['lease_ms'] / 1000:.0f} s" for n in nodes if n["name"] not in live]
+    others = [
+        f"{n['name']} is {n['state']}, lease {n['lease_ms'] / 1000:.0f} s" for n in nodes if n["name"] not in live
+    ]
     hint = "" if live else "start one with `licet node`; without a node every action gets no_eligible_node"
     yield Checked("gateway", "nodes", bool(live), "; ".join([f"{len(live)} of {len(nodes)} are ready", *others]), hint)
     agents = api.call("GET", "/v1/agents").body["agents"]

@@ -5,29 +5,38 @@ node holds and how that is known; the node signs that it brings exactly these by
 server's address from elsewhere, with a ticket or without, gets nothing::
 
     guard = Guard(gateway_key, server="records", requires=["data_locality=berlin@bound"])
-    ticket = guard.require(request.headers, await request.read())     # or Unverifiable, which says why
+    ticket = guard.admit(request.headers, await request.read())     # or Unverifiable, which says why
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection, Mapping
-from typing import Final
+from typing import Final, Protocol
 
 from trust import wire
 from trust.identity import ticket
 from trust.identity.keys import PublicKey
 from trust.identity.replay import Nonces
 from trust.identity.ticket import Ticket
+from trust.mcp import read_message
 from trust.reasons import Reason, Unverifiable
 
 WITHOUT_TICKET: Final = frozenset({"initialize", "notifications/initialized", "ping", "server/discover", "tools/list"})
 """MCP methods by which a node finds out what is offered. Everything else is for tickets."""
 
 
+class Spent(Protocol):
+    """Remembers what was used until it ends anyway."""
+
+    def spend(self, nonce: str, expires_at: float, now: float) -> None:
+        """Remember *nonce*, or :class:`Unverifiable` if it was spent before."""
+
+
 class Guard:
     """Of one server. *gateway*: the key that signs tickets (in its DID document); *requires*: capabilities that the
-    node must hold, as :mod:`gateway.router.capabilities` writes them. *now*: Unix seconds."""
+    node must hold, as :mod:`gateway.router.capabilities` writes them. *spent* remembers tickets; several processes of
+    one server need one that they share, or each takes a ticket once. *now*: Unix seconds."""
 
     def __init__(
         self,
@@ -35,13 +44,20 @@ class Guard:
         *,
         server: str,
         requires: Collection[str] = (),
+        spent: Spent | None = None,
         now: Callable[[], float] = time.time,
     ) -> None:
         self._gateway = gateway
         self._server = server
         self._requires = frozenset(requires)
         self._now = now
-        self._spent = Nonces()
+        self._spent: Spent = Nonces() if spent is None else spent
+
+    def admit(self, headers: Mapping[str, str], body: bytes) -> Ticket | None:
+        """For an MCP server: the ticket of a call, None for a message by which a node finds out what is offered, and
+        :class:`Unverifiable` for everything else. Messages are read as strictly as everywhere in the mesh."""
+        message = read_message(body)
+        return None if message.method in WITHOUT_TICKET else self.require(headers, body)
 
     def require(self, headers: Mapping[str, str], body: bytes) -> Ticket:
         """The ticket under which *body* is brought; :class:`Unverifiable` if there is none that holds. Header names

@@ -26,7 +26,8 @@ PLACES: Final = frozenset({"pin", "kind", "slo_ms", "strict"})
 @dataclass(frozen=True)
 class RoutedCall:
     """Where one call ran, and why. ``score`` from 0 to 1; ``latency_ms`` from the gateway to the node and back;
-    ``client_stub``: it ran in this process. ``why`` and what else the trace tells are in ``trace``."""
+    ``client_stub``: it ran in this process. The matches are False where the mesh told no trace; ``trace`` has ``why``
+    and everything else that it tells."""
 
     tool_name: str
     node_id: str
@@ -41,11 +42,13 @@ class RoutedCall:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What the model hears of a call, and where it ran, if it did. ``decision``: allow, deny or hold."""
+    """What the model hears of a call, and where it ran, if it did. ``decision``: allow, deny or hold. ``reported``:
+    False for a function that ran here and of whose result the mesh could not be told."""
 
     text: str
     decision: str
     routed: RoutedCall | None = None
+    reported: bool = True
 
 
 def place_of(routing: Any) -> dict[str, Any]:
@@ -88,16 +91,22 @@ class Calls:
         result = answer.body["result"]
         if not routed.client_stub:
             return Outcome(text_of(result), "allow", routed)
+        if result.get("isError") or (result.get("structuredContent") or {}).get("client_stub") is not True:
+            return Outcome(json.dumps({"decision": "deny", "detail": f"the stub says no: {text_of(result)}"}), "deny")
         if function is None:
             raise MeshError(f"{tool} runs at whoever calls it, and there is no function for it here")
-        return Outcome(await self._here(function, arguments, routed), "allow", routed)
+        return await self._here(function, arguments, routed)
 
-    async def _here(self, function: AIFunction, arguments: dict[str, Any], routed: RoutedCall) -> str:
+    async def _here(self, function: AIFunction, arguments: dict[str, Any], routed: RoutedCall) -> Outcome:
+        """From here on it has happened, whatever comes of telling so."""
         made = await function.here(arguments)
         text = made if isinstance(made, str) else json.dumps(made, default=str)
         digest = hashlib.sha256(text.encode()).hexdigest()
-        await self._act(REPORT, {"decision_id": routed.decision_id, "sha256": digest}, {})
-        return text
+        try:
+            told = await self._act(REPORT, {"decision_id": routed.decision_id, "sha256": digest}, {})
+        except (ApiError, MeshError):
+            return Outcome(text, "allow", routed, reported=False)
+        return Outcome(text, "allow", routed, reported=told.status == 200)
 
     async def _act(self, tool: str, arguments: dict[str, Any], place: dict[str, Any]) -> Any:
         return await asyncio.to_thread(self._mesh.act, tool, arguments, self._run, place, self._wait_s)
@@ -129,8 +138,8 @@ def _routed(tool: str, body: dict[str, Any]) -> RoutedCall:
         tool_name=tool,
         node_id=str(body.get("node") or ""),
         latency_ms=float(trace.get("latency_ms") or 0.0),
-        gpu_match=bool(trace.get("gpu_match", True)),
-        locality_match=bool(trace.get("locality_match", True)),
+        gpu_match=bool(trace.get("gpu_match", False)),
+        locality_match=bool(trace.get("locality_match", False)),
         score=float(trace.get("score", 0.0)),
         decision_id=str(body["decision_id"]),
         client_stub=stub,

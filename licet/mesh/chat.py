@@ -14,7 +14,7 @@ from typing import Any, Final
 from openai import AsyncOpenAI
 
 from licet.client.api import ApiError
-from licet.mesh.endpoint import Mesh, MeshError, token_of
+from licet.mesh.endpoint import Mesh, MeshCredential, MeshError, same_place, token_of
 
 RESPOND: Final = "models/respond"
 
@@ -39,14 +39,15 @@ class Reply:
 
 class MeshChatClient:
     """*endpoint*: of a server that speaks OpenAI Responses (``…/v1``), or the sidecar's. *credential*: a text, anything
-    with ``get_token``, or nothing. *mesh*: the agent's sidecar, if the environment does not say it."""
+    with ``get_token``, or nothing; a :class:`MeshCredential` never goes to anybody but the sidecar. *mesh*: the agent's
+    sidecar, if the environment does not say it."""
 
     def __init__(self, endpoint: str, model: str, credential: Any = None, *, mesh: Mesh | None = None) -> None:
-        self.mesh = mesh or Mesh(token=token_of(credential, "mesh") if _is_mesh(credential) else "")
+        own = isinstance(credential, MeshCredential)
+        self.mesh = mesh or Mesh(token=token_of(credential, "mesh") if own else "")
         self.model = model
-        self._governed = endpoint.rstrip("/") == self.mesh.url
         self._openai: AsyncOpenAI | None = None
-        if not self._governed:
+        if not same_place(endpoint, self.mesh.url):
             key = token_of(credential, f"{endpoint.rstrip('/')}/.default") if credential is not None else "none"
             self._openai = AsyncOpenAI(base_url=endpoint, api_key=key)
 
@@ -89,9 +90,3 @@ def read(output: list[dict[str, Any]]) -> Reply:
         if item.get("type") == "function_call"
     ]
     return Reply("\n".join(texts), calls, output)
-
-
-def _is_mesh(credential: Any) -> bool:
-    from licet.mesh.endpoint import MeshCredential
-
-    return isinstance(credential, MeshCredential)

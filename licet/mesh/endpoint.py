@@ -6,6 +6,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
+from urllib.parse import urlsplit
 
 from licet.client.api import Answer, Api, ApiError, Unavailable
 
@@ -37,13 +38,18 @@ class MeshCredential:
         self._token = token
 
     def get_token(self, *scopes: str, **_more: Any) -> AccessToken:
-        """The token for ``mesh`` (the default) or ``management``."""
-        names = (MANAGEMENT_TOKEN, MANAGEMENT_TOKEN_FILE) if "management" in scopes else (TOKEN,)
+        """The token for ``mesh`` (the default) or ``management``; it is for nobody else: other scopes are refused."""
+        asked = set(scopes) or {"mesh"}
+        if asked not in ({"mesh"}, {"management"}):
+            raise MeshError(
+                f"a MeshCredential is for the mesh, not for {', '.join(sorted(asked))}; give that its own key"
+            )
+        names = (MANAGEMENT_TOKEN, MANAGEMENT_TOKEN_FILE) if asked == {"management"} else (TOKEN,)
         found = self._token or os.environ.get(names[0], "")
         if not found and len(names) > 1 and os.environ.get(names[1]):
             found = Path(os.environ[names[1]]).read_text("utf-8").strip()
         if not found:
-            raise MeshError(f"no token: expected one in ${' or '.join('$' + name for name in names)[1:]}")
+            raise MeshError(f"no token: expected one in {' or '.join('$' + name for name in names)}")
         return AccessToken(found, 1 << 53)
 
 
@@ -54,6 +60,19 @@ def token_of(credential: Any, scope: str) -> str:
     if isinstance(credential, str):
         return credential
     return str(credential.get_token(scope).token)
+
+
+def same_place(one: str, other: str) -> bool:
+    """Whether two addresses are one server; all names of this machine are one."""
+    return _place(one) == _place(other)
+
+
+def _place(url: str) -> tuple[str, str, int | None]:
+    found = urlsplit(url)
+    host = (found.hostname or "").rstrip(".")
+    ports = {"http": 80, "https": 443}
+    home = host in ("localhost", "127.0.0.1", "::1") or host.endswith(".localhost")
+    return found.scheme, "localhost" if home else host, found.port or ports.get(found.scheme)
 
 
 class Mesh:

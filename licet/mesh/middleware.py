@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Awaitable, Callable, Mapping
+from copy import deepcopy
 from typing import Any
 
-from agent_framework import FunctionInvocationContext, FunctionMiddleware, FunctionTool
+from agent_framework import FunctionInvocationContext, FunctionMiddleware, FunctionTool, MiddlewareFailure
 
 from edge.clock import new_id
 from licet.mesh.calls import Calls, RoutedCall, place_of
@@ -31,9 +32,7 @@ class MeshFunctionMiddleware(FunctionMiddleware):
 
     async def process(self, context: FunctionInvocationContext, call_next: Callable[[], Awaitable[None]]) -> None:
         """One call: permitted, routed and recorded, or refused."""
-        arguments = context.arguments
-        given: dict[str, Any] = dict(arguments) if isinstance(arguments, Mapping) else arguments.model_dump(mode="json")
-        outcome = await self._calls.do(_Called(context, call_next), given)
+        outcome = await self._calls.do(_Called(context, call_next), _given(context))
         if outcome.routed is not None:
             self.routing_trace.append(outcome.routed)
         if outcome.routed is None or not outcome.routed.client_stub:
@@ -58,10 +57,18 @@ class _Called(AIFunction):
         return arguments
 
     async def here(self, arguments: dict[str, Any]) -> Any:
-        """What the framework makes of the function, which is what the model hears."""
+        """What the framework makes of the function, which is what the model hears; of what was judged, or nothing."""
+        if _given(self._context) != arguments:
+            raise MiddlewareFailure(f"{self.name}: the arguments were changed after they were judged; nothing ran")
         await self._call_next()
         made = self._context.result
         return made if isinstance(made, str) else json.dumps(_plain(made), default=str)
+
+
+def _given(context: FunctionInvocationContext) -> dict[str, Any]:
+    """The arguments as they are now, apart from whatever else holds them."""
+    arguments = context.arguments
+    return deepcopy(dict(arguments)) if isinstance(arguments, Mapping) else arguments.model_dump(mode="json")
 
 
 def _plain(made: Any) -> Any:

@@ -44,6 +44,7 @@ def sandbox(root: Path) -> list[str]:
     return [
         bwrap, *read_only, "--proc", "/proc", "--dev", "/dev", "--tmpfs", "/tmp",
         "--bind", str(root), "/work", "--chdir", "/work", "--unshare-all", "--die-with-parent", "--new-session",
+        "--cap-drop", "ALL",  # or a workbench of root could mount everything again, writable
         "--clearenv", "--setenv", "PATH", "/usr/bin:/bin", "--setenv", "HOME", "/work", "--setenv", "LANG", "C.UTF-8",
         "--",
     ]  # fmt: skip

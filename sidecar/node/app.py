@@ -33,7 +33,7 @@ from sidecar.node.execution import Executor
 from sidecar.node.membership import Membership, sleeping
 from sidecar.node.offers import Offers
 from sidecar.node.outbound import Outbound
-from sidecar.node.prover import Prover
+from sidecar.node.showing import Showing
 from sidecar.node.upstream import UpstreamFailed
 from sidecar.shipping import Shipper
 from sidecar.world import listen
@@ -90,9 +90,9 @@ class Node:
         )
         self.shipper = Shipper(self.identity, self.ledger.root, self._clock)
         self.membership = Membership(config, self.identity, self._clock)
-        self.offers = Offers(config.servers, self._to_tools)
+        self.offers = Offers(config.servers, self._to_tools, config.home)
         self._executor = Executor(self.identity, self.membership, self.offers, self.ledger, self.telemetry, self._clock)
-        self._prover = Prover(self.identity, self.membership, config.gpu, self._clock)
+        self._showing = Showing(self.identity, self.membership, config.gpu, self._clock)
         await self.ledger.append(entries.Start(VERSION, self.ledger.size))
         self._watch()
         self.telemetry.open(config.otlp or "", "licet-node", self.identity.name, VERSION)
@@ -249,14 +249,14 @@ class Node:
     async def _prove(self, incoming: Incoming) -> StreamResponse:
         """The gateway asks for something that only the holder of this node's key can show."""
         self._require_gateway(incoming)
-        return await self._prover.prove(incoming)
+        return await self._showing.prove(incoming)
 
     async def stop(self) -> None:
         for task in self._tasks:
             task.cancel()
         await self._listener.close()
         await self.offers.close()
-        await self._prover.close()
+        await self._showing.close()
         await self._client.close()
         await self._to_tools.close()
         await self.ledger.close()

@@ -61,16 +61,17 @@ def answer(line: str, how: Multiply, made: list[Product]) -> str:
 
 def main() -> None:
     made: list[Product] = []
+    answers, sys.stdout = sys.stdout, sys.stderr  # what a library prints is no answer
     try:
         how = BACKENDS[sys.argv[1]]()
     except Exception as bad:
-        print(f"error {sys.argv[1]}: {type(bad).__name__}: {bad}", flush=True)
+        print(f"error {sys.argv[1]}: {type(bad).__name__}: {bad}", file=answers, flush=True)
         return
     for line in sys.stdin:
         try:
-            print(answer(line, how, made), flush=True)
+            print(answer(line, how, made), file=answers, flush=True)
         except Exception as bad:
-            print(f"error {type(bad).__name__}: {bad}", flush=True)
+            print(f"error {type(bad).__name__}: {bad}", file=answers, flush=True)
 
 
 if __name__ == "__main__":

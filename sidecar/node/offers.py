@@ -8,6 +8,7 @@ import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
+from pathlib import Path
 from typing import Final
 
 import msgspec
@@ -38,11 +39,12 @@ class _Offer(msgspec.Struct, frozen=True):
 class Offers:
     """Of one node. ``look_again`` is set when what was listed may not hold any more."""
 
-    def __init__(self, servers: Sequence[ToolServer], to_tools: Client) -> None:
+    def __init__(self, servers: Sequence[ToolServer], to_tools: Client, home: Path) -> None:
         self._servers = {server.name: server for server in servers}
         self._to_tools = to_tools
+        self._home = home
         self._kept = {
-            server.name: Kept(server.name, partial(_child, server), time.monotonic)
+            server.name: Kept(server.name, partial(_child, server, home), time.monotonic)
             for server in servers
             if server.stateful
         }
@@ -62,7 +64,7 @@ class Offers:
                 _log.warning("%s: [tools.%s]: %s lists no such tool", server.manifest, tool, name)
 
     async def _start(self, server: ToolServer) -> None:
-        upstream: Upstream = HttpUpstream(server.url, self._to_tools) if server.url else _child(server)
+        upstream: Upstream = HttpUpstream(server.url, self._to_tools) if server.url else _child(server, self._home)
         try:
             async with asyncio.timeout(START_TIMEOUT_S):
                 await upstream.start()
@@ -142,5 +144,5 @@ class Offers:
         await asyncio.gather(*(upstream.close() for upstream in self.upstreams.values()))
 
 
-def _child(server: ToolServer) -> StdioUpstream:
-    return StdioUpstream(server.command, server.env, server.cwd, server.sandbox)
+def _child(server: ToolServer, home: Path) -> StdioUpstream:
+    return StdioUpstream(server.command, server.env, server.cwd, server.sandbox, home)

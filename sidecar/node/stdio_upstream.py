@@ -70,13 +70,19 @@ class _Listening:
 
 class StdioUpstream:
     """*command* is started without a shell and without this process's secrets in its environment, inside a *sandbox*
-    if there is one."""
+    if there is one; *home* is the node's, which it does not see there."""
 
     def __init__(
-        self, command: tuple[str, ...], env: dict[str, str], cwd: Path | None, sandbox: SandboxConfig | None = None
+        self,
+        command: tuple[str, ...],
+        env: dict[str, str],
+        cwd: Path | None,
+        sandbox: SandboxConfig | None = None,
+        home: Path = Path(".licet/node"),
     ) -> None:
         self._command = command
         self._sandbox = sandbox
+        self._home = home
         self._env = {name: os.environ[name] for name in _PASSED_ON if name in os.environ} | env
         self._cwd = cwd
         self._process: asyncio.subprocess.Process | None = None
@@ -89,7 +95,7 @@ class StdioUpstream:
 
     async def start(self) -> None:
         self.generation += 1
-        inside = prefix(self._sandbox, self._cwd) if self._sandbox is not None else ()
+        inside = prefix(self._sandbox, self._cwd, self._home) if self._sandbox is not None else ()
         try:
             self._process = await asyncio.create_subprocess_exec(
                 *inside,

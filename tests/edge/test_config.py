@@ -96,6 +96,9 @@ def test_what_documentation_shows_is_accepted(tmp_path: Path) -> None:
     example = example.replace("git.toml", str(tmp_path / "git.toml")).replace(
         "/run/secrets/github", str(tmp_path / "github")
     )
+    for folder in ("/srv/code", "/srv/repository"):
+        (tmp_path / folder.rpartition("/")[2]).mkdir()
+        example = example.replace(f'["{folder}"]', f'["{tmp_path / folder.rpartition("/")[2]}"]')
     (tmp_path / "licet.toml").write_text(example)
     made = Source(tmp_path / "licet.toml", {}).sections(SECTIONS)
     assert [server.name for server in made["node"].servers] == ["git", "tickets"]  # type: ignore[attr-defined]

@@ -28,7 +28,7 @@ def run(*arguments: str, code: int = 0) -> str:
 
 
 def test_the_default_policies_are_fine_formatted_and_guarded(policies: Path) -> None:
-    assert "16 policies are fine" in run("policy", "check", str(policies))
+    assert "25 policies are fine" in run("policy", "check", str(policies))
     assert "cases hold" in run("policy", "test", str(policies))
     told = json.loads(run("policy", "test", str(policies), "--json"))
     assert told["failed"] == 0

@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from aiohttp import web
 
@@ -17,8 +18,10 @@ from sidecar.config import ToolServer
 from tests.mesh import Answer, Mesh
 from tests.stories.test_routing import policies
 from trust import mcp, wire
+from trust.canonical import sha256_hex
 from trust.identity import ticket
 from trust.identity.keys import SecretKey
+from trust.identity.replay import Nonces
 from trust.reasons import Unverifiable
 
 pytestmark = pytest.mark.slow
@@ -38,17 +41,20 @@ class Records:
         body = await request.read()
         asked = json.loads(body)
         result: dict[str, Any] = {}
+        try:
+            ticketed = self.guard is None or self.guard.admit(request.headers, body) is not None
+            refusal = ""
+        except Unverifiable as no:
+            ticketed, refusal = True, no.detail
         if asked["method"] not in WITHOUT_TICKET:
             shown = {
                 name: request.headers[name] for name in (wire.TICKET_HEADER, wire.USE_HEADER) if name in request.headers
             }
             self.asked.append((shown, body))
-            if self.guard is not None:
-                try:
-                    self.guard.require(request.headers, body)
-                except Unverifiable as no:
-                    told = {"code": -32000, "message": no.detail}
-                    return web.json_response({"jsonrpc": "2.0", "id": asked.get("id"), "error": told}, status=403)
+            assert ticketed
+            if refusal:
+                told = {"code": -32000, "message": refusal}
+                return web.json_response({"jsonrpc": "2.0", "id": asked.get("id"), "error": told}, status=403)
             result = {"content": [{"type": "text", "text": "a record"}]}
         elif asked["method"] == "tools/list":
             schema = {"type": "object", "properties": {"of": {"type": "string"}}}
@@ -118,11 +124,52 @@ async def test_what_is_not_bound_carries_no_ticket_to_the_server(tmp_path: Path)
         assert headers == {}
 
 
+def test_a_node_that_is_not_honest_does_not_bring_other_bytes_under_a_ticket() -> None:
+    """It holds its key, so it can sign what it likes; the gateway has signed which bytes."""
+    from tests.trust.test_identity import KEY, NOW, OTHER, TICKET
+
+    asked = mcp.call("x", "list", {})[1]
+    token = ticket.seal(msgspec.structs.replace(TICKET, body=sha256_hex(asked)), KEY)
+    guard = Guard(KEY.public, server="s", now=lambda: NOW + 1)
+    for body in (mcp.call("x", "read_everything", {})[1], asked + b" ", b"[" + asked + b"]"):
+        with pytest.raises(Unverifiable, match="made for other bytes"):
+            guard.require({wire.TICKET_HEADER: token, wire.USE_HEADER: ticket.use(token, body, OTHER)}, body)
+    unbound = ticket.seal(TICKET, KEY)
+    with pytest.raises(Unverifiable, match="made for other bytes"):
+        guard.require({wire.TICKET_HEADER: unbound, wire.USE_HEADER: ticket.use(unbound, asked, OTHER)}, asked)
+    assert guard.require({wire.TICKET_HEADER: token, wire.USE_HEADER: ticket.use(token, asked, OTHER)}, asked)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [b'[{"jsonrpc":"2.0","id":1,"method":"tools/list"}]', b'{"method":"tools/list","method":"tools/call"}', b"{}"],
+)
+def test_what_is_not_one_message_is_not_taken_for_a_harmless_one(body: bytes) -> None:
+    from tests.trust.test_identity import KEY
+
+    with pytest.raises(Unverifiable):
+        Guard(KEY.public, server="s").admit({}, body)
+    assert Guard(KEY.public, server="s").admit({}, mcp.request(1, "tools/list", {})) is None
+
+
+def test_processes_of_one_server_may_share_what_was_spent() -> None:
+    from tests.trust.test_identity import KEY, NOW, OTHER, TICKET
+
+    token = ticket.seal(msgspec.structs.replace(TICKET, body=sha256_hex(b"")), KEY)
+    used = {wire.TICKET_HEADER: token, wire.USE_HEADER: ticket.use(token, b"", OTHER)}
+    spent = Nonces()
+    one, other = (Guard(KEY.public, server="s", spent=spent, now=lambda: NOW + 1) for _ in range(2))
+    one.require(used, b"")
+    with pytest.raises(Unverifiable, match="used before"):
+        other.require(used, b"")
+
+
 def test_a_ticket_for_another_server_is_none_here() -> None:
     from tests.trust.test_identity import KEY, NOW, OTHER, TICKET
 
-    token = ticket.seal(TICKET, KEY)
+    made = msgspec.structs.replace(TICKET, body=sha256_hex(b""))
+    token = ticket.seal(made, KEY)
     used = {wire.TICKET_HEADER: token, wire.USE_HEADER: ticket.use(token, b"", OTHER)}
-    assert Guard(KEY.public, server="s", now=lambda: NOW + 1).require(used, b"") == TICKET
+    assert Guard(KEY.public, server="s", now=lambda: NOW + 1).require(used, b"") == made
     with pytest.raises(Unverifiable, match="made for s, and this is records"):
         Guard(KEY.public, server="records", now=lambda: NOW + 1).require(used, b"")

@@ -40,10 +40,12 @@ async def page() -> AsyncIterator[str]:
     await runner.cleanup()
 
 
-def browser(*more: str) -> ToolServer:
+def browser(cwd: Path, *more: str) -> ToolServer:
+    """What it writes by itself it writes there."""
+    cwd.mkdir(exist_ok=True)
     chromium = shutil.which("chromium") or "chromium"
     command = (str(BROWSER), "--executable-path", chromium, "--headless", "--isolated", "--no-sandbox", *more)
-    return ToolServer(name="browser", command=command, manifest=BROWSER_MANIFEST, stateful=True)
+    return ToolServer(name="browser", command=command, cwd=cwd, manifest=BROWSER_MANIFEST, stateful=True)
 
 
 def said(answer: Answer) -> str:
@@ -53,7 +55,7 @@ def said(answer: Answer) -> str:
 
 async def test_what_one_run_did_on_a_page_is_there_at_its_next_call_and_not_in_another_run(tmp_path: Path) -> None:
     async with page() as url, Mesh(tmp_path) as mesh:
-        await mesh.add_node("desk", browser(), kind="cloud_pc")
+        await mesh.add_node("desk", browser(tmp_path / "browser"), kind="cloud_pc")
         await mesh.ready()
 
         async def call(tool: str, run: str = "run_a", **args: Any) -> Answer:
@@ -79,7 +81,7 @@ async def test_what_one_run_did_on_a_page_is_there_at_its_next_call_and_not_in_a
 # Sandboxes
 
 SERVER = """
-import json, os, socket, sys
+import ctypes, json, os, socket, sys
 def try_to(what):
     try:
         kind, _, about = what.partition(" ")
@@ -91,6 +93,10 @@ def try_to(what):
         if kind == "connect":
             socket.create_connection(("127.0.0.1", int(about)), 1).close()
             return "connected"
+        if kind == "remount":
+            libc = ctypes.CDLL(None, use_errno=True)
+            done = libc.mount(None, about.encode(), None, 32 | 4096, None)
+            return "mounted" if done == 0 else os.strerror(ctypes.get_errno())
         return str(sorted(os.listdir(about)))
     except OSError as bad:
         return type(bad).__name__
@@ -136,6 +142,9 @@ async def test_a_server_in_a_sandbox_reaches_what_was_named_and_nothing_else(tmp
             assert await attempt(f"write {kept / 'b.txt'}") == "wrote"
             assert (kept / "b.txt").exists()
             assert await attempt(f"write {given / 'a.txt'}") in ("OSError", "PermissionError")
+            for folder in (given, "/usr", "/etc/ssl/certs"):
+                assert await attempt(f"remount {folder}") == "Operation not permitted", "root or not"
+            assert await attempt("list /etc/ssl/private") == "FileNotFoundError"
             for key in (mesh.home / "node-2", mesh.home / "gateway"):
                 assert key.exists()
                 assert await attempt(f"list {key}") == "FileNotFoundError", "no key of this machine is there"
@@ -150,7 +159,17 @@ async def test_a_server_in_a_sandbox_reaches_what_was_named_and_nothing_else(tmp
 def test_without_bubblewrap_nothing_starts_outside_of_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "which", lambda _: None)
     with pytest.raises(UpstreamFailed, match="install bubblewrap"):
-        sandbox.prefix(SandboxConfig(), None)
+        sandbox.prefix(SandboxConfig(), None, Path("home"))
+
+
+@pytest.mark.parametrize("inside", ["", "ledger"])
+def test_a_sandbox_that_shows_the_nodes_own_home_is_none(tmp_path: Path, inside: str) -> None:
+    shown = tmp_path / "node" / inside
+    shown.mkdir(parents=True)
+    with pytest.raises(UpstreamFailed, match="its key, is none"):
+        sandbox.prefix(SandboxConfig(read=(shown,)), None, tmp_path / "node")
+    around = sandbox.prefix(SandboxConfig(read=(tmp_path,)), None, tmp_path / "node")
+    assert around[around.index(str(tmp_path / "node")) - 1] == "--tmpfs", "what lies around it shows it empty"
 
 
 def test_a_sandbox_is_for_commands_only() -> None:
@@ -161,6 +180,6 @@ def test_a_sandbox_is_for_commands_only() -> None:
 async def test_a_page_that_is_not_asked_for_by_a_permit_is_not_opened(tmp_path: Path) -> None:
     forbids = '@id("no-net") forbid (principal, action in Action::"net", resource);'
     async with page() as url, Mesh(tmp_path, policies=policies(forbids)) as mesh:
-        await mesh.add_node("desk", browser())
+        await mesh.add_node("desk", browser(tmp_path / "browser"))
         await mesh.ready()
         refused(await mesh.call("browser/browser_navigate", {"url": url}), "policy_forbids")

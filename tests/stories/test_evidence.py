@@ -147,7 +147,7 @@ async def test_a_node_that_is_too_far_away_loses_what_nearness_is_a_part_of(tmp_
         assert (await mesh.call("bank/look", {})).status == 200
         events = [e.event for e in mesh.entries("gateway") if isinstance(e, Node) and e.capability == BERLIN]
         assert [e for e in events if e != "proved"] == ["suspended", "restored"] * (events.count("suspended"))
-        assert events.count("suspended") >= 2, "before it was asked for the first time, and when it was too far"
+        assert events.count("suspended") >= 1, "when it was too far"
 
 
 @slow
@@ -222,7 +222,7 @@ def test_only_the_holder_of_the_nodes_key_answers_a_challenge() -> None:
         ({"issued_at": 2000, "deadline": 2030}, GATEWAY, "outside of its time"),
         ({"deadline": 5000}, GATEWAY, "lives too long"),
         ({"kind": "rows", "size": 64, "rows": (64,)}, GATEWAY, "beyond 64"),
-        ({"kind": "rows", "size": 64, "rows": tuple(range(9))}, GATEWAY, "challenge"),
+        ({"kind": "rows", "size": 64, "rows": tuple(range(33))}, GATEWAY, "challenge"),
         ({"kind": "product", "size": 10**6}, GATEWAY, "challenge"),
         ({"nonce": "x 1\nrows 1"}, GATEWAY, "challenge"),
         ({}, OTHER, "does not verify"),

@@ -25,6 +25,43 @@ HARD = GpuConfig(size=4096, within_ms=1.0)
 """Nothing does."""
 
 
+async def test_what_was_shown_ends_with_its_time_with_the_epoch_and_at_once(tmp_path: Path) -> None:
+    """An operator's word does not take its place, and a node that begins anew shows it anew."""
+    bank = Bank(tmp_path / "bank")
+    config = SMALL.model_copy(update={"verified_for_s": 3.0})
+    async with Mesh(tmp_path, policies=policies(), gpu=config) as mesh:
+        able = await mesh.add_node("able", bank.on("able"), capabilities={"gpu": True}, gpu="numpy")
+        assert (await verified(mesh, "able"))["holds"]
+        assert (await mesh.call("bank/train", {})).status == 200
+        able._showing._backend = "off"
+        await asyncio.sleep(3.1)
+        assert "lacks:gpu" in refused(await mesh.call("bank/train", {}), "no_eligible_node")["detail"]
+        able._showing._backend = "numpy"
+        assert (await verified(mesh, "able"))["holds"]
+        able._showing._backend = "off"
+        await able._join()
+        assert known((await nodes(mesh))["able"])["gpu"] == "claimed", "it showed that in another epoch"
+
+
+async def test_a_node_that_hangs_holds_up_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bank = Bank(tmp_path / "bank")
+    async with Mesh(tmp_path, policies=policies(), gpu=SMALL) as mesh:
+        hangs = await mesh.add_node("hangs", bank.on("hangs"), capabilities={"gpu": True}, gpu="numpy")
+        asked = []
+
+        async def hang(line: str) -> str:
+            asked.append(line)
+            await asyncio.sleep(600)
+            return ""
+
+        monkeypatch.setattr(hangs._showing, "_ask", hang)
+        waiting = asyncio.create_task(mesh.admin("POST", "/v1/nodes/hangs/verify"))
+        await mesh.add_node("able", bank.on("able"), capabilities={"gpu": True}, gpu="numpy")
+        async with asyncio.timeout(15):
+            assert (await verified(mesh, "able"))["holds"]
+        waiting.cancel()
+
+
 async def verified(mesh: Mesh, name: str) -> Any:
     [one] = (await mesh.admin("POST", f"/v1/nodes/{name}/verify")).json["proved"]
     return one
@@ -33,24 +70,24 @@ async def verified(mesh: Mesh, name: str) -> Any:
 async def test_a_gpu_counts_once_its_node_made_the_product(tmp_path: Path) -> None:
     bank = Bank(tmp_path / "bank")
     async with Mesh(tmp_path, policies=policies(), gpu=SMALL) as mesh:
-        able = await mesh.add_node("able", bank.on("able"), capabilities={"gpu": True}, gpu="numpy")
         await mesh.add_node("claims", bank.on("claims"), claims={"gpu": True}, gpu="numpy")
         await mesh.add_node("silent", bank.on("silent"), capabilities={"gpu": True})
         assert known((await nodes(mesh))["silent"]) == {"gpu": "claimed"}, "an operator's word is not enough any more"
         no = await verified(mesh, "silent")
         assert (no["holds"], "makes no products" in no["how"]) == (False, True)
         assert refused(await mesh.call("bank/train", {}), "no_eligible_node")["detail"].count("lacks:gpu") == 1
+        able = await mesh.add_node("able", bank.on("able"), capabilities={"gpu": True}, gpu="numpy")
         yes = await verified(mesh, "able")
         assert yes["holds"], yes
         assert "a product of size 256 in" in yes["how"]
         assert known((await nodes(mesh))["able"]) == {"gpu": "verified"}
         assert {(await mesh.call("bank/train", {})).json["node"] for _ in range(5)} == {"able"}
-        able._prover._backend = "off"
+        able._showing._backend = "off"
         assert (await verified(mesh, "able"))["holds"] is False
         gone = refused(await mesh.call("bank/train", {}), "no_eligible_node")["detail"]
         assert "3 lacks:gpu" in gone, "who had one and does not show it any more has none"
-        assert (await verified(mesh, "claims"))["holds"], "what it claimed it has shown"
-        assert known((await nodes(mesh))["claims"]) == {"gpu": "verified"}
+        assert (await mesh.admin("POST", "/v1/nodes/claims/verify")).json["proved"] == [], "a claim asks for nothing"
+        assert known((await nodes(mesh))["claims"]) == {"gpu": "claimed"}
 
 
 async def test_a_product_that_comes_too_late_proves_nothing(tmp_path: Path) -> None:
@@ -71,7 +108,9 @@ async def test_rows_are_shown_once_and_only_of_what_was_committed(
     """A node that commits to nothing and makes the rows when it is asked for them does not get through."""
     bank = Bank(tmp_path / "bank")
     async with Mesh(tmp_path, policies=policies(), gpu=SMALL) as mesh:
-        node = await mesh.add_node("liar", bank.on("liar"), capabilities={"gpu": True}, gpu="numpy")
+        node = await mesh.add_node("liar", bank.on("liar"), capabilities={"gpu": True})
+        await verified(mesh, "liar")
+        node._showing._backend = "numpy"
 
         async def lie(line: str, made: list[Product] = []) -> str:  # noqa: B006 (it remembers)
             return multiplying.answer(
@@ -80,14 +119,22 @@ async def test_rows_are_shown_once_and_only_of_what_was_committed(
                 made,
             )
 
-        monkeypatch.setattr(node._prover, "_ask", lie)
-        no = await verified(mesh, "liar")
-        assert (no["holds"], "is not what the product has there" in no["how"]) == (False, True)
+        monkeypatch.setattr(node._showing, "_ask", lie)
+        prover = mesh.gateway._prover
+        waits = []
+        for _ in range(3):
+            no = await verified(mesh, "liar")
+            assert (no["holds"], "is not what the product has there" in no["how"]) == (False, True)
+            waits.append(prover._not_before["liar"] - prover._clock.mono())
+        assert waits[2] > 1.9 * waits[1] > 3.5 * waits[0] > 90, "it is asked less and less, or it gets through by luck"
+        running = prover._running["liar"]
+        await node._join()
+        assert prover._running["liar"] is running, "beginning anew is no way around that"
 
 
 async def test_a_gpu_that_is_five_times_slower_than_its_class_is_none_until_it_shows_itself(tmp_path: Path) -> None:
     bank = Bank(tmp_path / "bank")
-    async with Mesh(tmp_path, policies=policies()) as mesh:
+    async with Mesh(tmp_path, policies=policies()) as mesh:  # nobody asks for products here
         for name in ("one", "two", "three"):
             await mesh.add_node(name, bank.on(name), capabilities={"gpu": True})
         for name in ("one", "two"):

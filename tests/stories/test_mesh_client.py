@@ -16,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import Field
 
+from licet.client import Answer, ApiError
 from licet.mesh import (
     AIFunction,
     ChatAgent,
@@ -26,7 +27,7 @@ from licet.mesh import (
     MeshManagementClient,
     ai_function,
 )
-from licet.mesh.calls import STUB, place_of
+from licet.mesh.calls import STUB, Calls, place_of
 from licet.mesh.middleware import MeshFunctionMiddleware
 from licet.mesh.scripted import ScriptedModel, play
 from licet.mesh.stubs import functions_of
@@ -49,7 +50,7 @@ if __name__ == "__main__":
     raise SystemExit("this is not run by whoever lists the functions")
 """
 STUBS = "\n".join(
-    f'[tools.{name}]\ncategory = "data"\neffect = "read"\nprivileged = false\nrisk = 0\n'
+    f'[tools.{name}]\ncategory = "data"\neffect = "read"\nprivileged = false\nrisk = 0\ngroups = ["lab"]\n'
     for name in ("add", "report_result")
 )
 
@@ -211,6 +212,66 @@ async def test_a_stub_that_nobody_offers_or_policy_refuses_does_not_run(tmp_path
             result = await started.agent(model, spend).run("spend")
         assert json.loads(result.text)["decision"] == "hold", "what nobody described is taken for the worst"
     assert ran == []
+
+
+class Says(Mesh):
+    """A sidecar that answers as it is told; what it was asked stands in ``asked``."""
+
+    def __init__(self, *answers: Any) -> None:
+        self.url, self.answers, self.asked = "http://127.0.0.1:1", list(answers), []
+
+    def tools(self) -> dict[str, dict[str, Any]]:
+        return {"client-stub/add": {}}
+
+    def act(self, tool: str, *_: Any) -> Any:
+        self.asked.append(tool)
+        said = self.answers.pop(0)
+        if isinstance(said, Exception):
+            raise said
+        return said
+
+
+def stubbed(stub: Any, error: bool = False) -> Answer:
+    result = {"isError": error, "content": [], "structuredContent": {"client_stub": stub}}
+    return Answer(200, {}, {"decision": "allow", "decision_id": "dec_1", "result": result})
+
+
+@pytest.mark.parametrize(
+    "no",
+    [stubbed(True, error=True), stubbed(False), stubbed("true"), ApiError(403, {"reason": "x"}), Answer(202, {}, {})],
+)
+async def test_a_function_runs_only_if_its_stub_says_so(no: Any) -> None:
+    ran = []
+
+    @ai_function(name="add")
+    def spy(a: int) -> int:
+        ran.append(a)
+        return a
+
+    outcome = await Calls(Says(no), "run", {}).do(spy, {"a": 1})
+    assert (outcome.decision in ("deny", "hold"), outcome.routed, ran) == (True, None, [])
+
+
+@pytest.mark.parametrize("lost", [ApiError(403, {}), MeshError("nobody"), Answer(202, {}, {})])
+async def test_what_ran_here_is_told_as_having_run_though_it_could_not_be_reported(lost: Any) -> None:
+    """Told that it was denied, a model would do it twice."""
+    outcome = await Calls(Says(stubbed(True), lost), "run", {}).do(add, {"a": 40})
+    assert (outcome.text, outcome.decision, outcome.reported) == ("42", "allow", False)
+
+
+def test_the_agents_token_goes_to_its_sidecar_and_to_nobody_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LICET_URL", "http://127.0.0.1:7410")
+    monkeypatch.setenv("LICET_TOKEN", "secret-of-the-agent-123")
+    for outside in (
+        "https://api.example.com/v1",
+        "http://127.0.0.1:7411",
+        "https://127.0.0.1:7410",
+        "http://127.0.0.1.example.com:7410",
+    ):
+        with pytest.raises(MeshError, match="give that its own key"):
+            MeshChatClient(outside, "m", MeshCredential())
+    for own in ("http://127.0.0.1:7410", "http://localhost:7410/", "http://[::1]:7410"):
+        assert MeshChatClient(own, "m", MeshCredential())._openai is None, "all names of this machine are the sidecar"
 
 
 def test_a_program_is_listed_and_not_run(tmp_path: Path) -> None:

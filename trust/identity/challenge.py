@@ -22,7 +22,7 @@ MAX_LIFE_S: Final = 60
 CLOCK_SKEW_S: Final = 5
 MIN_SIZE: Final = 16
 MAX_SIZE: Final = 32_768
-ROWS: Final = 8
+ROWS: Final = 32
 """So many rows of a product are looked at."""
 
 Size = Annotated[int, msgspec.Meta(ge=MIN_SIZE, le=MAX_SIZE)]
@@ -65,8 +65,7 @@ def open_challenge(token: str, *, gateway: PublicKey, node: str, epoch: int, now
 
 
 def _said(challenge: Challenge, shown: bytes) -> bytes:
-    about = f"{challenge.kind} {challenge.node} {challenge.epoch} {challenge.nonce}"
-    return f"licet-challenge {about} {sha256_hex(shown)}".encode()
+    return f"licet-challenge {sha256_hex(msgspec.json.encode(challenge))} {sha256_hex(shown)}".encode()
 
 
 def answer(challenge: Challenge, shown: bytes, key: Signer) -> bytes:

@@ -26,7 +26,8 @@ class Ticket(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """``payload`` is the SHA-256 of the exact bytes to execute, ``credentials`` of what the gateway injects,
     ``tool_digest`` pins the tool as it was judged; ``epoch`` is the node's lease, ``key`` the public key (base64url)
     that the node holds; ``authority`` are the tokens of a delegation chain; ``attempt``: which one of the action's this
-    is; ``holds``: for data that asks for it, which capabilities the node has, and how that is known."""
+    is; ``holds``: for data that asks for it, which capabilities the node has, and how that is known; ``body``: the
+    SHA-256 of what is brought there."""
 
     id: str
     action_id: str
@@ -48,6 +49,7 @@ class Ticket(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     authority: tuple[str, ...] = ()
     attempt: int = 1
     holds: tuple[str, ...] = ()
+    body: str = ""
 
 
 def seal(ticket: Ticket, key: Signer) -> str:
@@ -101,11 +103,13 @@ def use(token: str, body: bytes, key: Signer) -> str:
 
 
 def open_used(token: str, proof: str, body: bytes, *, gateway: PublicKey, now: float) -> Ticket:
-    """The ticket in *token*, if the *gateway* signed it, it holds now, and the node for whose key it was made brings
-    *body* under it; else :class:`Unverifiable`. Spending it (once per ``id``) is the caller's."""
+    """The ticket in *token*, if the *gateway* signed it for exactly *body*, it holds now, and the node for whose key it
+    was made brings it; else :class:`Unverifiable`. Spending it (once per ``id``) is the caller's."""
     if not is_signed(token):
         raise _refuse("it proves itself to the node only; expected one that the gateway signed")
     ticket = _read(jws.open_sealed(token, TYP, gateway), now)
+    if ticket.body != sha256_hex(body):
+        raise _refuse("made for other bytes")
     PublicKey(unb64url(ticket.key)).verify(unb64url(proof), _use_of(token, body))
     return ticket
 
