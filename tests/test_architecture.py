@@ -61,6 +61,7 @@ DOORS = {
     "numpy": {"trust.product", "sidecar.node.multiplying"},
     "mcp": {
         "licet.workbench.server",
+        "licet.workbench.service",
         "licet.demo",
         "licet.lab.__main__",
         "licet.lab.servers",

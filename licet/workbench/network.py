@@ -13,12 +13,15 @@ import re
 import socket
 import ssl
 import urllib.parse
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Final
 
 MAX_RECEIVED: Final = 1 << 20
 MAX_SENT: Final = 1 << 20
 TIMEOUT_S: Final = 20.0
+NOTHING: Final[Mapping[str, str]] = MappingProxyType({})
 _HOST: Final = re.compile(r"(\*\.)?[a-z0-9]([a-z0-9.\-]*[a-z0-9])?|\[[0-9a-f:]+\]")
 _PORTS: Final = {"http": 80, "https": 443}
 
@@ -43,8 +46,10 @@ class AllowList:
     """Hosts as an operator lists them: ``example.org``, ``*.example.org``, ``127.0.0.1:8080``. Without a port the
     scheme's own."""
 
-    def __init__(self, entries: tuple[str, ...]) -> None:
+    def __init__(self, entries: tuple[str, ...], *, inside: bool = False) -> None:
+        """*inside*: whoever lists them knows that names lead to private addresses."""
         self._entries = [_entry(text) for text in entries]
+        self._inside = inside
 
     def require(self, url: str) -> tuple[urllib.parse.SplitResult, str, int]:
         """The parts of *url*, its host and port, or :class:`NotAllowed`; :class:`ValueError` for what is no URL."""
@@ -66,7 +71,7 @@ class AllowList:
         except OSError as bad:
             raise NotAllowed(f"{host} cannot be resolved: {bad}") from None
         addresses = sorted(str(one) for one in found)
-        if _is_inside(host):
+        if self._inside or _is_inside(host):
             return addresses[0]
         inside = [one for one in addresses if not ipaddress.ip_address(one.partition("%")[0]).is_global]
         if inside or not addresses:
@@ -110,9 +115,11 @@ class Network:
         self._allowed = allowed
         self._tls = ssl.create_default_context()
 
-    def request(self, method: str, url: str, body: bytes = b"", content_type: str = "") -> Received:
-        """One request without credentials, cookies or redirects. Raises :class:`NotAllowed`, :class:`ValueError`, or
-        :class:`OSError` for what the network says."""
+    def request(
+        self, method: str, url: str, body: bytes = b"", content_type: str = "", own: Mapping[str, str] = NOTHING
+    ) -> Received:
+        """One request without cookies or redirects, and without credentials but for headers of one's *own*. Raises
+        :class:`NotAllowed`, :class:`ValueError`, or :class:`OSError` for what the network says."""
         if len(body) > MAX_SENT:
             raise ValueError(f"the body has {len(body)} bytes; the limit is {MAX_SENT}")
         parts, host, port = self._allowed.require(url)
@@ -122,7 +129,7 @@ class Network:
         try:
             if parts.scheme == "https":
                 connection.sock = self._tls.wrap_socket(connection.sock, server_hostname=host)
-            headers = {"User-Agent": "licet-workbench", "Accept": "*/*", "Connection": "close"}
+            headers = {"User-Agent": "licet-workbench", "Accept": "*/*", "Connection": "close", **own}
             if content_type:
                 headers["Content-Type"] = content_type
             target = urllib.parse.urlunsplit(("", "", parts.path or "/", parts.query, ""))
