@@ -150,7 +150,8 @@ class Launcher:
         port = own.port if not self.nodes else free_port(own.host, own.port + len(self.nodes))
         home = self.settings.home / f"node-{spec.name}" if self.mesh else own.home
         api = self.settings.api("node", timeout_s=1.0)
-        self.nodes[spec.name] = replace(api, url=f"{api.url.rpartition(':')[0]}:{port}")
+        part = spec.name if self.mesh else "node"
+        self.nodes[part] = replace(api, url=f"{api.url.rpartition(':')[0]}:{port}")
         extra = self._home("node", home) | {"LICET_NODE__PORT": str(port)} | self._gateway_url("NODE")
         if spec.servers:
             extra["LICET_NODE__SERVERS"] = json.dumps(spec.servers)
@@ -162,7 +163,7 @@ class Launcher:
             "slots": spec.slots,
             "servers": offered,
         }
-        self._spawn(spec.name, "node", extra | self._enrolment("NODE", "nodes", home, body))
+        self._spawn(part, "node", extra | self._enrolment("NODE", "nodes", home, body))
 
     def _agent(self) -> dict[str, str]:
         body = {"name": AGENT, "owner": "ada", "purpose": "try Licet", "teams": ["demo"]}

@@ -246,7 +246,7 @@ async def test_a_bad_bundle_changes_nothing_and_says_why(mesh: Mesh) -> None:
     before = mesh.gateway.bundles.sealed.digest
     for change, expected in (
         ({"workbench.cedar": '@id("x") permit(principal, action, resource) when { context.trst.score > 1 };'}, "did you mean `trust`"),
-        ({"workbench.cedar": "", "rings.cedar": ""}, "there is no policy"),
+        ({"workbench.cedar": "", "rings.cedar": "", "mesh.cedar": ""}, "there is no policy"),
         ({"more.cedar": '@id("protocol") permit(principal, action, resource);'}, "is used twice"),
         ({"more.cedar": 'permit(principal, action, resource);'}, "has no @id"),
         ({"more.cedar": '@id("y") forbid(principal, action in Action::"fs", resource);'}, "expected permit, found refuse"),

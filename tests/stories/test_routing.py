@@ -151,7 +151,10 @@ async def put(mesh: Mesh, name: str, state: str, reason: str = "test") -> Answer
 
 
 async def test_calls_spread_over_the_nodes_that_offer_the_tool(three: Three) -> None:
-    answers = await asyncio.gather(*(three.look() for _ in range(30)))
+    calls = (
+        three.mesh.call("bank/look", {"text": "x", "slow": 50}) for _ in range(30)
+    )  # long enough to be there at once
+    answers = await asyncio.gather(*calls)
     assert {a.json.get("node", a.body) for a in answers} == {"office", "cloud", "laptop"}
     assert sum(len(three.bank.ran(name)) for name in ("office", "cloud", "laptop")) == 30
 
