@@ -152,7 +152,7 @@ async def put(mesh: Mesh, name: str, state: str, reason: str = "test") -> Answer
 
 async def test_calls_spread_over_the_nodes_that_offer_the_tool(three: Three) -> None:
     calls = (
-        three.mesh.call("bank/look", {"text": "x", "slow": 50}) for _ in range(30)
+        three.mesh.call("bank/pay", {"text": "x", "slow": 50}) for _ in range(30)
     )  # long enough to be there at once
     answers = await asyncio.gather(*calls)
     assert {a.json.get("node", a.body) for a in answers} == {"office", "cloud", "laptop"}
