@@ -124,7 +124,8 @@ class Compiled:
         self.read = read
         self.schema_text = schema_text
         self.inventory = content.inventory
-        self.engine = Engine(read.nodes, cedar.parse_schema(schema_text), _entities(content))
+        schema = read.schema if read.schema is not None else cedar.parse_schema(schema_text)
+        self.engine = Engine(read.nodes, schema, _entities(content))
         self._shapes: dict[str, RecordOf] = {}
         self._marks: dict[tuple[str, Manifest], Marked] = {}
 

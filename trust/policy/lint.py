@@ -44,11 +44,13 @@ class Source:
 
 @dataclass(frozen=True, slots=True)
 class Read:
-    """What reading found: ``nodes`` are named by ``@id`` and complete only if ``errors`` is empty."""
+    """What reading found: ``nodes`` are named by ``@id`` and complete only if ``errors`` is empty, and only then
+    ``schema`` is there for sure."""
 
     nodes: pst.PolicySet
     sources: Mapping[str, Source]
     problems: tuple[Problem, ...]
+    schema: Schema | None
 
     @property
     def errors(self) -> tuple[Problem, ...]:
@@ -78,7 +80,7 @@ def read_policies(files: Mapping[str, str], schema_text: str) -> Read:
                 problems.append(_problem("error", sources[key], found.message, found.needle, found.hint))
     templates = {key: node for key, node in named.items() if _slots(node)}
     static = {key: node for key, node in named.items() if key not in templates}
-    return Read(pst.PolicySet(templates, static, ()), sources, tuple(problems))
+    return Read(pst.PolicySet(templates, static, ()), sources, tuple(problems), schema)
 
 
 def _schema(text: str, problems: list[Problem]) -> Schema | None:

@@ -64,9 +64,10 @@ class Complaint(NamedTuple):
 
 def complaints(statement: Statement, node: pst.Template, schema: Schema, schema_text: str) -> Iterator[Complaint]:
     """Everything that is wrong with one policy, sorted, one complaint a place."""
-    known = known_words(schema_text) | SYNTAX
+    merged = sorted(_merged(statement.text, schema).items())
+    known = known_words(schema_text) | SYNTAX if merged else SYNTAX  # a large inventory makes a large schema
     seen: set[object] = set()
-    for message, actions in sorted(_merged(statement.text, schema).items()):
+    for message, actions in merged:
         needle = needle_of(message, statement) or _culprit(message, statement, node, schema)
         place = statement.place(needle)
         if place not in seen:
