@@ -238,9 +238,9 @@ def test_a_mistake_in_a_case_file_is_named_with_its_line() -> None:
 
 
 def test_a_policy_that_no_tool_can_reach_is_told_apart_from_one_without_cases() -> None:
-    made = compiled(y__cedar='@id("models") permit (principal, action in Action::"model", resource);')
-    assert cases.idle(made) == ["models"]
-    assert "models" not in cases.unguarded(made, cases.read_cases(made.content.sources.cases))
+    made = compiled(y__cedar='@id("agents") permit (principal, action in Action::"agent", resource);')
+    assert cases.idle(made) == ["agents"]
+    assert "agents" not in cases.unguarded(made, cases.read_cases(made.content.sources.cases))
 
 
 def test_a_list_under_each_makes_one_case_per_combination() -> None:

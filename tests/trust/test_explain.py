@@ -26,8 +26,10 @@ def compiled(policy: str = "") -> Compiled:
     return bundle.compile_bundle(Content(1, 0, 1, sources, sources.expected))
 
 
-def explained(made: Compiled, tool: str, args: dict[str, Any], **known: Any) -> tuple[Finding, list[Story]]:
-    found = made.content.typed_inventory.tool("workbench", tool)
+def explained(
+    made: Compiled, tool: str, args: dict[str, Any], server: str = "workbench", **known: Any
+) -> tuple[Finding, list[Story]]:
+    found = made.content.typed_inventory.tool(server, tool)
     facts = Facts(
         known.get("agent", AGENT),
         Standing.at_once(known.get("trust", 400)),
@@ -38,7 +40,7 @@ def explained(made: Compiled, tool: str, args: dict[str, Any], **known: Any) -> 
         found.manifest.risk,
     )
     context = {**facts.context, "args": project(made.shape(found), args)}
-    request = Request(facts.agent.uid, f"workbench/{tool}", Uid("Server", "workbench"), context)
+    request = Request(facts.agent.uid, f"{server}/{tool}", Uid("Server", server), context)
     world = made.engine.world(facts.agent.entities())
     return explain(made, request, world, approved=known.get("approved", False))
 
@@ -47,11 +49,11 @@ def test_for_every_case_the_policies_that_decided_are_those_whose_conditions_hol
     made = compiled()
     for case in cases.read_cases(made.content.sources.cases):
         written = case.written
-        _, _, tool = written.action.partition("/")
+        server, _, tool = written.action.partition("/")
         names = ("trust", "labels", "approved", "rate", "in_flight", "spent_cents")
         known = {name: getattr(written, name) for name in names}
         try:
-            finding, stories = explained(made, tool, written.args, agent=case.agent, **known)
+            finding, stories = explained(made, tool, written.args, server, agent=case.agent, **known)
         except Unverifiable:  # refused before policy was asked
             assert written.expect == "refuse"
             continue
