@@ -138,9 +138,10 @@ class Prover:
     async def _verify(self, name: str) -> list[Proved]:
         node = self._fleet.known(name)
         found = {word: await self._look(node, word) for word in self._asks.of(node)}
-        lies = self._lies.get(name, 0) + 1 if any(one.lied for one in found.values()) else 0
-        self._lies[name] = lies
         holds = all(one.holds for one in found.values())
+        # Only the truth ends it: whoever could say nothing in between would be asked again as soon as before.
+        lies = 0 if holds else self._lies.get(name, 0) + any(one.lied for one in found.values())
+        self._lies[name] = lies
         wait_s = 0.0 if holds else min(AGAIN_S * 2 ** max(0, lies - 1), LONGEST_S)
         self._not_before[name] = self._clock.mono() + wait_s
         return [await self._note(node, word, one) for word, one in found.items()]

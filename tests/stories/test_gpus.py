@@ -127,6 +127,9 @@ async def test_rows_are_shown_once_and_only_of_what_was_committed(
             assert (no["holds"], "is not what the product has there" in no["how"]) == (False, True)
             waits.append(prover._not_before["liar"] - prover._clock.mono())
         assert waits[2] > 1.9 * waits[1] > 3.5 * waits[0] > 90, "it is asked less and less, or it gets through by luck"
+        node._showing._backend = "off"
+        assert "makes no products" in (await verified(mesh, "liar"))["how"]
+        assert prover._not_before["liar"] - prover._clock.mono() > 90, "saying nothing in between is no way around that"
         running = prover._running["liar"]
         await node._join()
         assert prover._running["liar"] is running, "beginning anew is no way around that"
