@@ -15,12 +15,19 @@ class Blobs:
     def __init__(self, directory: Path) -> None:
         self._directory = directory
 
-    async def put(self, data: bytes) -> str:
+    async def add(self, data: bytes) -> str:
+        """The digest of *data*, which can be read from now on."""
         digest = sha256_hex(data)
+        await self.put(digest, data)
+        return digest
+
+    async def put(self, digest: str, data: bytes) -> None:
         path = self._directory / digest
         if not path.exists():
             await asyncio.to_thread(write_atomically, path, data, flush=True)
-        return digest
+
+    def holds(self, digest: str) -> bool:
+        return self.get(digest) is not None
 
     def get(self, digest: str) -> bytes | None:
         """The bytes, or None when they are missing or not what their name says."""

@@ -70,6 +70,11 @@ class DurableLedger:
         return self._ledger.root
 
     @property
+    def vkey(self) -> str:
+        """The verifier key of this ledger."""
+        return (self.root / "vkey").read_text().strip()
+
+    @property
     def size(self) -> int:
         return self._ledger.size
 
@@ -77,10 +82,11 @@ class DurableLedger:
     def fault(self) -> LedgerUnavailable | None:
         return self._ledger.fault
 
-    async def append(self, entry: AnyEntry) -> Stamp:
-        """The stamp of *entry*, once it is durable; else :class:`LedgerUnavailable`."""
+    async def append(self, entry: AnyEntry, turn: int = 0) -> Stamp:
+        """The stamp of *entry*, once it is durable; else :class:`LedgerUnavailable`. *turn*: its place among what
+        several gateways changed, if it has one."""
         future: asyncio.Future[None] = self._loop.create_future()
-        stamp = self._ledger.append(entry, future)
+        stamp = self._ledger.append(entry, future, turn)
         self._schedule()
         await future
         return stamp

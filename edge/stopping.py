@@ -3,12 +3,25 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from typing import Final
 
 CHECK_S: Final = 0.25
 """How often a call that waits looks whether it may go on."""
+
+
+AGAIN_S: Final = 0.5
+
+
+async def ended(tasks: Iterable[asyncio.Task[None]]) -> None:
+    """Cancel *tasks* until each has ended. Once is not enough: a library that is interrupted in the middle of its own
+    cleaning up may take the interruption for an error of the connection, and then nothing remembers it."""
+    waiting = set(tasks)
+    while waiting:
+        for task in waiting:
+            task.cancel()
+        _, waiting = await asyncio.wait(waiting, timeout=AGAIN_S)
 
 
 class Stopped(Exception):

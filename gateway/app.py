@@ -14,7 +14,8 @@ from edge.clock import SystemClock, new_id
 from edge.durable import DurableLedger
 from edge.http import Border, Incoming, Listener, Response, Server, StreamResponse, caller_of, problem, require_c_parser
 from edge.reverse import Accepted
-from edge.shared_nonces import SharedNonces
+from edge.shared import Shared
+from edge.stopping import ended
 from edge.telemetry import Telemetry
 from gateway.anchors import Anchors
 from gateway.api.access import Services
@@ -22,7 +23,7 @@ from gateway.api.routes import Api
 from gateway.approvals.desk import Desk
 from gateway.approvals.votes import Votes
 from gateway.attempts import Attempts
-from gateway.bundles import Bundles
+from gateway.bundles import BundleFiles, Bundles
 from gateway.callers import Callers
 from gateway.certificates import Certificates
 from gateway.challenger import Challenger
@@ -39,12 +40,15 @@ from gateway.notices import Notices
 from gateway.offers import Inventories
 from gateway.oidc import Oidc
 from gateway.passkeys import Passkeys
+from gateway.peers import Peers
 from gateway.people import AUTHOR, OPERATOR, People
+from gateway.postgres import Postgres
 from gateway.proofs import Proofs
 from gateway.proving import Asks, Prover
 from gateway.reaching import Reaching
 from gateway.records import Records
 from gateway.registry import Registry
+from gateway.replica import Replica, Shelf
 from gateway.router.routing import Router
 from gateway.servers import Servers
 from gateway.standings import Standings
@@ -53,7 +57,7 @@ from gateway.statements import Statements
 from gateway.stops import Stops
 from gateway.store import Store
 from gateway.subjects import FILE as SUBJECTS
-from gateway.subjects import Subjects
+from gateway.subjects import SubjectFile, Subjects
 from gateway.tries import Tries
 from gateway.witness import Witness
 from trust import report
@@ -62,6 +66,7 @@ from trust.ledger import entries
 from trust.ledger.disk import Disk
 from trust.ledger.tiles import write_atomically
 from trust.ledger.writer import LedgerUnavailable
+from trust.policy.bundle import Compiled
 from trust.reasons import Reason, Unverifiable
 from trust.standing.breaker import Breaker
 from trust.verdict import Refusal
@@ -86,23 +91,32 @@ class Gateway:
         config, clock = self.config, SystemClock()
         home = config.home
         home.mkdir(parents=True, exist_ok=True, mode=0o700)
-        key = SecretKey.load_or_create(home / "gateway.key")
+        key = SecretKey.load(config.key_file) if config.key_file else SecretKey.load_or_create(home / "gateway.key")
         self.ledger = DurableLedger(
             home / "ledger",
-            origin=f"{config.trust_domain}/gateway/main",
+            origin=f"{config.trust_domain}/gateway/{config.name}",
             key=SecretKey.load_or_create(home / "ledger.key"),
             clock=clock,
             segment_bytes=config.segment_bytes,
             disk=self._disk,
         )
         self._store = Store(home / "state.sqlite")
-        self.records = Records(self.ledger, self._store)
+        blobs, bundle_files = Blobs(home / "blobs"), BundleFiles(home / "bundles")
+        self._subject_file = SubjectFile(home / SUBJECTS)
+        self.records: Records = Records(self.ledger, self._store)
+        self._replica: Replica | None = None
+        if config.database:
+            order = Postgres(config.database, key.derive("order of changes"))
+            shelves: dict[str, Shelf] = {"blob": blobs, "bundle": bundle_files, "subject": self._subject_file}
+            self.records = self._replica = Replica(self.ledger, self._store, order, shelves)
+        await self.records.open()
         await self.records.note(entries.Start(VERSION, self.ledger.size))
-        self._subjects = subjects = Subjects(home / SUBJECTS, self.records)
+        if self._replica is not None:
+            await self._replica.present(config.name, config.peer_url or "", VERSION)
+        self._subjects = subjects = Subjects(self._subject_file, self.records)
         await subjects.settle()
         people = People(self.records)
         await self._first_operator(people)
-        blobs = Blobs(home / "blobs")
         domain = config.trust_domain
         self.stops = Stops(self.records, clock)
         servers = Servers(self.records, Inventories(blobs))
@@ -110,29 +124,31 @@ class Gateway:
         self.standings = Standings(self.records, registry, self.stops, clock)
         await self.standings.settle_the_rest()
         delegations = Delegations(self.records, registry, self.stops, self.standings, key, clock, domain)
-        self.bundles = Bundles(home / "bundles", self.records, servers, people, key, clock, config.bundle_ttl_s)
-        self._feed = Feed(
-            self.records, registry, self.stops, self.standings, subjects, self.bundles, key, clock, domain
-        )
+        self.bundles = Bundles(bundle_files, self.records, servers, people, key, clock, config.bundle_ttl_s)
+        self._feed = Feed(self.records, registry, self.stops, self.standings, subjects, self.bundles, key, domain)
         self.desk = Desk(self.records, registry, self.stops, delegations, subjects, blobs, clock)
         asks = Asks(config.issuers, config.gpu, clock)
         self.router = Router(self.records, servers, config.lease_ttl_s, asks.of)
-        self.fleet = Fleet(self.records, registry, servers, self.router, lambda: self.bundles.compiled, domain, clock)
+        audience = f"wimse://{domain}/gateway/main"
+        self._shared = Shared(config.redis, audience) if config.redis else None
+        if self._shared is not None:
+            await self._shared.start()
+        self.fleet = Fleet(self.records, registry, servers, self.router, self._policies, domain, clock, self._shared)
         self._oidc: Oidc | None = None
         self._console: Console
         self._tls = Certificates.of(config, domain, clock)
         self._client = Client(tls=self._tls.outgoing if self._tls else None)
         self._accepted = Accepted()
-        audience = f"wimse://{domain}/gateway/main"
         self.witness = Witness(self.records, home / "logs", f"{domain}/gateway/main", key, clock)
+        if config.database:
+            await self.witness.meet_gateway(self.ledger.origin, self.ledger.vkey)
         anchored = (config.checkpoints_to, config.witness_url or "", config.witness_vkey)
         self.anchors = Anchors(self.ledger.root, *anchored, self._client)
         index = home / "index.sqlite"
         self.ledgers = Ledgers(self.records, self.witness, index, clock, subjects.key_of, config.keep_days)
-        self._shared = SharedNonces(config.nonces, audience) if config.nonces else None
-        if self._shared is not None:
-            await self._shared.start()
+        peers = Peers(config.name, self.records, self.witness, self.ledgers.sealed_logs, self._client, key, clock)
         callers = Callers(registry, self.stops, key, clock, domain, audience, self._shared)
+        self.records.listen(callers.hear)
         proofs = Proofs(registry, clock, self._shared)
         statements = Statements(
             self.records,
@@ -152,7 +168,7 @@ class Gateway:
             Challenger(reaching, key, clock),
             asks,
             self.router.measured,
-            lambda: self.bundles.compiled,
+            self._policies,
             domain,
             clock,
         )
@@ -173,9 +189,18 @@ class Gateway:
         )
         tries = Tries(self.fleet, self.router, attempts)
         dispatcher = Dispatcher(
-            self.records, statements, self.stops, self.standings, breaker, self.desk, tries, clock, self.telemetry
+            self.records,
+            statements,
+            self.stops,
+            self.standings,
+            breaker,
+            self.desk,
+            tries,
+            clock,
+            self.telemetry,
+            self._shared,
         )
-        secret = _secret(home / "console.secret")
+        secret = key.derive("console") if config.database else _secret(home / "console.secret")
         passkeys = Passkeys(self.records, clock, secret, lambda: self.console)
         if config.oidc is not None:
             self._oidc = Oidc(config.oidc, self.records, clock, secret, lambda: self.console)
@@ -208,7 +233,8 @@ class Gateway:
             ledgers=self.ledgers,
             anchors=self.anchors,
             policies=config.policies,
-            packer=Packer(self.ledgers, self.ledger.origin, self.witness.vkey, key.public),
+            peers=peers,
+            packer=Packer(self.ledgers, self.witness.name, self.witness.vkey, key.public),
             key=key,
             clock=clock,
             trust_domain=domain,
@@ -225,22 +251,28 @@ class Gateway:
         self._listener = Listener(server)
         self.port = await self._listener.open(config.host, config.port, self._tls.incoming if self._tls else None)
         names = (config.host, "localhost", CONSOLE_HOST, *config.hostnames)
-        hosts.update(f"{name}:{self.port}" for name in names)
+        hosts.update(name if ":" in name else f"{name}:{self.port}" for name in names)
         console = config.hostnames[0] if config.hostnames else CONSOLE_HOST
         self._console.origin = f"{border.scheme}://{console}:{self.port}"
         self._tasks = [
+            *([asyncio.create_task(self._replica.work())] if self._replica is not None else []),
             asyncio.create_task(self._tick()),
             asyncio.create_task(self.standings.work()),
             asyncio.create_task(self.ledgers.work()),
             asyncio.create_task(self.anchors.work()),
             asyncio.create_task(self._notices.work()),
             asyncio.create_task(self._prover.work()),
+            asyncio.create_task(self.fleet.hear_leases()),
+            asyncio.create_task(peers.work()),
         ]
 
     @property
     def console(self) -> str:
         """The origin under which browsers find the console."""
         return self._console.origin
+
+    def _policies(self) -> Compiled | None:
+        return self.bundles.compiled
 
     def _watch(self) -> None:
         """What is worth an alarm."""
@@ -328,19 +360,18 @@ class Gateway:
         self._console.close()
         await self._accepted.close()
         await self._listener.close()
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.wait(self._tasks)
+        await ended(self._tasks)
         await self._client.close()
         await self._notices.close()
         if self._oidc is not None:
             await self._oidc.close()
         if self._shared is not None:
             await self._shared.close()
+        await self.records.close()
         await self.ledger.close()
         await self.ledgers.close()
         self._store.close()
-        self._subjects.close()
+        self._subject_file.close()
         await asyncio.to_thread(self.telemetry.close)
 
 

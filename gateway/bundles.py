@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from pathlib import Path
 from typing import Any, Final
 
@@ -14,13 +15,35 @@ from gateway.servers import Servers
 from gateway.state import ActiveBundle
 from trust.identity.keys import SecretKey
 from trust.ledger import entries
+from trust.ledger.entries import AnyEntry
 from trust.ledger.tiles import write_atomically
 from trust.policy import bundle, cases
 from trust.policy.bundle import BundleRejected, Compiled, Content, Sealed, Sources
 from trust.policy.lint import Problem
 from trust.policy.terms import parse_terms
+from trust.reasons import Unverifiable
 
 MAX_WAIT_S: Final = 25.0
+_log = logging.getLogger("licet.gateway")
+
+
+class BundleFiles:
+    """Sealed bundles by their digest, one file each. What is read is verified by whoever reads it."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+
+    def _path(self, digest: str) -> Path:
+        return self._directory / f"{digest}.bundle"
+
+    def holds(self, digest: str) -> bool:
+        return self._path(digest).exists()
+
+    def get(self, digest: str) -> bytes | None:
+        return self._path(digest).read_bytes() if self.holds(digest) else None
+
+    async def put(self, digest: str, data: bytes) -> None:
+        await asyncio.to_thread(write_atomically, self._path(digest), data, flush=True)
 
 
 class Bundles:
@@ -28,7 +51,7 @@ class Bundles:
 
     def __init__(
         self,
-        directory: Path,
+        files: BundleFiles,
         records: Records,
         servers: Servers,
         people: People,
@@ -36,7 +59,7 @@ class Bundles:
         clock: SystemClock,
         ttl_s: int,
     ) -> None:
-        self._directory = directory
+        self._files = files
         self._records = records
         self._servers = servers
         self._people = people
@@ -48,14 +71,30 @@ class Bundles:
         self.compiled: Compiled | None = None
         self.degraded = ""
         self._load()
+        records.listen(self._on_change)
+
+    def _on_change(self, entry: AnyEntry) -> None:
+        """Whoever activated it: this gateway or another. With one that cannot be read nothing is decided."""
+        if not isinstance(entry, entries.Bundle) or entry.event not in ("activated", "rolled_back"):
+            return
+        try:
+            self._load()
+            self.degraded = ""
+        except (BundleRejected, Unverifiable) as bad:
+            self.sealed = self.compiled = None
+            self.degraded = f"the active bundle cannot be read: {bad}"
+            _log.error("%s", self.degraded)
 
     def _load(self) -> None:
         active = self._records.store.get(ActiveBundle, ACTIVE)
-        if active is not None:
+        if active is not None and (self.sealed is None or self.sealed.digest != active.digest):
             self._swap(self._read(active.digest))
 
     def _read(self, digest: str) -> Sealed:
-        sealed = bundle.open_bundle((self._directory / f"{digest}.bundle").read_bytes(), self._key.public)
+        data = self._files.get(digest)
+        if data is None:
+            raise BundleRejected([], f"bundle {digest} is not here")
+        sealed = bundle.open_bundle(data, self._key.public)
         if sealed.digest != digest:
             raise BundleRejected([], f"the file of bundle {digest} holds another one")
         return sealed
@@ -124,8 +163,7 @@ class Bundles:
             await self._records.change(entries.Bundle("refused", version, "", by, str(bad)[:2000]))
             raise
         sealed = bundle.seal(content, self._key)
-        path = self._directory / f"{sealed.digest}.bundle"
-        await asyncio.to_thread(write_atomically, path, sealed.data, flush=True)
+        await self._files.put(sealed.digest, sealed.data)
         await self._records.change(
             entries.Bundle(
                 "rolled_back" if event == "rolled_back" else "activated",
@@ -135,8 +173,6 @@ class Bundles:
                 not_after=content.not_after,
             )
         )
-        self._swap(sealed)
-        self.degraded = ""
         return sealed
 
     def _require_people(self, compiled: Compiled) -> None:

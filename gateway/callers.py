@@ -8,9 +8,9 @@ import msgspec
 
 from edge.clock import SystemClock
 from edge.http import Incoming
-from edge.shared_nonces import SharedNonces
+from edge.shared import Shared
 from gateway.registry import Registry
-from gateway.sessions import Sessions
+from gateway.sessions import Session, Sessions
 from gateway.stops import Stops
 from trust.identity import httpsig, wit
 from trust.identity.httpsig import Claim
@@ -18,6 +18,7 @@ from trust.identity.keys import SecretKey, b64url
 from trust.identity.replay import Nonces
 from trust.identity.wit import Workload
 from trust.ledger import entries
+from trust.ledger.entries import AnyEntry
 from trust.reasons import Reason, Unverifiable
 
 MAX_CACHED_WITS: Final = 10_000
@@ -52,7 +53,7 @@ class Callers:
         clock: SystemClock,
         trust_domain: str,
         audience: str,
-        shared: SharedNonces | None = None,
+        shared: Shared | None = None,
     ) -> None:
         self._registry = registry
         self._stops = stops
@@ -67,6 +68,11 @@ class Callers:
         self._wits: dict[str, Workload] = {}
         self.sessions = Sessions(key, audience)
 
+    def hear(self, entry: AnyEntry) -> None:
+        """A node that joins began anew, and has none of its sessions any more."""
+        if isinstance(entry, entries.Node) and entry.event == "joined":
+            self.sessions.end(f"wimse://{self._trust_domain}/node/{entry.node}")
+
     async def identify(self, incoming: Incoming, *, strong: bool = False, listening: bool = False) -> Sender:
         """Who sent *incoming*, or :class:`Unverifiable`; with *strong*, only by its key. Who is only *listening* is
         told why it was stopped; nobody else who was revoked gets further."""
@@ -76,7 +82,7 @@ class Callers:
         if claim.session and strong:
             raise Unverifiable(Reason.UNAUTHENTICATED, "this must be signed with the key, not within a session")
         if claim.session:
-            session = self.sessions.get(claim.session, now)
+            session = await self._session(claim.session, now)
             workload = session.workload
             httpsig.prove(claim, request, session.secret)
         else:
@@ -91,6 +97,16 @@ class Callers:
         if workload.kind == "agent" and not listening:
             self._require_not_revoked(workload.name)
         return Sender(workload, claim)
+
+    async def _session(self, name: str, now: float) -> Session:
+        """The open session of this *name*, if any gateway opened it; or :class:`Unverifiable`."""
+        if self._shared is None or self.sessions.knows(name):
+            return self.sessions.get(name, now)
+        told = await self._shared.recall(f"session:{name}")
+        if told is not None and not self.sessions.knows(name):
+            statement, _, token = told.partition("\n")
+            self.sessions.learn(statement, self._workload(token, now), now)
+        return self.sessions.get(name, now)
 
     def _require_not_revoked(self, name: str) -> None:
         """A killed agent may still ask how its approvals stand; a revoked one is nobody."""
@@ -108,6 +124,12 @@ class Callers:
             self._wits.clear()
         self._wits[token] = workload
         return workload
+
+    async def share(self, statement: str, entry: entries.Session, token: str) -> None:
+        """Let the other gateways find an open session: all that they need proves itself."""
+        if self._shared is not None:
+            lives_s = entry.expires_at - self._clock.now()
+            await self._shared.remember(f"session:{entry.session}", f"{statement}\n{token}", lives_s)
 
     def open_session(self, sender: Sender, client: str) -> tuple[str, entries.Session]:
         """The statement for *sender*, whose X25519 key is *client*, and the entry that must be durable first."""

@@ -119,8 +119,10 @@ class OidcConfig(Section):
 
 
 class GatewayConfig(Section):
-    """Section ``[gateway]``. Times in seconds. ``nonces``: a Redis (``redis://host:port/0``) that remembers used nonces
-    for several processes and across restarts; without one, this process does. ``tls``: ``own`` makes a certificate
+    """Section ``[gateway]``. Times in seconds. ``database`` (``postgresql://…``): several gateways are one; then each
+    has a ``name`` and a ``home`` of its own, all the same ``key_file``, and ``redis`` (``redis://host:port/0``), which
+    remembers used nonces for all of them; a single gateway remembers them itself, unless it has one. ``peer_url``:
+    where the other gateways reach this one. ``tls``: ``own`` makes a certificate
     authority in ``home`` (``ca.pem`` there is for everybody), ``files`` takes the three files that are named; either
     way workloads must show certificates. ``otlp``: the collector (OTLP over HTTP) that traces and metrics are sent to;
     without one, none are. ``checkpoints_to``: a directory, best on write-once storage, that keeps checkpoints of the
@@ -146,7 +148,11 @@ class GatewayConfig(Section):
     witness_url: BaseUrl | None = None
     witness_vkey: str = ""
     keep_days: Annotated[int, Field(ge=0, le=36_500)] = 0
-    nonces: str = Field("", pattern=r"^(rediss?|unix)://.+$|^$")
+    name: Name = "main"
+    key_file: ExistingFile | None = None
+    database: str = Field("", pattern=r"^postgres(ql)?://.+$|^$")
+    redis: str = Field("", pattern=r"^(rediss?|unix)://.+$|^$")
+    peer_url: BaseUrl | None = None
     breaker: BreakerConfig = BreakerConfig()
     notify: NotifyConfig = NotifyConfig()
     oidc: OidcConfig | None = None
@@ -158,6 +164,14 @@ class GatewayConfig(Section):
         named = [self.tls_certificate, self.tls_key, self.tls_authority]
         if (self.tls == "files") != all(named) or (self.tls != "files" and any(named)):
             raise ValueError('tls_certificate, tls_key and tls_authority with tls = "files", and only then')
+        return self
+
+    @model_validator(mode="after")
+    def _shared_completely(self) -> Self:
+        if self.database and not (self.redis and self.key_file):
+            raise ValueError("database with redis and key_file: gateways that share their state share these too")
+        if self.database and self.tls == "own":
+            raise ValueError('tls = "files" with a database: gateways that are one have one authority')
         return self
 
     @model_validator(mode="after")

@@ -15,6 +15,7 @@ import msgspec
 
 from edge.clock import SystemClock, new_span
 from edge.http import Incoming, Response, StreamResponse, problem
+from edge.shared import Shared
 from edge.telemetry import Telemetry
 from edge.tracing import UNSEEN, Attributes
 from gateway.approvals.desk import Desk
@@ -55,7 +56,9 @@ class Dispatcher:
         tries: Tries,
         clock: SystemClock,
         telemetry: Telemetry,
+        shared: Shared | None,
     ) -> None:
+        self._shared = shared
         self._records = records
         self._telemetry = telemetry
         self._statements = statements
@@ -125,6 +128,8 @@ class Dispatcher:
     async def _decide_and_route(self, incoming: Incoming, asked: Asked) -> StreamResponse:
         now = self._clock.now()
         self._seen.spend(asked.action.id, now + REMEMBER_S, now)
+        if self._shared is not None:
+            await self._shared.spend(f"action {asked.action.id}", asked.sender.claim.created_at, now + REMEMBER_S, now)
         verdict = self._statements.judge(asked, approved=asked.dispatch.approval is not None)
         asked.marks.at("8 decide again")
         if isinstance(verdict, Hold):

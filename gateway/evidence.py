@@ -26,8 +26,9 @@ from trust.verifier import SOURCE
 from trust.verifier.pack import FORMAT
 
 MAX_ENTRIES: Final = 20_000
-_CONTEXT: Final = ("person", "bundle", "deputy", "passkey")
-"""Of the gateway's log, beside the run itself: who had which role, deputy or passkey; which policies were active."""
+_CONTEXT: Final = ("person", "bundle", "deputy", "passkey", "void")
+"""Of the gateways' logs, beside the run itself: who had which role, deputy or passkey; which policies were active; and
+what did not come to be."""
 AFTER_US: Final = 60 * 1_000_000
 _EARLIEST: Final = (1980, 1, 1, 0, 0, 0)
 """The time of every file in the pack: two packs of the same evidence are the same bytes."""
@@ -60,11 +61,12 @@ class _Reader:
 
 
 class Packer:
-    """Makes packs. *gateway*: the origin of its own log; *witness*: its verifier key as one."""
+    """Makes packs. *gateway*: its name as a witness, beside which its logs are; *witness*: its verifier key as one."""
 
     def __init__(self, ledgers: Ledgers, gateway: str, witness: str, key: PublicKey) -> None:
         self._ledgers = ledgers
         self._gateway = gateway
+        self._below = gateway.rpartition("/")[0] + "/"
         self._one = asyncio.Lock()
         self._witness = witness
         self._key = key
@@ -86,10 +88,10 @@ class Packer:
             return await asyncio.to_thread(self._write, run, rows, personal)
 
     async def _all(self, kind: str, until_us: int) -> AsyncIterator[Row]:
-        """Every entry of one kind in the gateway's own log until then (Unix microseconds)."""
+        """Every entry of one kind in the gateways' own logs until then (Unix microseconds)."""
         after = ""
         while True:
-            asked = Filter(kind=kind, origin=self._gateway, until_us=until_us, limit=MAX_ROWS, after=after)
+            asked = Filter(kind=kind, origin=f"{self._below}*", until_us=until_us, limit=MAX_ROWS, after=after)
             page = await self._ledgers.index.find(asked)
             for row in page.rows:
                 yield row
@@ -106,7 +108,7 @@ class Packer:
         for origin in sorted({row.origin for row in rows}):
             log, read = self._ledgers.sealed(origin), _Reader()
             for index in sorted({row.index for row in rows if row.origin == origin and row.index < log.size}):
-                if origin == self._gateway and _of_others(read(log, index), about):
+                if origin.startswith(self._below) and _of_others(read(log, index), about):
                     continue
                 name = f"{origin.replace('/', '_')}/{index}"
                 entry, proof = f"entries/{name}.json", f"proofs/{name}.tlog-proof"
@@ -135,12 +137,13 @@ class Packer:
 
     def _voters(self, rows: list[Row]) -> set[str]:
         """Who voted in this run, and in whose seats: of nobody else's roles, deputies and passkeys anything is told."""
-        log, read = self._ledgers.sealed(self._gateway), _Reader()
         found: set[str] = set()
-        for index in sorted({row.index for row in rows if row.origin == self._gateway and row.index < log.size}):
-            entry = entries.decode(read(log, index)).entry
-            if isinstance(entry, entries.Approval) and entry.event == "vote":
-                found |= {entry.by, entry.seat or entry.by}
+        for origin in sorted({row.origin for row in rows if row.origin.startswith(self._below)}):
+            log, read = self._ledgers.sealed(origin), _Reader()
+            for index in sorted({row.index for row in rows if row.origin == origin and row.index < log.size}):
+                entry = entries.decode(read(log, index)).entry
+                if isinstance(entry, entries.Approval) and entry.event == "vote":
+                    found |= {entry.by, entry.seat or entry.by}
         return found
 
     def _opened(self, data: bytes) -> dict[str, bytes]:

@@ -6,7 +6,6 @@ import asyncio
 from collections.abc import AsyncIterator
 from typing import Final
 
-from edge.clock import SystemClock
 from gateway.bundles import Bundles
 from gateway.records import Records
 from gateway.registry import Registry
@@ -35,7 +34,6 @@ class Feed:
         subjects: Subjects,
         bundles: Bundles,
         key: SecretKey,
-        clock: SystemClock,
         trust_domain: str,
     ) -> None:
         self._records = records
@@ -45,10 +43,8 @@ class Feed:
         self._subjects = subjects
         self._bundles = bundles
         self._key = key
-        self._clock = clock
         self._trust_domain = trust_domain
         self._changed = asyncio.Event()
-        self._last_ms = 0
         self.closing = False
         records.listen(self._on_change)
 
@@ -60,15 +56,11 @@ class Feed:
         changed, self._changed = self._changed, asyncio.Event()
         changed.set()
 
-    def _moment(self) -> int:
-        self._last_ms = max(self._last_ms + 1, int(self._clock.now() * 1000))
-        return self._last_ms
-
-    def facts(self, agent: str, revoked: tuple[str, ...] | None = None) -> Facts:
-        """What holds for *agent* now."""
+    def facts(self, agent: str, as_of_ms: int, revoked: tuple[str, ...] | None = None) -> Facts:
+        """What holds for *agent*, as far as it is known here; that is as of *as_of_ms*."""
         record = self._registry.agent(agent)
         return Facts(
-            as_of_ms=self._moment(),
+            as_of_ms=as_of_ms,
             version=self._records.version,
             agent=record.agent,
             standing=self._standings.standing(agent),
@@ -86,19 +78,26 @@ class Feed:
     async def lines(self, agent: str) -> AsyncIterator[bytes]:
         """For a sidecar, until the gateway closes."""
         told: tuple[str, ...] | None = None
-        while not self.closing:
-            changed = self._changed
+        async for moment in self._moments():
             revoked = self._stops.revoked_links()
-            yield feed.seal(self.facts(agent, revoked if revoked != told else None), self._key)
+            yield feed.seal(self.facts(agent, moment, revoked if revoked != told else None), self._key)
             told = revoked
-            await self._pause(changed)
 
     async def stops(self, node: str) -> AsyncIterator[bytes]:
         """For a node, until the gateway closes."""
-        while not self.closing:
-            changed = self._changed
+        async for moment in self._moments():
             stopped = self._stops.everyone_stopped()
-            yield feed.seal(feed.Stops(self._moment(), self._records.version, node, stopped), self._key)
+            yield feed.seal(feed.Stops(moment, self._records.version, node, stopped), self._key)
+
+    async def _moments(self) -> AsyncIterator[int]:
+        """As of when each line of one feed is, in Unix milliseconds: each later than the one before. While it is not
+        known here what other gateways changed there is none: an old truth must not look new."""
+        last = heard_before = 0.0
+        while not self.closing:
+            changed, heard = self._changed, self._records.heard()
+            if heard > heard_before:
+                heard_before, last = heard, max(last + 1, int(heard * 1000))
+                yield int(last)
             await self._pause(changed)
 
     async def _pause(self, changed: asyncio.Event) -> None:

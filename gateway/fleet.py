@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import Callable
 from typing import Annotated, Final, get_args
@@ -9,6 +10,7 @@ from typing import Annotated, Final, get_args
 import msgspec
 
 from edge.clock import SystemClock
+from edge.shared import Shared
 from gateway.people import new_token
 from gateway.records import Records
 from gateway.registry import Registry, require_name, taken
@@ -21,6 +23,7 @@ from gateway.stops import thumbprint
 from trust.canonical import sha256_hex
 from trust.identity import did
 from trust.ledger import entries
+from trust.ledger.entries import AnyEntry
 from trust.policy.bundle import Compiled
 from trust.policy.inventory import Server, require_server_name
 from trust.reasons import Reason, Unverifiable, visible
@@ -29,6 +32,7 @@ from trust.wire import OUTBOUND, NodeKind
 Weight = Annotated[float, msgspec.Meta(gt=0, le=1000)]
 Slots = Annotated[int, msgspec.Meta(ge=1, le=100_000)]
 Said = dict[str, str | int | bool]
+LEASES_S: Final = 1.0
 _AT_HOME: Final = re.compile(r"https?://(?:127\.0\.0\.1|localhost|\[::1\]):[0-9]{1,5}")
 _ADDRESS: Final = re.compile(r"https?://[A-Za-z0-9.\-\[\]:]+")
 _ZONE: Final = re.compile(r"[A-Za-z0-9_.\-]{1,64}")
@@ -113,7 +117,9 @@ class Fleet:
         policies: Callable[[], Compiled | None],
         trust_domain: str,
         clock: SystemClock,
+        shared: Shared | None,
     ) -> None:
+        self._shared = shared
         self._records = records
         self._store = records.store
         self._registry = registry
@@ -122,6 +128,12 @@ class Fleet:
         self._policies = policies
         self._trust_domain = trust_domain
         self._clock = clock
+        records.listen(self._on_change)
+
+    def _on_change(self, entry: AnyEntry) -> None:
+        """Whichever gateway a node joined at has just heard of it."""
+        if isinstance(entry, entries.Node) and entry.event == "joined":
+            self._router.leases.renew(entry.node, entry.epoch, self.now().mono_us)
 
     def now(self) -> Moment:
         return Moment(self._clock.mono_ns() // 1000, self._clock.wall_us())
@@ -215,7 +227,7 @@ class Fleet:
                 entries.Node("joined", name, name, url=asked.url, epoch=epoch, claims=dict(asked.claims))
             )
             seen = [await self._servers.offer(self._registry.node(name), server) for server in asked.servers]
-        self._router.leases.renew(name, epoch, self.now().mono_us)
+        await self._heard_of(name, epoch)
         return epoch, any(seen)
 
     def _require_admitted(self, node: NodeRecord, asked: Joining) -> None:
@@ -231,13 +243,33 @@ class Fleet:
             why = "; ".join(finding.sentences) or ", ".join(finding.policies) or 'no policy permits Action::"admit"'
             raise Unverifiable(finding.reason or Reason.NO_POLICY_PERMITS, f"{node.name} is not admitted: {why}")
 
-    def renew(self, name: str, epoch: int) -> bool:
+    async def renew(self, name: str, epoch: int) -> bool:
         """Extend the lease of *epoch*; False if another epoch holds it."""
         node = self._store.get(NodeRecord, name)
         if node is None or node.epoch != epoch:
             return False
-        self._router.leases.renew(name, epoch, self.now().mono_us)
+        await self._heard_of(name, epoch)
         return True
+
+    async def _heard_of(self, name: str, epoch: int) -> None:
+        self._router.leases.renew(name, epoch, self.now().mono_us)
+        if self._shared is not None:
+            await self._shared.renew(name, epoch)
+
+    async def hear_leases(self) -> None:
+        """Take over, each second, for ever, of which nodes other gateways heard."""
+        while self._shared is not None:
+            told = await self._shared.leases()
+            now_us = self.now().mono_us
+            nodes = {name: self._store.get(NodeRecord, name) for name in told}
+            self._router.leases.hear(
+                {
+                    name: (epoch, now_us - int(max(0.0, age_s) * 1e6))
+                    for name, (epoch, age_s) in told.items()
+                    if (node := nodes[name]) is not None and node.epoch == epoch
+                }
+            )
+            await asyncio.sleep(LEASES_S)
 
     # State
 

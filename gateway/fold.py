@@ -24,6 +24,7 @@ from gateway.state import (
     NodeRecord,
     NodeState,
     Passkey,
+    Peer,
     Person,
     Revoked,
     Root,
@@ -44,6 +45,29 @@ from trust.standing import fold as standing
 from trust.standing.score import Book
 
 ACTIVE: Final = "active"
+CHANGES: Final = (
+    entries.Agent,
+    entries.Approval,
+    entries.Breaker,
+    entries.Bundle,
+    entries.Delegation,
+    entries.Deputy,
+    entries.Kill,
+    entries.Log,
+    entries.Node,
+    entries.Passkey,
+    entries.Person,
+    entries.Replica,
+    entries.Reported,
+    entries.Revocation,
+    entries.SavedQuery,
+    entries.Server,
+    entries.SignIn,
+    entries.Standing,
+    entries.Subject,
+    entries.Witness,
+)
+"""The kinds of entries that :func:`apply` makes something of."""
 
 
 def apply(store: Store, stamp: Stamp, entry: AnyEntry) -> None:
@@ -86,6 +110,8 @@ def apply(store: Store, stamp: Stamp, entry: AnyEntry) -> None:
                 store.delete(Deputy, key)
             else:
                 store.put(key, Deputy(entry.person, entry.deputy, entry.since_us, entry.until_us))
+        case entries.Replica():
+            store.put(entry.name, Peer(entry.name, entry.origin, entry.vkey, entry.url))
         case entries.Subject():
             store.put(entry.key, SubjectRecord(entry.key, entry.event == "erased"))
         case entries.Log():
@@ -219,15 +245,15 @@ def _second(stamp: Stamp) -> int:
 
 
 def _tell(store: Store, stamp: Stamp, moved: entries.Standing) -> None:
-    store.put(f"{moved.agent}|{stamp.seq:012d}", Moved(stamp.seq, moved))
+    store.put(f"{moved.agent}|{store.place:012d}", Moved(stamp.seq, moved, stamp.origin))
 
 
 def _standing(store: Store, stamp: Stamp, entry: entries.Standing) -> None:
     standing.apply(Shelf(store), entry)
     _tell(store, stamp, entry)
-    known = store.get(Settled, "standing")
+    known = store.get(Settled, stamp.origin)
     if entry.cause > (known.cause if known is not None else -1):
-        store.put("standing", Settled(entry.cause))
+        store.put(stamp.origin, Settled(entry.cause))
 
 
 def _log(store: Store, entry: entries.Log) -> None:

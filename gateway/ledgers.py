@@ -133,9 +133,9 @@ class Ledgers:
 
     def sources(self) -> Iterator[Source]:
         """All logs, as far as they are sealed (and, but for our own, cosigned)."""
-        yield from self._logs()
+        yield from self.sealed_logs()
 
-    def _logs(self) -> list[Sealed]:
+    def sealed_logs(self) -> list[Sealed]:
         """Our own first. A copy whose checkpoint cannot be read hides no other."""
         found = [self._vouched(Sealed.at(self._own.root))]
         for root in self._witness.copies():
@@ -224,7 +224,9 @@ class Ledgers:
         """Forget what sidecars and nodes said before then (Unix microseconds): of each log that was pruned, the first
         entry that is kept. What is forgotten is recorded first, so that a hole is never without its reason."""
         found: dict[str, int] = {}
-        for log in self._logs()[1:]:
+        for log in self.sealed_logs():
+            if log.origin.split("/")[1] == "gateway":
+                continue
             first = await asyncio.to_thread(first_to_keep, log.root, log.size, before_us)
             if first > log.first:
                 await self._records.note(entries.Pruned(log.origin, first, before_us, by))
@@ -253,7 +255,7 @@ class Ledgers:
     async def state(self) -> list[LogState]:
         """Each log, those included of which nothing was witnessed yet; our own first."""
         reach = await self.index.reach()
-        sealed = {log.origin: log for log in self._logs()}
+        sealed = {log.origin: log for log in self.sealed_logs()}
         own = sealed[self._own.origin]
         stuck = self.index.stuck
         indexed = reach.get(own.origin, 0)
@@ -278,7 +280,7 @@ class Ledgers:
 
     def sealed(self, origin: str) -> Sealed:
         """The log *origin*, or :class:`Unverifiable`."""
-        known = {log.origin: log for log in self._logs()}
+        known = {log.origin: log for log in self.sealed_logs()}
         if origin not in known:
             raise Unverifiable(Reason.NOT_FOUND, f'no log "{visible(origin)}" is here; here are: {", ".join(known)}')
         return known[origin]

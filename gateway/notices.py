@@ -86,7 +86,7 @@ class Notices:
             self._ways["smtp"] = self._mail
         self._queues = {way: asyncio.Queue[Notice](MAX_WAITING) for way in self._ways}
         if self._ways:
-            records.listen(self._on_change)
+            records.listen(self._on_change, own=True)
 
     def _on_change(self, entry: AnyEntry) -> None:
         if not isinstance(entry, entries.Approval) or entry.event not in TOLD or entry.under:

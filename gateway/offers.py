@@ -35,7 +35,7 @@ class Inventories:
 
     async def keep(self, server: Server) -> str:
         """The digest of *server*, which can be read from now on."""
-        return await self._blobs.put(msgspec.json.encode(to_json(server), order="sorted"))
+        return await self._blobs.add(msgspec.json.encode(to_json(server), order="sorted"))
 
     def get(self, digest: str) -> Server:
         found = self._read.get(digest)

@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 
 from edge.clock import SystemClock
-from edge.shared_nonces import SharedNonces
+from edge.shared import Shared
 from gateway.registry import Registry
 from trust.action import Action
 from trust.canonical import jcs, read_object
@@ -23,7 +23,7 @@ from trust.wire import Dispatch, Place, Proof
 class Proofs:
     """Of one gateway process. A signature is good for one action, or for the approval that it asked for."""
 
-    def __init__(self, registry: Registry, clock: SystemClock, shared: SharedNonces | None) -> None:
+    def __init__(self, registry: Registry, clock: SystemClock, shared: Shared | None) -> None:
         self._registry = registry
         self._clock = clock
         self._shared = shared

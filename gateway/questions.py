@@ -22,7 +22,8 @@ COLUMNS: Final = ("place", "wall_us", "step", *TEXTS, "policies", "words")
 
 class Filter(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What is asked for; what is empty is not asked. ``since_us`` and ``until_us``: Unix microseconds, the latter
-    excluded. ``tool`` is a name, or ``server/tool``. ``after``: the ``next`` of the page before."""
+    excluded. ``origin``: a log, or all below a name (``licet.local/gateway/*``). ``tool`` is a name, or
+    ``server/tool``. ``after``: the ``next`` of the page before."""
 
     origin: str = ""
     kind: str = ""
@@ -73,13 +74,18 @@ def conditions(asked: Filter) -> tuple[list[str], list[Any]]:
         if value:
             where.append(f'e."{name}" = ? AND e."{name}" <> \'\'')  # the indices hold nothing that is empty
             values.append(value)
-    for column, sign, value in (("s.origin", "=", asked.origin), ("e.wall_us", ">=", asked.since_us)):
+    below = asked.origin.removesuffix("*") if asked.origin.endswith("/*") else ""
+    bounds: tuple[tuple[str, str | int], ...] = (
+        ("s.origin = ?", "" if below else asked.origin),
+        ("s.origin >= ?", below),
+        ("s.origin < ?", below and below + "\U0010ffff"),
+        ("e.wall_us >= ?", asked.since_us),
+        ("e.wall_us < ?", asked.until_us),
+    )
+    for bound, value in bounds:
         if value:
-            where.append(f"{column} {sign} ?")
+            where.append(bound)
             values.append(value)
-    if asked.until_us:
-        where.append("e.wall_us < ?")
-        values.append(asked.until_us)
     if asked.policy:
         where.append("(e.source, e.place) IN (SELECT source, place FROM policy WHERE policy = ?)")
         values.append(asked.policy)

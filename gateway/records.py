@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
-from typing import TypeVar
+import time
+from collections.abc import Callable, Sequence
+from contextlib import AbstractAsyncContextManager
+from typing import Final, TypeVar
 
 import msgspec
 
@@ -16,6 +18,16 @@ from trust.ledger.log import LedgerDamaged
 from trust.ledger.writer import LedgerUnavailable
 
 Document = TypeVar("Document", bound=msgspec.Struct)
+TURNED: Final = "its ledger has changes that it shared with other gateways; name their database in [gateway] database"
+
+
+class Applied(msgspec.Struct, frozen=True):
+    """A change and its ``place`` among all of them; ``own``: it was made here."""
+
+    stamp: Stamp
+    entry: AnyEntry
+    place: int
+    own: bool = True
 
 
 class Records:
@@ -25,14 +37,13 @@ class Records:
     def __init__(self, ledger: DurableLedger, store: Store) -> None:
         self.ledger = ledger
         self.store = store
-        self.deciding = asyncio.Lock()
-        self._listeners: list[Callable[[AnyEntry], None]] = []
+        self.deciding: AbstractAsyncContextManager[object] = asyncio.Lock()
+        self._listeners: list[tuple[Callable[[AnyEntry], None], bool]] = []
         self.fault: LedgerUnavailable | None = None
         self._read: dict[type, tuple[int, list[object]]] = {}
         self.version = 0
-        self._catch_up()
 
-    def _catch_up(self) -> None:
+    async def open(self) -> None:
         """Apply what the ledger holds beyond the projection: after a crash, or all of it after a deletion."""
         following = self.store.progress(self.ledger.origin)
         if following > self.ledger.size:
@@ -42,10 +53,23 @@ class Records:
             )
         self.store.begin()
         for index, line in self.ledger.lines(following):
+            if line.stamp.turn:
+                raise LedgerDamaged(f"{self.ledger.root}: {TURNED}")
+            self.store.place = index
             fold.apply(self.store, line.stamp, line.entry)
             following = index + 1
         self.store.commit(self.ledger.origin, following)
         self.version = following
+
+    async def close(self) -> None:
+        """Nothing is changed any more."""
+
+    def heard(self) -> float:
+        """When all changes were known here last, as :func:`time.time`: where nobody else changes anything, now."""
+        return time.time()
+
+    def require_heard(self) -> None:
+        """Nothing, if changes of others are known soon enough to be relied on; else :class:`Unverifiable`."""
 
     def cached(self, kind: type[Document]) -> list[Document]:
         """All documents of *kind*, read once per change; for what asks often."""
@@ -55,31 +79,40 @@ class Records:
             known = self._read[kind] = (version, list(self.store.all(kind)))
         return known[1]  # type: ignore[return-value]
 
-    def listen(self, listener: Callable[[AnyEntry], None]) -> None:
-        """Call *listener* after each change of state."""
-        self._listeners.append(listener)
+    def listen(self, listener: Callable[[AnyEntry], None], *, own: bool = False) -> None:
+        """Call *listener* after each change of state; with *own*, only of those that were made here."""
+        self._listeners.append((listener, own))
 
     async def change(self, entry: AnyEntry) -> Stamp:
         """Record *entry* durably, then apply it; its stamp. The caller holds :attr:`deciding`."""
         stamp = await self._append(entry)
-        try:
-            self.store.begin()
-            fold.apply(self.store, stamp, entry)
-            self.store.commit(self.ledger.origin, stamp.seq + 1)
-            self.version = stamp.seq + 1
-        except Exception as cause:
-            # The ledger says it happened and the state does not: only a restart, which folds again, agrees.
-            self.fault = LedgerUnavailable(f"the state could not follow the ledger: {cause}")
-            raise self.fault from cause
-        for listener in self._listeners:
-            listener(entry)
+        self._apply(self.ledger.origin, [Applied(stamp, entry, stamp.seq)])
         return stamp
 
     async def note(self, entry: AnyEntry) -> Stamp:
         """Record *entry*, which changes no state."""
         return await self._append(entry)
 
-    async def _append(self, entry: AnyEntry) -> Stamp:
+    async def _append(self, entry: AnyEntry, turn: int = 0) -> Stamp:
         if self.fault is not None:
             raise self.fault
-        return await self.ledger.append(entry)
+        return await self.ledger.append(entry, turn)
+
+    def _apply(self, of: str, changes: Sequence[Applied], mark: str = "") -> None:
+        """What *changes* mean for the state, a projection *of* something, up to the one that *mark* names."""
+        try:
+            self.store.begin()
+            for change in changes:
+                self.store.place = change.place
+                fold.apply(self.store, change.stamp, change.entry)
+            following = changes[-1].place + 1
+            self.store.commit(of, following, mark)
+            self.version = following
+        except Exception as cause:
+            # The ledger says it happened and the state does not: only a restart, which folds again, agrees.
+            self.fault = LedgerUnavailable(f"the state could not follow the ledger: {cause}")
+            raise self.fault from cause
+        for change in changes:
+            for listener, own_only in self._listeners:
+                if change.own or not own_only:
+                    listener(change.entry)

@@ -1,4 +1,4 @@
-"""The sessions that workloads opened here: in memory only, each for five minutes, few for each workload."""
+"""The sessions that workloads opened, here or at another gateway: each for five minutes, few for each workload."""
 
 from __future__ import annotations
 
@@ -43,18 +43,32 @@ class Sessions:
 
     def open(self, workload: Workload, client: str, now: int) -> tuple[Terms, str]:
         """A new session for *workload*: its terms, and the statement for its holder."""
-        self._forget_over(now)
-        own = self._of.setdefault(workload.subject, [])
-        while len(own) >= MAX_OF_ONE:
-            self._forget(own[0])
-        if len(self._open) >= MAX_SESSIONS:
-            raise Unverifiable(Reason.OVERLOADED, "too many sessions are open")
+        self._make_room(workload, now)
         terms, secret, statement = session.answer(
             client, session=new_id("ses"), subject=workload.subject, audience=self._audience, now=now, key=self._key
         )
-        self._open[terms.session] = Session(workload, terms, secret, session.backward(secret))
-        self._of.setdefault(workload.subject, []).append(terms.session)
+        self._keep(workload, terms, secret)
         return terms, statement
+
+    def learn(self, statement: str, workload: Workload, now: float) -> Session:
+        """The session that another gateway opened for *workload* with this statement, which proves itself."""
+        terms, secret = session.again(statement, self._key, audience=self._audience, now=now)
+        if terms.subject != workload.subject:
+            raise Unverifiable(Reason.UNAUTHENTICATED, "a session of somebody else")
+        self._make_room(workload, int(now))
+        return self._keep(workload, terms, secret)
+
+    def _make_room(self, workload: Workload, now: int) -> None:
+        self._forget_over(now)
+        while len(own := self._of.get(workload.subject, [])) >= MAX_OF_ONE:
+            self._forget(own[0])
+        if len(self._open) >= MAX_SESSIONS:
+            raise Unverifiable(Reason.OVERLOADED, "too many sessions are open")
+
+    def _keep(self, workload: Workload, terms: Terms, secret: bytes) -> Session:
+        made = self._open[terms.session] = Session(workload, terms, secret, session.backward(secret))
+        self._of.setdefault(workload.subject, []).append(terms.session)
+        return made
 
     def get(self, name: str, now: float) -> Session:
         """The open session of this *name*, or :class:`Unverifiable`."""
@@ -78,7 +92,7 @@ class Sessions:
             self._forget(name)
 
     def _forget_over(self, now: float) -> None:
-        """Sessions live equally long, so the oldest end first."""
+        """Sessions live equally long, so the oldest end first; those that were learned later a little late."""
         while self._open and next(iter(self._open.values())).terms.expires_at <= now:
             self._forget(next(iter(self._open)))
 

@@ -26,6 +26,7 @@ from trust.standing.score import LOWEST, NEGATIVE_HALF_LIFE, Book, Standing
 MAX_OBSERVED: Final = 10_000
 """What waits for its consequences to be written."""
 MIN_REPORT_S: Final = 0.5
+AGAIN_S: Final = 1.0
 _log = logging.getLogger("licet.gateway")
 
 
@@ -90,26 +91,47 @@ class Standings:
         while True:
             stamp, entry = await self._observed.get()
             try:
-                await self._settle(stamp.seq, stamp.wall_us // 1_000_000, entry, Counter())
-            except LedgerUnavailable as fault:
-                _log.error("standing was not written: %s", fault)
+                await self._settle_surely(stamp.seq, stamp.wall_us // 1_000_000, entry)
             except Exception:
                 _log.exception("standing could not follow entry %d", stamp.seq)
             finally:
                 self._observed.task_done()
                 self._settled.set()
 
-    async def _settle(self, index: int, at_s: int, entry: AnyEntry, written: Counter[tuple[int, str, str]]) -> None:
+    async def _settle_surely(self, index: int, at_s: int, entry: AnyEntry) -> None:
+        """Until it is written, or nothing can be written here any more: what gateways share may be away for a while."""
+        done: Counter[tuple[int, str, str]] = Counter()
+        while True:
+            try:
+                return await self._settle(index, at_s, entry, Counter(done), done)
+            except LedgerUnavailable as fault:
+                _log.error("standing was not written: %s", fault)
+                if self._records.fault is not None or self._records.ledger.fault is not None:
+                    return None
+            await asyncio.sleep(AGAIN_S)
+
+    async def _settle(
+        self,
+        index: int,
+        at_s: int,
+        entry: AnyEntry,
+        written: Counter[tuple[int, str, str]],
+        done: Counter[tuple[int, str, str]] | None = None,
+    ) -> None:
+        """Write what follows and is not *written* yet; *done* counts what was."""
         async with self._records.deciding:
             for due in fold.follows(self._shelf, index, at_s, entry):
-                if written[(due.cause, due.rule, due.agent)]:
-                    written[(due.cause, due.rule, due.agent)] -= 1
-                else:
-                    await self._records.change(due)
+                key = (due.cause, due.rule, due.agent)
+                if written[key]:
+                    written[key] -= 1
+                    continue
+                await self._records.change(due)
+                if done is not None:
+                    done[key] += 1
 
     async def settle_the_rest(self) -> None:
         """At the start: write what follows from the last entries of before, if the end came in between."""
-        settled = self._records.store.get(Settled, "standing")
+        settled = self._records.store.get(Settled, self._records.ledger.origin)
         start = settled.cause if settled is not None else 0
         lines = list(self._records.ledger.lines(start))
         written: Counter[tuple[int, str, str]] = Counter(

@@ -185,16 +185,18 @@ class Root(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Settled(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The index of the last observation that moved a score."""
+    """The index of the last observation that moved a score; kept under the ledger in which it stands."""
 
     cause: int
 
 
 class Moved(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One line of an agent's story; kept under ``agent|index``."""
+    """One line of an agent's story: it stands at ``index`` of the ledger ``origin``; kept under the agent and the place
+    among all changes."""
 
     index: int
     entry: entries.Standing
+    origin: str = ""
 
 
 class Heard(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -216,6 +218,15 @@ class LogRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     time_ms: int = 0
     at_us: int = 0
     wrong: str = ""
+
+
+class Peer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A gateway that shares the state: its log, by which key that is signed, and where the others reach it."""
+
+    name: str
+    origin: str
+    vkey: str
+    url: str
 
 
 class ActiveBundle(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

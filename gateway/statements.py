@@ -103,6 +103,7 @@ class Statements:
     async def read(self, incoming: Incoming, sender: Sender) -> Asked:
         """The dispatch in *incoming*, or :class:`Unverifiable`. What an agent that is known asked in vain counts."""
         dispatch, body = wire.decode(incoming.body, Dispatch)
+        self._records.require_heard()
         try:
             return await self._believed(dispatch, body, sender)
         except Unverifiable as bad:

@@ -17,8 +17,12 @@ import msgspec
 
 _SCHEMA: Final = """
 CREATE TABLE IF NOT EXISTS document (kind TEXT, key TEXT, body BLOB NOT NULL, PRIMARY KEY (kind, key)) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS progress (one INTEGER PRIMARY KEY CHECK (one = 1), boot_origin TEXT, next INTEGER);
+CREATE TABLE IF NOT EXISTS progress (
+    one INTEGER PRIMARY KEY CHECK (one = 1), boot_origin TEXT, next INTEGER, mark TEXT
+);
 """
+FORM: Final = 1
+"""How documents are written here. It rises when that changes, and everything is folded again."""
 Document = TypeVar("Document", bound=msgspec.Struct)
 MAX_READ: Final = 50_000
 """Documents, and names of which there is none, that are remembered between changes."""
@@ -33,9 +37,15 @@ class Store:
         self._db.execute("PRAGMA locking_mode=EXCLUSIVE")
         self._db.execute("PRAGMA journal_mode=WAL")
         self._db.execute("PRAGMA synchronous=FULL")
-        self._db.executescript(_SCHEMA)
+        if self._db.execute("PRAGMA user_version").fetchone()[0] != FORM:
+            self._db.executescript("DROP TABLE IF EXISTS document; DROP TABLE IF EXISTS progress")
+        self._db.executescript(f"{_SCHEMA} PRAGMA user_version = {FORM}")
         self._versions: Counter[str] = Counter()
         self._read: dict[tuple[str, str], object] = {}
+        self.mark = ""
+        """Which change was applied last, where others may have another in its place."""
+        self.place = 0
+        """Of the change that is applied, among all changes."""
 
     def version(self, kind: type[msgspec.Struct]) -> int:
         """Rises with each change of a document of *kind*; for whoever keeps what it read."""
@@ -88,24 +98,28 @@ class Store:
 
     def progress(self, origin: str) -> int:
         """The index of the first ledger entry that is not applied yet; 0 for another ledger."""
-        row = self._db.execute("SELECT boot_origin, next FROM progress").fetchone()
+        row = self._db.execute("SELECT boot_origin, next, mark FROM progress").fetchone()
         if row is not None and row[0] == origin:
+            self.mark = row[2]
             return int(row[1])
         self._read.clear()
+        self.mark = ""
         self._db.execute("DELETE FROM document")
         return 0
 
     def begin(self) -> None:
+        """Everything until :meth:`commit` is one step; set :attr:`place` before each change is applied."""
         self._db.execute("BEGIN IMMEDIATE")
 
-    def commit(self, origin: str, following: int) -> None:
+    def commit(self, origin: str, following: int, mark: str = "") -> None:
         """Everything since :meth:`begin`, and how far the ledger is applied, in one step."""
         self._db.execute(
-            "INSERT INTO progress VALUES (1, ?, ?) ON CONFLICT DO UPDATE SET boot_origin = excluded.boot_origin, "
-            "next = excluded.next",
-            (origin, following),
+            "INSERT INTO progress VALUES (1, ?, ?, ?) ON CONFLICT DO UPDATE SET boot_origin = excluded.boot_origin, "
+            "next = excluded.next, mark = excluded.mark",
+            (origin, following, mark),
         )
         self._db.execute("COMMIT")
+        self.mark = mark
 
     def dump(self) -> list[tuple[str, str, bytes]]:
         """Everything, in order, to compare two projections."""

@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import secrets
 import sqlite3
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
+
+import msgspec
 
 from edge.judging import KeyOf, no_keys
 from gateway.records import Records
@@ -28,20 +31,58 @@ CREATE TABLE IF NOT EXISTS subject (id TEXT PRIMARY KEY, subject TEXT NOT NULL U
 _OF: Final = "SELECT id, secret FROM subject WHERE {} = ?"
 
 
+class SubjectFile:
+    """Where the keys lie. *subject* is always a :func:`trust.personal.subject_id`."""
+
+    def __init__(self, path: Path) -> None:
+        self._db = _open(path)
+
+    def one(self, column: str, value: str) -> SubjectKey | None:
+        """The key whose ``id`` or ``subject`` is *value*."""
+        row = self._db.execute(_OF.format(column), (value,)).fetchone()
+        return None if row is None else SubjectKey(*row)
+
+    def ids(self) -> set[str]:
+        return {key for (key,) in self._db.execute("SELECT id FROM subject")}
+
+    def add(self, key: SubjectKey, subject: str) -> None:
+        with self._db:
+            self._db.execute("INSERT INTO subject VALUES (?, ?, ?)", (key.id, subject, key.secret))
+
+    def destroy(self, keys: Iterable[str]) -> None:
+        with self._db:
+            self._db.executemany("DELETE FROM subject WHERE id = ?", [(key,) for key in keys])
+
+    # As it is kept between gateways
+
+    def holds(self, key: str) -> bool:
+        return self.one("id", key) is not None
+
+    def get(self, key: str) -> bytes | None:
+        row = self._db.execute("SELECT subject, secret FROM subject WHERE id = ?", (key,)).fetchone()
+        return None if row is None else msgspec.json.encode(row)
+
+    async def put(self, key: str, data: bytes) -> None:
+        subject, secret = msgspec.json.decode(data, type=tuple[str, bytes])
+        self.add(SubjectKey(key, secret), subject)
+
+    def close(self) -> None:
+        self._db.close()
+
+
 class Subjects:
     """Of one gateway. *subject* is always a :func:`trust.personal.subject_id`. ``erasures``: how many keys were
     destroyed so far; whoever keeps keys forgets them when that rises."""
 
-    def __init__(self, path: Path, records: Records) -> None:
+    def __init__(self, file: SubjectFile, records: Records) -> None:
         self._records = records
-        self._db = _open(path)
-        known = list(records.store.all(SubjectRecord))
-        gone = [one.key for one in known if one.erased]
-        self.erasures = len(gone)
-        with self._db:
-            self._db.executemany("DELETE FROM subject WHERE id = ?", [(key,) for key in gone])
-        there = {key for (key,) in self._db.execute("SELECT id FROM subject")}
-        self._lost = [one.key for one in known if not one.erased and one.key not in there]
+        self._file = file
+        known = {one.key: one.erased for one in records.store.all(SubjectRecord)}
+        there = file.ids()
+        self.erasures = sum(known.values())
+        # A key is made before that is recorded; nothing can have been sealed with one that no record names.
+        file.destroy(key for key in there if known.get(key, True))
+        self._lost = [key for key, erased in known.items() if not erased and key not in there]
         records.listen(self._on_change)
 
     async def settle(self) -> None:
@@ -52,20 +93,18 @@ class Subjects:
 
     def _on_change(self, entry: AnyEntry) -> None:
         if isinstance(entry, entries.Subject) and entry.event == "erased":
+            self._file.destroy([entry.key])
             self.erasures += 1
 
     def known(self, subject: str) -> SubjectKey | None:
         """The subject's own key, if there is one."""
-        return self._one("subject", subject)
+        found = self._file.one("subject", subject)
+        return found if found is not None and self._records.store.get(SubjectRecord, found.id) is not None else None
 
     def key_of(self, key: str, agent: str) -> SubjectKey | None:
         """The key of this id, for what *agent* did."""
-        found = self._one("id", key)
+        found = self._file.one("id", key)
         return None if found is None else found.of(agent)
-
-    def _one(self, column: str, value: str) -> SubjectKey | None:
-        row = self._db.execute(_OF.format(column), (value,)).fetchone()
-        return None if row is None else SubjectKey(*row)
 
     async def obtain(self, subject: str, agent: str) -> SubjectKey:
         """The key for what *agent* does about *subject*; made if there is none."""
@@ -76,10 +115,12 @@ class Subjects:
         return found.of(agent)
 
     async def _make(self, subject: str, agent: str) -> SubjectKey:
+        kept = self._file.one("subject", subject)
+        if kept is not None:
+            self._file.destroy([kept.id])  # made, and never recorded
         made = SubjectKey(f"{PREFIX}{secrets.token_hex(13)}", secrets.token_bytes(SECRET_BYTES))
+        self._file.add(made, subject)
         await self._records.change(entries.Subject("made", made.id, agent))
-        with self._db:
-            self._db.execute("INSERT INTO subject VALUES (?, ?, ?)", (made.id, subject, made.secret))
         return made
 
     async def erase(self, subject: str, by: str, reason: str) -> str:
@@ -89,12 +130,7 @@ class Subjects:
             if found is None:
                 raise Unverifiable(Reason.NOT_FOUND, "nothing personal is kept of this subject")
             await self._records.change(entries.Subject("erased", found.id, by, reason))
-            with self._db:
-                self._db.execute("DELETE FROM subject WHERE id = ?", (found.id,))
         return found.id
-
-    def close(self) -> None:
-        self._db.close()
 
 
 def _open(path: Path) -> sqlite3.Connection:

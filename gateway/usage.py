@@ -70,7 +70,7 @@ class Reconciled(msgspec.Struct, frozen=True):
 
 
 class Usage:
-    """Of one gateway, whose log is *origin*."""
+    """Of one gateway; *origin*: whose word it is, whichever process says it."""
 
     def __init__(self, index: Index, origin: str) -> None:
         self._index = index

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import logging
+from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final
@@ -20,6 +21,7 @@ from trust.identity.keys import SecretKey
 from trust.identity.wit import Workload
 from trust.ledger import checkpoint, entries
 from trust.ledger.checkpoint import Checkpoint
+from trust.ledger.entries import AnyEntry
 from trust.ledger.merkle import EMPTY_ROOT
 from trust.ledger.mirror import Forked, Mirror
 from trust.ledger.shipment import Received, Shipment
@@ -39,9 +41,18 @@ class Witness:
         self._key = key
         self._clock = clock
         self._mirrors: dict[str, Mirror] = {}
-        self._busy: dict[str, asyncio.Lock] = {}
+        self._busy: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._listeners: list[Callable[[str], None]] = []
         self._seen_us: dict[str, int] = {}
+        records.listen(self._on_change)
+
+    def _on_change(self, entry: AnyEntry) -> None:
+        """A log begins anew: the copy of the former one is kept aside, on every gateway."""
+        if isinstance(entry, entries.Log) and entry.event == "renewed":
+            self._mirrors.pop(entry.origin, None)
+            path = self.path(entry.origin)
+            if path.exists():
+                path.rename(path.with_name(f"{path.name}.until-{int(self._clock.now())}"))
 
     def listen(self, listener: Callable[[str], None]) -> None:
         """Call *listener* with the origin of each log that was cosigned further."""
@@ -52,7 +63,9 @@ class Witness:
         return checkpoint.witness_vkey(self.name, self._key.public)
 
     def logs(self) -> list[LogRecord]:
-        return self._records.cached(LogRecord)
+        """All but our own."""
+        own = self._records.ledger.origin
+        return [log for log in self._records.cached(LogRecord) if log.origin != own]
 
     def copies(self) -> list[Path]:
         """Where the copies lie of which something was cosigned."""
@@ -74,7 +87,7 @@ class Witness:
     async def receive(self, workload: Workload, shipment: Shipment, bundle: list[bytes]) -> Received:
         """What *workload* ships of its own log, taken and cosigned as far as it holds."""
         origin = f"{workload.trust_domain}/{_KINDS[workload.kind]}/{workload.name}"
-        async with self._busy.setdefault(origin, asyncio.Lock()):
+        async with self._busy[origin]:
             await self._meet(origin, shipment.vkey)
             mirror = self._mirror(origin)
             if shipment.first != mirror.size:
@@ -100,6 +113,10 @@ class Witness:
             # Remembered before it is said: whoever holds the cosignature may rely on it.
             root = base64.b64encode(sealed.root).decode("ascii")
             async with self._records.deciding:
+                known = self._records.store.get(LogRecord, origin)
+                if known is not None and known.size > mirror.known.size:
+                    # Another gateway cosigned more meanwhile, which has to be the beginning of this.
+                    raise Unverifiable(Reason.OVERLOADED, f"another gateway has {known.size} entries; ship on")
                 await self._records.change(entries.Witness(origin, sealed.size, root, sealed.time_ms))
         await asyncio.to_thread(mirror.keep, sealed, note + line)
         self._seen_us[origin] = self._clock.wall_us()
@@ -134,25 +151,71 @@ class Witness:
         """A person knows why a log begins anew; the copy of the former one is kept aside."""
         if not reason.strip():
             raise Unverifiable(Reason.MALFORMED_REQUEST, "say why: the reason is recorded")
-        async with self._busy.setdefault(origin, asyncio.Lock()), self._records.deciding:
+        async with self._busy[origin], self._records.deciding:
             known = self._records.store.get(LogRecord, origin)
             if known is None:
                 names = ", ".join(log.origin for log in self.logs()) or "none"
                 raise Unverifiable(Reason.NOT_FOUND, f'no log "{visible(origin)}" is witnessed; witnessed: {names}')
-            path = self.path(origin)
-            if path.exists():
-                path.rename(path.with_name(f"{path.name}.until-{int(self._clock.now())}"))
-            self._mirrors.pop(origin, None)
             await self._records.change(entries.Log("renewed", origin, by=by, reason=reason))
 
     def _mirror(self, origin: str) -> Mirror:
-        if origin not in self._mirrors:
-            known = self._records.store.get(LogRecord, origin)
-            if known is None:
-                raise Unverifiable(Reason.NOT_FOUND, f"no log {origin}")
+        """Our copy, which has to agree with whatever any gateway cosigned."""
+        known = self._records.store.get(LogRecord, origin)
+        if known is None:
+            raise Unverifiable(Reason.NOT_FOUND, f"no log {origin}")
+        mirror = self._mirrors.get(origin)
+        if mirror is None or (mirror.known.size < known.size <= mirror.size):
             _, key = checkpoint.parse_vkey(known.vkey)
-            self._mirrors[origin] = Mirror(self.path(origin), origin, key, seen(known))
-        return self._mirrors[origin]
+            mirror = self._mirrors[origin] = Mirror(self.path(origin), origin, key, seen(known))
+        elif mirror.known.size < known.size:
+            mirror.known = seen(known)
+        return mirror
+
+    # What other gateways have
+
+    async def meet_gateway(self, origin: str, vkey: str) -> None:
+        """The log of a gateway that shares the state is copied too."""
+        async with self._records.deciding:
+            if self._records.store.get(LogRecord, origin) is None:
+                await self._records.change(entries.Log("met", origin, vkey))
+
+    def copied(self, origin: str) -> int | None:
+        """How many entries of a log are here; None for one that is not copied."""
+        known = self._records.store.get(LogRecord, origin)
+        if known is None or known.wrong or origin == self._records.ledger.origin or self._busy[origin].locked():
+            return None
+        try:
+            return self._mirror(origin).size
+        except Forked:
+            return None
+
+    async def adopt(self, origin: str, shipment: Shipment, bundle: list[bytes]) -> None:
+        """What another gateway has of a log. It proves itself: the log's key signed it, and if it is not a gateway's
+        own, it was cosigned."""
+        async with self._busy[origin]:
+            known = self._records.store.get(LogRecord, origin)
+            mirror = self._mirror(origin)
+            if known is None or shipment.vkey != known.vkey or shipment.first != mirror.size:
+                return
+            try:
+                await asyncio.to_thread(mirror.take, shipment.first, bundle)
+                await self._adopted(origin, mirror, shipment.checkpoint.encode())
+            except Exception as bad:
+                self._mirrors.pop(origin, None)
+                if not isinstance(bad, Forked):
+                    raise
+                await self._alarm(origin, str(bad))
+
+    async def _adopted(self, origin: str, mirror: Mirror, note: bytes) -> None:
+        """*note* seals what was taken, unless it is not the last of it, or older than what is known already."""
+        if not note or mirror.size < mirror.known.size:
+            return
+        sealed = mirror.check(note)
+        at_s = checkpoint.cosigned_at(note, self.name, self._key.public)
+        await asyncio.to_thread(mirror.keep, sealed, note)
+        self._seen_us[origin] = at_s * 1_000_000
+        for listener in self._listeners:
+            listener(origin)
 
 
 def seen(known: LogRecord) -> Checkpoint:

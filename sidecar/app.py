@@ -28,6 +28,7 @@ from edge.http import (
     require_free,
 )
 from edge.routes import RouteHandler, Routes
+from edge.stopping import ended
 from edge.telemetry import Telemetry
 from edge.webhooks import TIMEOUT_S, Webhook
 from sidecar.answers import Refused
@@ -92,7 +93,7 @@ class Sidecar:
         home = config.home
         home.mkdir(parents=True, exist_ok=True, mode=0o700)
         self.identity = await Identity.obtain(
-            home, config.gateway_url, config.enrolment_token, self._client, clock, config.key_service
+            home, config.gateway_urls, config.enrolment_token, self._client, clock, config.key_service
         )
         await self.identity.certify(self._tls, config.tls_certificate, config.tls_key)
         self.ledger = DurableLedger(
@@ -318,9 +319,7 @@ class Sidecar:
         await self.own.report()
 
     async def stop(self) -> None:
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.wait(self._tasks)
+        await ended(self._tasks)
         await self._guests.close()
         if self._decided is not None:
             await self._decided.close()

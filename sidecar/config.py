@@ -22,11 +22,13 @@ from edge.config import (
 
 
 class _Workload(Section):
-    """What sidecar and node have in common. ``gateway_ca``: the certificate of the authority that a gateway with https
+    """What sidecar and node have in common. ``gateway_fallbacks``: more addresses of the same gateway, for when one
+    cannot be reached. ``gateway_ca``: the certificate of the authority that a gateway with https
     is believed by; the own certificate comes from the gateway, unless ``tls_certificate`` and ``tls_key`` name one.
     ``otlp``: the collector (OTLP over HTTP) that traces and metrics are sent to; without one, none are."""
 
     gateway_url: BaseUrl = "http://127.0.0.1:7400"
+    gateway_fallbacks: tuple[BaseUrl, ...] = ()
     gateway_ca: ExistingFile | None = None
     enrolment_token: str = ""
     key_service: str = ""
@@ -36,11 +38,16 @@ class _Workload(Section):
 
     @model_validator(mode="after")
     def _secured(self) -> Self:
-        if self.gateway_url.startswith("https") != (self.gateway_ca is not None):
-            raise ValueError("gateway_ca with a gateway_url of https, and only then")
+        if {url.startswith("https") for url in self.gateway_urls} != {self.gateway_ca is not None}:
+            raise ValueError("gateway_ca with a gateway_url of https, and only then; fallbacks like the gateway_url")
         if (self.tls_certificate is None) != (self.tls_key is None):
             raise ValueError("tls_certificate and tls_key together")
         return self
+
+    @property
+    def gateway_urls(self) -> tuple[str, ...]:
+        """Where the gateway is reached, in the order in which it is tried."""
+        return (self.gateway_url, *self.gateway_fallbacks)
 
 
 class OAuthConfig(Section):

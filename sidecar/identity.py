@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +13,7 @@ from typing import Final, Self
 import msgspec
 
 from edge import keyservice, tls
-from edge.client import Client, Reply
+from edge.client import Client, Reply, Unreachable
 from edge.clock import SystemClock, new_nonce
 from trust.identity import httpsig, jws, session, wit
 from trust.identity.keys import Exchange, PublicKey, SecretKey, Signer, b64url, unb64url
@@ -72,7 +72,7 @@ class Identity:
 
     key: Signer
     enrolment: Enrolment
-    gateway_url: str
+    gateways: Gateways
     gateway: PublicKey
     client: Client
     clock: SystemClock
@@ -85,7 +85,7 @@ class Identity:
     async def obtain(
         cls,
         home: Path,
-        gateway_url: str,
+        gateway_urls: Sequence[str],
         token: str,
         client: Client,
         clock: SystemClock,
@@ -94,11 +94,11 @@ class Identity:
         """The enrolment kept in *home*, or a new one for the one-time *token*. The key is in a file there, or with
         *key_service*."""
         key = keyservice.connect(key_service) if key_service else _own_key(home)
-        path = home / ENROLMENT
+        path, gateways = home / ENROLMENT, Gateways(gateway_urls)
         if path.exists():
             enrolment = msgspec.json.decode(path.read_bytes(), type=Enrolment)
         elif token:
-            enrolment = await _enroll(gateway_url, token, key, client)
+            enrolment = await _enroll(gateways, token, key, client)
             write_atomically(path, msgspec.json.encode(enrolment), flush=True)
         else:
             raise NotEnrolled(
@@ -106,7 +106,7 @@ class Identity:
                 "and set enrolment_token"
             )
         gateway = PublicKey.from_jwk(enrolment.gateway_key)
-        return cls(key, enrolment, gateway_url.rstrip("/"), gateway, client, clock, home)
+        return cls(key, enrolment, gateways, gateway, client, clock, home)
 
     async def certify(
         self, context: SSLContext | None, certificate: Path | None = None, key: Path | None = None
@@ -247,12 +247,18 @@ class Identity:
         timeout_s: float | None = None,
         strong: bool = False,
     ) -> Reply:
-        """One signed request to the gateway; the caller reads or closes the reply. *strong*: with the key."""
+        """One signed request to the gateway; the caller reads or closes the reply. *strong*: with the key. Where no
+        connection is made nothing was asked, so the next address is asked."""
         given = dict(headers or {})
         within = None if strong else self._usable_session()
-        signature = self._signature(method, target, given, body, within)
-        url = self.gateway_url + target
-        reply = await self.client.request(method, url, given | signature, body or None, timeout_s=timeout_s)
+
+        async def ask(base: str) -> Reply:
+            signature = self._signature(base, method, target, given, body, within)
+            return await self.client.request(
+                method, base + target, given | signature, body or None, timeout_s=timeout_s
+            )
+
+        reply = await self.gateways.ask(ask)
         if reply.status == 401 and within is not None:
             # A gateway that was started again knows none of its sessions; it did nothing, so ask with the key.
             reply.close()
@@ -261,18 +267,19 @@ class Identity:
             return await self.request(method, target, body, headers, timeout_s=timeout_s, strong=True)
         return reply
 
-    def signed(self, method: str, target: str) -> dict[str, str]:
-        """Headers that sign a request without a body, with the key; for whoever sends it itself."""
-        return self._signature(method, target, {}, b"", None)
+    def signed(self, base: str, method: str, target: str) -> dict[str, str]:
+        """Headers that sign a request without a body to the gateway at *base*, with the key; for whoever sends it
+        itself."""
+        return self._signature(base, method, target, {}, b"", None)
 
     def _usable_session(self) -> _Session | None:
         found = self.session
         return found if found is not None and self.clock.now() < found.expires_at - 1 else None
 
     def _signature(
-        self, method: str, target: str, given: dict[str, str], body: bytes, within: _Session | None
+        self, base: str, method: str, target: str, given: dict[str, str], body: bytes, within: _Session | None
     ) -> dict[str, str]:
-        request = httpsig.Request(method, self.authority, target, httpsig.headers_of(given), body)
+        request = httpsig.Request(method, authority_of(base), target, httpsig.headers_of(given), body)
         audience, created, nonce = self.enrolment.audience, int(self.clock.now()), new_nonce()
         if within is not None:
             return httpsig.mac(
@@ -299,10 +306,38 @@ class Identity:
         finally:
             reply.close()
 
+
+def authority_of(base: str) -> str:
+    """Host and port of a gateway, as they are signed."""
+    return base.partition("://")[2].partition("/")[0]
+
+
+class Gateways:
+    """The addresses of one gateway, which may be several processes. Whoever answers is asked again."""
+
+    def __init__(self, urls: Sequence[str]) -> None:
+        self.urls = tuple(url.rstrip("/") for url in urls)
+        self._at = 0
+
     @property
-    def authority(self) -> str:
-        """Host and port of the gateway, as they are signed."""
-        return self.gateway_url.partition("://")[2].partition("/")[0]
+    def url(self) -> str:
+        """The one that is asked first."""
+        return self.urls[self._at]
+
+    def leave(self, url: str) -> None:
+        """*url* cannot be reached, or knows nothing new: ask the next, unless somebody does so already."""
+        if url == self.url:
+            self._at = (self._at + 1) % len(self.urls)
+
+    async def ask(self, send: Callable[[str], Awaitable[Reply]]) -> Reply:
+        """The answer of the first that can be reached; :class:`Unreachable` if none can be."""
+        for _ in self.urls[1:]:
+            url = self.url
+            try:
+                return await send(url)
+            except Unreachable:
+                self.leave(url)
+        return await send(self.url)
 
 
 def _own_key(home: Path) -> SecretKey:
@@ -315,16 +350,15 @@ def _own_key(home: Path) -> SecretKey:
     return SecretKey.load_or_create(home / CURRENT_KEY)
 
 
-async def _enroll(gateway_url: str, token: str, key: Signer, client: Client) -> Enrolment:
+async def _enroll(gateways: Gateways, token: str, key: Signer, client: Client) -> Enrolment:
     proof = b64url(key.sign(f"licet-enroll {token}".encode()))
     body = msgspec.json.encode({"token": token, "key": key.public.jwk, "proof": proof})
-    async with client.send(
-        "POST",
-        gateway_url.rstrip("/") + "/v1/enroll",
-        {"Content-Type": "application/json", "Connection": "close"},
-        body,
-    ) as reply:
+    headers = {"Content-Type": "application/json", "Connection": "close"}
+    reply = await gateways.ask(lambda base: client.request("POST", base + "/v1/enroll", headers, body))
+    try:
         answer = await reply.read()
+    finally:
+        reply.close()
     if reply.status != 200:
         raise NotEnrolled(f"the gateway refused the enrolment: {detail_of(answer)}; register again for a new token")
     return msgspec.json.decode(answer, type=Enrolment)

@@ -327,7 +327,7 @@ class Pipeline:
             mandate = Mandate(agent.owner if agent else "")
         beside = report.kept_beside(action)
         if beside is not None:
-            await self._blobs.put(beside)
+            await self._blobs.add(beside)
         return report.deed(
             action,
             agent=agent.name if agent else self._agent,

@@ -219,11 +219,14 @@ async def listen(identity: Identity, hear: Callable[[bytes], None], target: str 
     """Read the gateway's feed, line by line, for ever. A feed that falls silent is opened again."""
     backoff = Backoff()
     while True:
-        wait = RETRY_S
+        wait, at = RETRY_S, identity.gateways.url
         try:
             async with identity.send("GET", target, timeout_s=3600.0) as reply:
+                at = identity.gateways.url
                 if reply.status != 200:
                     wait = backoff.after(reply.status, RETRY_S)
+                    if reply.status >= 500:
+                        identity.gateways.leave(at)
                     told = detail_of(await reply.read())
                     _log.error(
                         "the gateway does not speak to %s (%s); asked again in %.1f s", identity.name, told, wait
@@ -239,7 +242,8 @@ async def listen(identity: Identity, hear: Callable[[bytes], None], target: str 
                         for line in lines:
                             hear(line)
         except (Unreachable, Broken, TimeoutError, StopAsyncIteration):
-            pass
+            # One that does not speak is not asked either: it may be cut off from the others.
+            identity.gateways.leave(at)
         except Exception:
             _log.exception("following the feed failed; facts grow old until it succeeds")
         await asyncio.sleep(wait)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import uuid
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
 
 from tests.mesh import Mesh
+from tests.servers import Postgres, Redis
 
 settings.register_profile(
     "quick",
@@ -31,6 +33,31 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     """Tests marked soak run only when asked for; they are left out, not skipped."""
     if not config.getoption("--soak"):
         items[:] = [item for item in items if "soak" not in item.keywords]
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Postgres]:
+    """A server for all tests of this process; each takes a database of its own."""
+    made = Postgres()
+    made.start()
+    yield made
+    made.remove()
+
+
+@pytest.fixture
+def database(postgres: Postgres) -> Iterator[str]:
+    """The URL of an empty database."""
+    name = f"t{uuid.uuid4().hex}"
+    yield postgres.database(name)
+    postgres.drop(name)
+
+
+@pytest.fixture
+def redis(tmp_path: Path) -> Iterator[Redis]:
+    made = Redis(tmp_path)
+    made.start()
+    yield made
+    made.stop()
 
 
 @pytest.fixture

@@ -19,6 +19,8 @@ from sidecar.app import Sidecar
 from sidecar.config import NodeConfig, SidecarConfig, ToolServer, WebhookConfig
 from sidecar.node.app import Node
 from tests import zygote
+from tests.servers import free_port
+from trust.identity.keys import SecretKey
 from trust.ledger.disk import Disk
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -66,7 +68,11 @@ class Mesh:
     sidecar_disk: Disk | None = None
     gateway_disk: Disk | None = None
     credentials: tuple[Any, ...] = ()
-    nonces: str = ""
+    redis: str = ""
+    database: str = ""
+    """With one there are gateways ``a``, which is :attr:`gateway`, and ``b`` in :attr:`replicas`."""
+    replicas: dict[str, Gateway] = field(default_factory=dict)
+    replica_ports: dict[str, int] = field(default_factory=dict)
     tls: bool = False
     otlp: str | None = None
     breaker: BreakerConfig = field(default_factory=BreakerConfig)
@@ -84,6 +90,8 @@ class Mesh:
         self.sandbox.mkdir(parents=True, exist_ok=True)
         self.http = aiohttp.ClientSession(auto_decompress=False)
         await self.start_gateway()
+        if self.database:
+            await self.start_replica("b")
         self.trusted = tls.client(self.gateway_ca, "gateway") if self.gateway_ca else True
         operator = (self.home / "gateway" / "operator.token").read_text().strip()
         self.tokens["operator"] = operator
@@ -108,20 +116,55 @@ class Mesh:
             await other.stop()
         for node in self.nodes.values():
             await node.stop()
-        for part in ("sidecar", "node", "gateway"):
+        for part in ("sidecar", "node"):
             if getattr(self, part, None) is not None:
                 await self.stop(part)
+        for name in list(self.replicas):
+            await self.stop_replica(name)
+        if getattr(self, "gateway", None) is not None:
+            await self.stop("gateway")
         await self.http.close()
 
     async def start_gateway(self) -> None:
-        port = self.gateway_port if hasattr(self, "gateway_port") else 0
-        config = GatewayConfig(
-            home=self.home / "gateway",
+        port = self.gateway_port if hasattr(self, "gateway_port") else free_port() if self.database else 0
+        self.gateway = Gateway(self._gateway_config("main", self.home / "gateway", port), self.gateway_disk)
+        await self.gateway.start()
+        self.gateway_port = self.gateway.port
+        self.gateway_url = f"{'https' if self.tls else 'http'}://127.0.0.1:{self.gateway.port}"
+        self.gateway_ca = self.home / "gateway" / "ca.pem" if self.tls else None
+
+    async def start_replica(self, name: str) -> Gateway:
+        """Another gateway over the same database."""
+        port = self.replica_ports.get(name) or free_port()
+        config = self._gateway_config(name, self.home / f"gateway-{name}", port)
+        made = self.replicas[name] = Gateway(config)
+        await made.start()
+        self.replica_ports[name] = made.port
+        return made
+
+    async def stop_replica(self, name: str) -> None:
+        await self.replicas.pop(name).stop()
+
+    @property
+    def fallbacks(self) -> tuple[str, ...]:
+        return tuple(f"http://127.0.0.1:{port}" for port in self.replica_ports.values())
+
+    def _gateway_config(self, name: str, home: Path, port: int) -> GatewayConfig:
+        key_file = None
+        if self.database:
+            key_file = self.home / "gateway.key"
+            SecretKey.load_or_create(key_file)
+        return GatewayConfig(
+            name=name,
+            home=home,
             port=port,
+            key_file=key_file,
+            database=self.database,
+            peer_url=f"http://127.0.0.1:{port}" if self.database else None,
             segment_bytes=SEGMENT,
             bundle_ttl_s=self.bundle_ttl_s,
             credentials=self.credentials,
-            nonces=self.nonces,
+            redis=self.redis,
             tls="own" if self.tls else "off",
             otlp=self.otlp,
             breaker=self.breaker,
@@ -130,11 +173,6 @@ class Mesh:
             issuers=self.issuers,
             gpu=self.gpu,
         )
-        self.gateway = Gateway(config, self.gateway_disk)
-        await self.gateway.start()
-        self.gateway_port = self.gateway.port
-        self.gateway_url = f"{'https' if self.tls else 'http'}://127.0.0.1:{self.gateway.port}"
-        self.gateway_ca = self.home / "gateway" / "ca.pem" if self.tls else None
 
     async def start_node(self) -> None:
         self.node = Node(
@@ -142,6 +180,7 @@ class Mesh:
                 home=self.home / "node",
                 port=0,
                 gateway_url=self.gateway_url,
+                gateway_fallbacks=self.fallbacks,
                 gateway_ca=self.gateway_ca,
                 enrolment_token=self.node_token,
                 heartbeat_s=0.2,
@@ -159,6 +198,7 @@ class Mesh:
                 home=self.home / "sidecar",
                 port=0,
                 gateway_url=self.gateway_url,
+                gateway_fallbacks=self.fallbacks,
                 gateway_ca=self.gateway_ca,
                 enrolment_token=self.agent_token,
                 hold_wait_s=self.hold_wait_s,
@@ -182,6 +222,7 @@ class Mesh:
             home=self.home / name,
             port=0,
             gateway_url=self.gateway_url,
+            gateway_fallbacks=self.fallbacks,
             gateway_ca=self.gateway_ca,
             enrolment_token=token,
             hold_wait_s=self.hold_wait_s,
@@ -214,6 +255,7 @@ class Mesh:
             home=self.home / name,
             port=0,
             gateway_url=self.gateway_url,
+            gateway_fallbacks=self.fallbacks,
             gateway_ca=self.gateway_ca,
             enrolment_token=answer.json["enrolment_token"],
             heartbeat_s=0.2,

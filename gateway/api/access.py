@@ -34,6 +34,7 @@ from gateway.fleet import Fleet
 from gateway.ledgers import Ledgers
 from gateway.oidc import Oidc
 from gateway.passkeys import Passkeys
+from gateway.peers import Peers
 from gateway.people import People, require_role
 from gateway.proving import Prover
 from gateway.records import Records
@@ -86,6 +87,7 @@ class Services:
     anchors: Anchors
     policies: Path
     packer: Packer
+    peers: Peers
     key: SecretKey
     clock: SystemClock
     trust_domain: str

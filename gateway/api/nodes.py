@@ -80,17 +80,17 @@ class NodesApi:
         return json_response({"decision_id": decision, "attempts": attempts})
 
     async def _attempts(self, decision: str, by: str) -> AsyncIterator[dict[str, Any]]:
-        """In this gateway's own log, as far as it is sealed: a decision of this moment may be a second away."""
-        ledgers, origin = self._s.ledgers, self._s.records.ledger.origin
+        """In the gateways' own logs, as far as they are sealed: a decision of this moment may be a second away."""
+        ledgers = self._s.ledgers
         page = await ledgers.find(Filter(kind="dispatch", decision_id=decision, oldest_first=True), by)
         for row in page.rows:
-            if row.origin != origin:
+            if not row.origin.startswith(f"{self._s.trust_domain}/gateway/"):
                 continue
-            line = entries.decode(await ledgers.read(origin, row.index, by))
+            line = entries.decode(await ledgers.read(row.origin, row.index, by))
             if isinstance(line.entry, entries.Dispatch) and line.entry.trace:
                 yield {
                     "action_id": line.entry.action_id,
-                    "audit": {"origin": origin, "index": row.index},
+                    "audit": {"origin": row.origin, "index": row.index},
                     "trace": line.entry.trace,
                     "wrong": trace.replay(trace.read(line.entry.trace)),
                 }

@@ -9,6 +9,7 @@ from gateway.api.administration import Administration
 from gateway.api.decisions import Decisions
 from gateway.api.ledger import Ledger
 from gateway.api.nodes import NodesApi
+from gateway.api.peers import PeersApi
 from gateway.api.usage import UsageApi
 from gateway.api.workloads import Workloads
 from gateway.console.door import ROOT
@@ -26,7 +27,7 @@ class Api:
         access.anyone("GET", "/livez", self._livez)
         access.anyone("GET", "/readyz", self._readyz)
         access.anyone("GET", PATH, metrics.serve)
-        parts = (Workloads, Decisions, Administration, NodesApi, Ledger, UsageApi)
+        parts = (Workloads, Decisions, Administration, NodesApi, Ledger, UsageApi, PeersApi)
         for part in (*(made(services) for made in parts), console):
             part.add_to(access)
         self.routes = access.routes

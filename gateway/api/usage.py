@@ -25,7 +25,7 @@ class UsageApi:
 
     def __init__(self, services: Services) -> None:
         self._s = services
-        self._usage = Usage(services.ledgers.index, services.records.ledger.origin)
+        self._usage = Usage(services.ledgers.index, services.witness.name)
 
     def add_to(self, access: Access) -> None:
         access.person("GET", "/v1/usage", self._sums, AUDITOR, OPERATOR)

@@ -10,7 +10,7 @@ import msgspec
 from edge.http import Incoming, Response, StreamResponse, json_response, relay
 from gateway.api.access import Access, Services, decode, seconds
 from gateway.api.decisions import state_of
-from gateway.callers import Sender
+from gateway.callers import WIT_HEADER, Sender
 from gateway.delegations import NewRoot
 from gateway.fleet import Joining
 from gateway.state import ApprovalRecord
@@ -166,6 +166,7 @@ class Workloads:
         """A session for whoever signed with its key; that signature is in the ledger before the session counts."""
         statement, entry = self._s.callers.open_session(sender, decode(incoming, _OpenSession).key)
         await self._s.records.note(entry)
+        await self._s.callers.share(statement, entry, incoming.header(WIT_HEADER) or "")
         return json_response({"statement": statement}, 201)
 
     # Delegation and standing
@@ -262,7 +263,6 @@ class Workloads:
         _require(sender, "node", "only nodes do this")
         await services.prover.joined(sender.workload.name, asked.vouchers)
         epoch, grown = await services.fleet.join(sender.workload.name, asked)
-        services.callers.sessions.end(sender.workload.subject)
         if grown:
             await services.bundles.refresh(sender.workload.name)
         services.prover.begin(sender.workload.name)
@@ -271,7 +271,7 @@ class Workloads:
     async def _heartbeat(self, incoming: Incoming, sender: Sender) -> Response:
         _require(sender, "node", "only nodes do this")
         epoch, name = decode(incoming, _Heartbeat).epoch, sender.workload.name
-        if not self._s.fleet.renew(name, epoch):
+        if not await self._s.fleet.renew(name, epoch):
             raise Unverifiable(Reason.PERMIT_INVALID, f"epoch {epoch} of {name} is over; join again")
         return json_response({"state": self._s.registry.node(name).state})
 

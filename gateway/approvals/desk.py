@@ -259,9 +259,9 @@ class Desk:
         the ledger, sealed."""
         body = action.payload.body
         if action.personal is None:
-            return {**msgspec.to_builtins(dispatch), "body_sha256": await self._blobs.put(body)}
+            return {**msgspec.to_builtins(dispatch), "body_sha256": await self._blobs.add(body)}
         key = action.personal.key
-        sealed = await self._blobs.put(key.seal(wire.encode(dispatch, body), REQUEST))
+        sealed = await self._blobs.add(key.seal(wire.encode(dispatch, body), REQUEST))
         plain = msgspec.structs.replace(dispatch, headers=[], proof=None, chain="")
         return {**msgspec.to_builtins(plain), "body_sha256": sealed, "sealed_by": key.id}
 

@@ -60,7 +60,9 @@ class PoliciesPage:
     async def _show(self, incoming: Incoming, guest: Guest) -> Response:
         compiled = self._s.bundles.compiled
         index = self._s.ledgers.index
-        activations = await index.find(Filter(kind="bundle", origin=self._s.records.ledger.origin, limit=ACTIVATIONS))
+        activations = await index.find(
+            Filter(kind="bundle", origin=f"{self._s.trust_domain}/gateway/*", limit=ACTIVATIONS)
+        )
         policies: list[Policy] = []
         candidate = Candidate(str(self._directory), missing="no policies are active")
         if compiled is not None:

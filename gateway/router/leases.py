@@ -1,12 +1,13 @@
 """Leases: which nodes were heard of in their present epoch, not too long ago. Soft state, in memory.
 
-A node renews every two seconds and its lease lasts ten; the gateway that restarts knows no lease until it hears of each
-node again. Asking costs nothing per node: the one that was heard of longest ago stands first.
+A node renews every two seconds and its lease lasts ten; the gateway that restarts knows no lease until it, or another
+gateway, hears of each node again. Asking costs nothing per node: the one that was heard of longest ago stands first.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Mapping
 
 
 class Leases:
@@ -25,6 +26,19 @@ class Leases:
             self.version += 1
         self._renewed[node] = (epoch, now_us)
         self._renewed.move_to_end(node)
+
+    def hear(self, told: Mapping[str, tuple[int, int]]) -> None:
+        """Others heard of these nodes: of each the present epoch, and when that was."""
+        before = dict(self._renewed)
+        news = {
+            node: lease
+            for node, lease in told.items()
+            if node not in before or before[node][0] != lease[0] or before[node][1] < lease[1]
+        }
+        if not news:
+            return
+        self.version += any(node not in before or before[node][0] != lease[0] for node, lease in news.items())
+        self._renewed = OrderedDict(sorted({**before, **news}.items(), key=lambda item: item[1][1]))
 
     def expire(self, now_us: int) -> None:
         """Forget those that ran out."""

@@ -305,7 +305,7 @@ def test_acknowledged_entries_behind_a_flipped_bit_are_not_cut_off_quietly(tmp_p
 async def test_equal_blobs_at_once_are_one_blob(tmp_path: Path) -> None:
     blobs = Blobs(tmp_path)
     data = b"x" * 1_000_000
-    digests = await asyncio.gather(*(blobs.put(data) for _ in range(16)))
+    digests = await asyncio.gather(*(blobs.add(data) for _ in range(16)))
     assert len(set(digests)) == 1
     assert blobs.get(digests[0]) == data
     assert len(list(tmp_path.iterdir())) == 1

@@ -116,7 +116,7 @@ async def test_a_session_does_not_open_sessions_nor_renew_tokens(mesh: Mesh) -> 
     identity = mesh.sidecar.identity
     for target, body in (("/v1/session", b'{"key":"AA"}'), ("/v1/wit", b"")):
         given = {"content-type": "application/json"}
-        headers = given | identity._signature("POST", target, given, body, identity.session)
+        headers = given | identity._signature(mesh.gateway_url, "POST", target, given, body, identity.session)
         answer = await mesh.request("POST", mesh.gateway_url + target, data=body, headers=headers)
         refused(answer, "unauthenticated", "not within a session")
 

@@ -36,7 +36,17 @@ def test_both_sides_come_to_the_same_secret_and_each_session_to_another() -> Non
     terms, secret, statement = opened(own)
     assert accept(statement, own) == (terms, secret)
     assert len(secret) == 32
-    assert opened(own)[1] != secret
+    assert opened(own, session="ses_2")[1] != secret
+    assert opened(Exchange())[1] != secret
+
+
+def test_whoever_has_the_responders_key_comes_to_the_same_secret_and_nobody_else() -> None:
+    """Several gateways are one responder."""
+    terms, secret, statement = opened(Exchange())
+    assert session.again(statement, GATEWAY, audience=AUDIENCE, now=NOW + 1) == (terms, secret)
+    for key, audience, now in ((OTHER, AUDIENCE, NOW), (GATEWAY, "other", NOW), (GATEWAY, AUDIENCE, NOW + 300)):
+        with pytest.raises(Unverifiable):
+            session.again(statement, key, audience=audience, now=now)
 
 
 def test_a_statement_is_for_one_key_subject_audience_and_time() -> None:

@@ -168,6 +168,11 @@ class SecretKey:
     def sign(self, message: bytes) -> bytes:
         return self.handle.sign(message)
 
+    def derive(self, what: str) -> bytes:
+        """32 bytes for one purpose (HKDF-SHA256), which whoever has this key can make again and nobody else."""
+        info = b"licet " + what.encode()
+        return HKDF(algorithm=hashes.SHA256(), length=KEY_BYTES, salt=None, info=info).derive(self._seed)
+
     @property
     def pem(self) -> bytes:
         """PKCS #8 in PEM, not encrypted; for a TLS library, in a file with mode 0600."""
@@ -197,8 +202,10 @@ class SecretKey:
 class Exchange:
     """One side of one X25519 key agreement (RFC 7748); its secret lives as long as this object."""
 
-    def __init__(self) -> None:
-        self._secret = X25519PrivateKey.generate()
+    def __init__(self, secret: bytes | None = None) -> None:
+        """A fresh one, or the one whose 32 secret bytes somebody can derive again."""
+        made = X25519PrivateKey.generate() if secret is None else X25519PrivateKey.from_private_bytes(secret)
+        self._secret = made
         self.public: bytes = self._secret.public_key().public_bytes_raw()
 
     def agree(self, peer: bytes, info: bytes) -> bytes:

@@ -14,7 +14,7 @@ import msgspec
 
 from trust.canonical import jcs
 from trust.identity import jws
-from trust.identity.keys import Exchange, PublicKey, Signer, b64url, unb64url
+from trust.identity.keys import Exchange, PublicKey, SecretKey, b64url, unb64url
 from trust.reasons import Reason, Unverifiable
 
 TYP: Final = "licet-session+jwt"
@@ -40,13 +40,34 @@ class Terms(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def answer(
-    client: str, *, session: str, subject: str, audience: str, now: int, key: Signer
+    client: str, *, session: str, subject: str, audience: str, now: int, key: SecretKey
 ) -> tuple[Terms, bytes, str]:
     """The responder's side: the terms, the secret, and the signed statement for whoever asked."""
-    own = Exchange()
+    own = _own(session, key)
     terms = Terms(session, subject, audience, client, b64url(own.public), now, now + MAX_LIFE_S)
     secret = own.agree(unb64url(client), terms.info)
     return terms, secret, jws.seal(jcs(msgspec.to_builtins(terms)), TYP, key)
+
+
+def again(statement: str, key: SecretKey, *, audience: str, now: float) -> tuple[Terms, bytes]:
+    """The terms and the secret of a session that somebody who has the same *key* answered, from the signed statement;
+    or :class:`Unverifiable`."""
+    terms = _terms(statement, key.public)
+    if terms.audience != audience or now >= terms.expires_at:
+        raise _refuse("over, or made for another audience")
+    return terms, _own(terms.session, key).agree(unb64url(terms.client), terms.info)
+
+
+def _own(session: str, key: SecretKey) -> Exchange:
+    """The responder's half: whoever has its key makes the same one, so that several gateways can be one responder."""
+    return Exchange(key.derive(f"session {session}"))
+
+
+def _terms(statement: str, responder: PublicKey) -> Terms:
+    try:
+        return msgspec.json.decode(jws.open_sealed(statement, TYP, responder), type=Terms)
+    except msgspec.DecodeError as bad:
+        raise _refuse(str(bad)) from None
 
 
 def accept(
@@ -54,10 +75,7 @@ def accept(
 ) -> tuple[Terms, bytes]:
     """The asking side: the terms and the secret, or :class:`Unverifiable` if the statement is not an answer
     to *own* by *responder*."""
-    try:
-        terms = msgspec.json.decode(jws.open_sealed(statement, TYP, responder), type=Terms)
-    except msgspec.DecodeError as bad:
-        raise _refuse(str(bad)) from None
+    terms = _terms(statement, responder)
     if terms.client != b64url(own.public):
         raise _refuse("answers another key")
     if (terms.subject, terms.audience) != (subject, audience):

@@ -30,14 +30,16 @@ class _Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field=
     """Base of all kinds; fields that hold their default are left out of the bytes."""
 
 
-class Stamp(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """``wall_us``: Unix time in microseconds; ``mono_ns``: the process's monotonic clock."""
+class Stamp(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """``wall_us``: Unix time in microseconds; ``mono_ns``: the process's monotonic clock. ``turn``: the place among all
+    changes of several gateways that share their state, from 1; 0 for whatever is no such change."""
 
     origin: str
     seq: Count
     boot: str
     wall_us: Microseconds
     mono_ns: Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
+    turn: Count = 0
 
 
 class SealedArguments(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -559,6 +561,25 @@ class Admin(_Entry, frozen=True, tag="admin"):
     role: str
 
 
+class Replica(_Entry, frozen=True, tag="replica"):
+    """A gateway shares the state of others from here on: its log ``origin``, by which key that is signed, and the
+    ``url`` at which the others reach it."""
+
+    name: str
+    origin: str
+    vkey: str
+    url: str = ""
+    version: str = ""
+
+
+class Void(_Entry, frozen=True, tag="void"):
+    """The change at index ``seq`` of this log never became one: the others took its ``turn`` without it."""
+
+    seq: Count
+    turn: Count
+    detail: str
+
+
 class Gap(_Entry, frozen=True, tag="gap"):
     """Something could not be recorded or was cut off, and this says so."""
 
@@ -596,6 +617,8 @@ AnyEntry = (
     | Subject
     | Query
     | Admin
+    | Replica
+    | Void
     | Gap
 )
 

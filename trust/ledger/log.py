@@ -138,14 +138,14 @@ class Ledger:
         """Why nothing can be recorded any more, if so."""
         return self._writer.poison
 
-    def append(self, entry: AnyEntry, token: object = None) -> Stamp:
+    def append(self, entry: AnyEntry, token: object = None, turn: int = 0) -> Stamp:
         """The stamp of *entry*; it is recorded when *token* comes back through ``on_durable``. What is no entry is
         refused (:class:`EntryInvalid`), and poisons nothing."""
         try:
             data = entries.encode(entry)
         except Unverifiable as bad:
             raise EntryInvalid(bad.detail) from None
-        return self._writer.append(data, token)
+        return self._writer.append(data, token, turn)
 
     def commit(self) -> None:
         """Make durable what was appended; for a ledger without its own thread."""

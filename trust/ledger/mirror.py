@@ -31,6 +31,8 @@ class Mirror:
         self.known = known
         sealed = self._kept()
         self._tiles = resume_tiles(root, sealed) or TileWriter(root)
+        if self.size == known.size and self._tiles.edge.root() != known.root:
+            raise Forked(f"the first {known.size} entries of {origin} are not those that were witnessed")
 
     def _kept(self) -> Checkpoint:
         try:

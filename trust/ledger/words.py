@@ -120,6 +120,11 @@ def words(entry: AnyEntry) -> str:
             return f"{visible(entry.by)} read {entry.rows} rows ({entry.what}): {visible(entry.asked, MAX_SHOWN)}"
         case entries.Admin():
             return f"{entry.by} as {entry.role}: {visible(entry.event)}"
+        case entries.Replica():
+            at = f" at {visible(entry.url)}" if entry.url else ""
+            return f"{entry.name} shares the state from here on{at}, its log is {visible(entry.origin)}"
+        case entries.Void():
+            return f"entry {entry.seq} changed nothing (turn {entry.turn}): {visible(entry.detail, MAX_SHOWN)}"
         case entries.Start():
             return f"version {entry.version}, {entry.found} entries found"
         case entries.Gap():

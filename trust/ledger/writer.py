@@ -83,12 +83,12 @@ class Writer:
         """Entries appended so far, durable or not."""
         return self._next
 
-    def append(self, entry: bytes, token: object) -> Stamp:
+    def append(self, entry: bytes, token: object, turn: int = 0) -> Stamp:
         """The stamp of *entry*, whose index holds if it becomes durable; *token* comes back through ``on_durable``."""
         with self._lock:
             if self.poison is not None:
                 raise self.poison
-            stamp = Stamp(self._origin, self._next, self._boot, self._clock.wall_us(), self._clock.mono_ns())
+            stamp = Stamp(self._origin, self._next, self._boot, self._clock.wall_us(), self._clock.mono_ns(), turn)
             data = stamped(stamp, entry)
             if len(data) > MAX_ENTRY_BYTES:
                 raise EntryTooLarge(f"a ledger entry has at most {MAX_ENTRY_BYTES} bytes, this one {len(data)}")

@@ -19,7 +19,7 @@ class Approvals:
         self._people: list[Any] = []
         self._deputies: list[Any] = []
         self._passkeys: list[Any] = []
-        for entry in sorted(entries, key=lambda one: (one.origin, one.index)):
+        for entry in sorted(entries, key=lambda one: one.when):
             if entry.kind == "approval":
                 self._steps.setdefault(entry.body["approval"], []).append(entry)
             elif entry.kind == "person" and entry.body["event"] in ("registered", "removed"):
@@ -65,13 +65,13 @@ class Approvals:
         """Whose seats approved it, if those are enough for *terms*."""
         if _all(steps, "denied") or not _all(steps, "approved"):
             raise Fault("it was denied, or nobody approved it")
-        changed, decided = _last(steps, "requested", "edited").index, _last(steps, "approved").index
+        changed, decided = _last(steps, "requested", "edited").when, _last(steps, "approved").when
         barred = own | {step.body["by"] for step in _all(steps, "edited")}
         escalated = {group for step in _all(steps, "escalated") for group in step.body.get("groups", [])}
         seats: dict[str, str] = {}
         for vote in _all(steps, "vote"):
             by, seat = vote.body["by"], vote.body.get("seat") or vote.body["by"]
-            if vote.index < changed or vote.body["decision"] != "approve" or {by, seat} & barred:
+            if vote.when < changed or vote.body["decision"] != "approve" or {by, seat} & barred:
                 continue
             if seat != by and not self._stands_in(by, seat, vote.stamp["wall_us"]):
                 raise Fault(f"{by} voted for {seat}, and was nobody's deputy then")
@@ -96,7 +96,7 @@ class Approvals:
         known = [
             one.body
             for one in self._passkeys
-            if one.index < vote.index
+            if one.when < vote.when
             and (one.body["person"] == by if one.kind == "person" else one.body["credential"] == credential)
         ]
         if not signed or not known or known[-1]["event"] != "added" or known[-1]["person"] != by:
@@ -105,9 +105,9 @@ class Approvals:
         challenge = hashlib.sha256(text.encode()).digest()
         require_signed(signed, known[-1]["key"], known[-1]["party"], challenge)
 
-    def _groups(self, name: str, before: int) -> set[str]:
+    def _groups(self, name: str, before: tuple[int, int]) -> set[str]:
         """What *name* was of when entry *before* was written."""
-        known = [one.body for one in self._people if one.body["person"] == name and one.index < before]
+        known = [one.body for one in self._people if one.body["person"] == name and one.when < before]
         if not known or known[-1]["event"] != "registered":
             return set()
         return set(known[-1].get("roles", [])) | {"team:" + team for team in known[-1].get("teams", [])}
@@ -137,7 +137,7 @@ class Approvals:
         after_us = asked.stamp["wall_us"] - yes.stamp["wall_us"] if yes is not None else -1
         if scope.get("kind", ONCE) == ONCE or not 0 <= after_us < scope.get("minutes", 0) * 60_000_000:
             raise Fault(f"{under} does not go so far")
-        if any(step.index < asked.index for step in _all(steps, "revoked")):
+        if any(step.when < asked.when for step in _all(steps, "revoked")):
             raise Fault(f"{under} was taken back before")
         if scope["kind"] == "uses":
             used = [one for one in self._steps.values() if _first(one).body.get("under") == under]
@@ -162,7 +162,7 @@ def _first(steps: list[Any]) -> Any:
 
 def _before(steps: list[Any], vote: Any) -> Any:
     """What was asked when *vote* was given."""
-    return _last([step for step in steps if step.index < vote.index], "requested", "edited")
+    return _last([step for step in steps if step.when < vote.when], "requested", "edited")
 
 
 def _last(steps: list[Any], *events: str) -> Any:

@@ -54,6 +54,11 @@ class Entry:
     def place(self) -> str:
         return f"{self.origin}#{self.index}"
 
+    @property
+    def when(self) -> tuple[int, int]:
+        """What changed the gateways' state is in one order: by turn where several share it, else as one log has it."""
+        return self.stamp.get("turn", 0), self.index
+
 
 class Pack:
     """*read* gives the bytes of a file of the pack by its name (:class:`KeyError` if there is none)."""
@@ -154,7 +159,7 @@ class Pack:
 
     def _decisions(self, manifest: Any, entries: list[Entry]) -> None:
         bundles = self._bundles(manifest)
-        active = _Active(entries)
+        active = _Active(_changes(entries))
         again = 0
         for entry in entries:
             if entry.kind not in _EXPECTED or (entry.kind == "refusal" and entry.body["step"] != 5):
@@ -236,7 +241,7 @@ class Pack:
     # 3. What needed people had them
 
     def _approvals(self, entries: list[Entry]) -> None:
-        approvals = Approvals(entries)
+        approvals = Approvals(_changes(entries))
         dispatched = {entry.body["action_id"] for entry in entries if entry.kind == "dispatch"}
         claimed = {entry.body.get("claim") for entry in entries if entry.kind == "approval"}
         for entry in entries:
@@ -275,7 +280,7 @@ class _Active:
 
     def __init__(self, entries: list[Entry]) -> None:
         activated = [e for e in entries if e.kind == "bundle" and e.body["event"] in ("activated", "rolled_back")]
-        ordered = sorted(activated, key=lambda entry: entry.index)
+        ordered = sorted(activated, key=lambda entry: entry.when)
         until = [entry.stamp["wall_us"] for entry in ordered[1:]] + [None]
         self._spans = [(e.body["digest"], e.stamp["wall_us"], end) for e, end in zip(ordered, until)]
 
@@ -286,6 +291,18 @@ class _Active:
             if known == digest and begin <= when + LATE_US and (end is None or when <= end + LATE_US):
                 return
         raise Fault("it was decided by policies that were not active then")
+
+
+def _changes(entries: list[Entry]) -> list[Entry]:
+    """All but what a gateway said and did not come to be, because others had that turn."""
+    void = {(entry.origin, entry.body["seq"]) for entry in entries if entry.kind == "void"}
+    found = [entry for entry in entries if (entry.origin, entry.index) not in void]
+    turns: dict[int, Entry] = {}
+    for entry in found:
+        other = turns.setdefault(entry.when[0], entry)
+        if entry.when[0] and other is not entry:
+            raise Fault(f"{entry.place} and {other.place} say that they are the same change")
+    return found
 
 
 def _require_place(entry: Entry, gateway: str) -> None:

@@ -3,62 +3,25 @@
 from __future__ import annotations
 
 import asyncio
-import shutil
-import socket
-import subprocess
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
-from edge.shared_nonces import SharedNonces
+from edge.shared import Shared
 from gateway.app import Gateway
 from tests.mesh import Mesh
+from tests.servers import Redis
 from trust.reasons import Reason, Unverifiable
 
 pytestmark = pytest.mark.slow
 
 
-class Redis:
-    """A Redis server of this test's own, which can be stopped and started again with or without its memory."""
-
-    def __init__(self, home: Path) -> None:
-        self.home = home
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
-        self.url = f"redis://127.0.0.1:{self.port}/0"
-
-    def start(self, *more: str) -> None:
-        binary = shutil.which("redis-server")
-        assert binary, "make debian installs redis-server"
-        command = [binary, "--port", str(self.port), "--dir", str(self.home), "--save", "", *more]
-        self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-        for _ in range(500):
-            with socket.socket() as probe:
-                if probe.connect_ex(("127.0.0.1", self.port)) == 0:
-                    return
-            time.sleep(0.01)
-        raise AssertionError("redis-server did not start")
-
-    def stop(self) -> None:
-        self.process.kill()
-        self.process.wait()
-
-
 @pytest.fixture
-def redis(tmp_path: Path) -> Iterator[Redis]:
-    made = Redis(tmp_path)
-    made.start()
-    yield made
-    made.stop()
-
-
-@pytest.fixture
-async def pair(redis: Redis) -> AsyncIterator[tuple[SharedNonces, SharedNonces]]:
-    one, other = SharedNonces(redis.url, "aud"), SharedNonces(redis.url, "aud")
+async def pair(redis: Redis) -> AsyncIterator[tuple[Shared, Shared]]:
+    one, other = Shared(redis.url, "aud"), Shared(redis.url, "aud")
     yield one, other
     await one.close()
     await other.close()
@@ -69,7 +32,7 @@ def soon() -> tuple[int, int, float]:
     return int(now) + 1, int(now) + 60, now
 
 
-async def test_of_all_verifiers_one_accepts(pair: tuple[SharedNonces, SharedNonces]) -> None:
+async def test_of_all_verifiers_one_accepts(pair: tuple[Shared, Shared]) -> None:
     async def spend(which: int) -> Reason | None:
         try:
             await pair[which % 2].spend("n" * 16, *soon())
@@ -85,13 +48,13 @@ async def test_of_all_verifiers_one_accepts(pair: tuple[SharedNonces, SharedNonc
 
 async def test_another_audience_is_another_memory(redis: Redis) -> None:
     for audience in ("one", "two"):
-        shared = SharedNonces(redis.url, audience)
+        shared = Shared(redis.url, audience)
         await shared.spend("n" * 16, *soon())
         await shared.close()
 
 
 async def test_a_redis_that_lost_its_memory_accepts_nothing_from_before(
-    redis: Redis, pair: tuple[SharedNonces, SharedNonces]
+    redis: Redis, pair: tuple[Shared, Shared]
 ) -> None:
     created, expires, now = soon()
     await pair[0].spend("n" * 16, created - 1, expires, now)
@@ -109,7 +72,7 @@ async def test_a_redis_that_lost_its_memory_accepts_nothing_from_before(
 async def test_a_redis_that_forgets_when_it_is_full_is_refused(redis: Redis) -> None:
     redis.stop()
     redis.start("--maxmemory-policy", "allkeys-lru")
-    shared = SharedNonces(redis.url, "aud")
+    shared = Shared(redis.url, "aud")
     with pytest.raises(Unverifiable, match="noeviction"):
         await shared.start()
     await shared.close()
@@ -119,7 +82,7 @@ async def test_a_request_replayed_after_a_restart_of_the_gateway_is_refused(redi
     from tests.attacks.test_forgery import dispatch, signature, statement
     from trust import wire
 
-    async with Mesh(tmp_path / "mesh", nonces=redis.url) as mesh:
+    async with Mesh(tmp_path / "mesh", redis=redis.url) as mesh:
         (mesh.sandbox / "notes.txt").write_text("x")
         made, body = statement(mesh)
         headers = signature(mesh, wire.encode(made, body))

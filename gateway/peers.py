@@ -1,0 +1,155 @@
+"""Gateways that share their state copy each other's logs: their own, and those that they witness.
+
+So each has every log whole, finds and proves every entry by itself, and none is lost with one machine. What is copied
+proves itself: a log's own key signed it, and what sidecars and nodes wrote was cosigned before anybody copies it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterable
+from typing import Final
+
+import msgspec
+
+from edge.client import Broken, Client, Unreachable
+from edge.clock import SystemClock
+from edge.http import Incoming
+from gateway.ledgers import Sealed
+from gateway.records import Records
+from gateway.state import Peer
+from gateway.witness import Witness
+from trust.identity import jws
+from trust.identity.keys import SecretKey
+from trust.ledger import shipment
+from trust.ledger.shipment import Shipment
+from trust.reasons import Reason, Unverifiable, visible
+
+TYP: Final = "licet-peer+jwt"
+LIVES_S: Final = 30
+SKEW_S: Final = 5
+INTERVAL_S: Final = 1.0
+TIMEOUT_S: Final = 10.0
+MAX_BYTES: Final = 1 << 20
+LOGS: Final = "/v1/peers/logs"
+LOG: Final = "/v1/peers/log"
+_log = logging.getLogger("licet.gateway")
+
+
+class Pass(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One gateway asks another for ``target``; times are Unix seconds."""
+
+    by: str
+    to: str
+    target: str
+    expires_at: int
+
+
+class Known(msgspec.Struct, frozen=True):
+    """A log and how much of it is sealed there."""
+
+    origin: str
+    size: int
+
+
+class Peers:
+    """Of one gateway, whose *name* is among those that share the state."""
+
+    def __init__(
+        self,
+        name: str,
+        records: Records,
+        witness: Witness,
+        logs: Callable[[], Iterable[Sealed]],
+        client: Client,
+        key: SecretKey,
+        clock: SystemClock,
+    ) -> None:
+        self._name = name
+        self._records = records
+        self._witness = witness
+        self._logs = logs
+        self._client = client
+        self._key = key
+        self._clock = clock
+        self.silent: dict[str, str] = {}
+        """Why a gateway does not tell what its logs are, by its name."""
+
+    # Asked
+
+    def require(self, incoming: Incoming) -> str:
+        """The name of the gateway that asks, or :class:`Unverifiable`."""
+        token = incoming.bearer
+        if not token:
+            raise Unverifiable(Reason.UNAUTHENTICATED, "this is for the other gateways of this mesh")
+        try:
+            shown = msgspec.json.decode(jws.open_sealed(token, TYP, self._key.public), type=Pass)
+        except msgspec.DecodeError as bad:
+            raise Unverifiable(Reason.UNAUTHENTICATED, f"pass: {bad}") from None
+        left = shown.expires_at - self._clock.now()
+        if (shown.to, shown.target) != (self._name, incoming.target) or not 0 < left <= LIVES_S + SKEW_S:
+            raise Unverifiable(Reason.UNAUTHENTICATED, "a pass for something else, or one that is over")
+        return shown.by
+
+    def told(self) -> list[Known]:
+        """Every log that is here, as far as it is sealed."""
+        return [Known(log.origin, log.size) for log in self._logs()]
+
+    def shipped(self, origin: str, first: int) -> bytes:
+        """What is sealed of a log from index *first* on, as much as one answer takes."""
+        log = next((one for one in self._logs() if one.origin == origin), None)
+        if log is None or not log.first <= first <= log.size:
+            raise Unverifiable(Reason.NOT_FOUND, f"no entries of {visible(origin)} from {first} on are here")
+        taken: list[bytes] = []
+        size = 0
+        for entry in log.entries(first):
+            size += len(entry) + 2
+            if size > MAX_BYTES:
+                break
+            taken.append(entry)
+        whole = first + len(taken) == log.size
+        vkey = (log.root / "vkey").read_text().strip()
+        return shipment.pack(Shipment(vkey, first, log.note.decode() if whole else ""), taken)
+
+    # Asking
+
+    async def work(self) -> None:
+        """Copy each second what others have and this one has not, for ever."""
+        while True:
+            others = [one for one in self._records.store.all(Peer) if one.name != self._name and one.url]
+            await asyncio.gather(*(self._follow(peer) for peer in others))
+            await asyncio.sleep(INTERVAL_S)
+
+    async def _follow(self, peer: Peer) -> None:
+        try:
+            known = msgspec.json.decode(await self._get(peer, LOGS), type=list[Known])
+            for log in known:
+                await self._copy(peer, log)
+            if self.silent.pop(peer.name, ""):
+                _log.warning("gateway %s is heard again", peer.name)
+        except (Unreachable, Broken, Unverifiable, msgspec.DecodeError) as bad:
+            why = bad.detail if isinstance(bad, Unverifiable) else str(bad)
+            if self.silent.get(peer.name) != why:
+                _log.warning("the logs of gateway %s are not copied, trying again: %s", peer.name, why)
+            self.silent[peer.name] = why
+        except Exception:
+            _log.exception("copying the logs of gateway %s failed; it is tried again", peer.name)
+
+    async def _copy(self, peer: Peer, log: Known) -> None:
+        """Until as much of *log* is here as was said, or no more comes."""
+        while (have := self._witness.copied(log.origin)) is not None and have < log.size:
+            data = await self._get(peer, f"{LOG}?origin={log.origin}&first={have}")
+            shipped, bundle = await asyncio.to_thread(shipment.unpack, data)
+            await self._witness.adopt(log.origin, shipped, bundle)
+            if self._witness.copied(log.origin) == have:
+                return
+
+    async def _get(self, peer: Peer, target: str) -> bytes:
+        shown = Pass(self._name, peer.name, target, int(self._clock.now()) + LIVES_S)
+        headers = {"Authorization": "Bearer " + jws.seal(msgspec.json.encode(shown), TYP, self._key)}
+        async with self._client.send("GET", peer.url + target, headers, timeout_s=TIMEOUT_S) as reply:
+            answer = await reply.read()
+        if reply.status != 200:
+            raise Unverifiable(Reason.GATEWAY_UNREACHABLE, f"it answers {reply.status}: {answer[:200]!r}")
+        return answer

@@ -1,0 +1,337 @@
+"""Two gateways over one PostgreSQL and one Redis: one mesh, whichever of them is asked, and when one of them is gone."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+import shutil
+import zipfile
+from collections import Counter
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from gateway.app import Gateway
+from gateway.state import LogRecord, Peer
+from tests.mesh import Answer, Mesh
+from tests.servers import Redis
+from tests.stories.test_witness import shipped, witnessed
+from trust.identity.keys import SecretKey
+from trust.ledger import checkpoint, entries
+from trust.ledger.checkpoint import Checkpoint
+from trust.ledger.proofs import Tree
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+async def two(tmp_path: Path, database: str, redis: Redis) -> AsyncIterator[Mesh]:
+    async with Mesh(tmp_path / "mesh", database=database, redis=redis.url) as mesh:
+        (mesh.sandbox / "notes.txt").write_text("hello")
+        for gateway in (mesh.gateway, mesh.replicas["b"]):
+            await eventually(lambda gateway=gateway: [one.alive for one in gateway.fleet.candidates()] == [True])
+        yield mesh
+
+
+def url(gateway: Gateway) -> str:
+    return f"http://127.0.0.1:{gateway.port}"
+
+
+async def ask(mesh: Mesh, gateway: Gateway, method: str, path: str, body: Any = None, who: str = "operator") -> Answer:
+    return await mesh.request(method, url(gateway) + path, token=mesh.tokens[who], json=body)
+
+
+async def eventually(holds: Any, within_s: float = 10.0) -> None:
+    async with asyncio.timeout(within_s):
+        while not holds():
+            await asyncio.sleep(0.01)
+
+
+def turn_to(mesh: Mesh, gateway: Gateway) -> None:
+    """The sidecar asks this gateway from now on."""
+    gateways = mesh.sidecar.identity.gateways
+    gateways._at = gateways.urls.index(url(gateway))
+
+
+async def read(mesh: Mesh) -> Answer:
+    return await mesh.call("workbench/read_file", {"path": "notes.txt"})
+
+
+async def test_what_one_is_told_the_other_knows(two: Mesh) -> None:
+    b = two.replicas["b"]
+    assert {one.name for one in b.records.store.all(Peer)} == {"main", "b"}
+    await eventually(
+        lambda: b.bundles.sealed is not None and b.bundles.sealed.digest == two.gateway.bundles.sealed.digest
+    )
+    await eventually(lambda: b.records.store.dump() == two.gateway.records.store.dump())
+    people = await ask(two, b, "GET", "/v1/people")
+    assert people.status == 200
+    assert (await ask(two, b, "POST", "/v1/people", {"name": "zoe", "roles": ["auditor"]})).status == 201
+    await eventually(lambda: two.gateway.records.version == b.records.version)
+    listed = await ask(two, two.gateway, "GET", "/v1/people")
+    assert "zoe" in listed.body.decode()
+
+
+async def test_an_action_goes_through_either(two: Mesh) -> None:
+    for gateway in (two.gateway, two.replicas["b"]):
+        turn_to(two, gateway)
+        before = gateway.ledger.size
+        answer = await read(two)
+        assert answer.status == 200, answer.body
+        assert any(isinstance(line.entry, entries.Dispatch) for _, line in gateway.ledger.lines(before))
+
+
+async def test_a_session_opened_at_one_is_open_at_the_other(two: Mesh) -> None:
+    turn_to(two, two.gateway)
+    await eventually(lambda: two.sidecar.identity.session is not None)
+    session = two.sidecar.identity.session
+    turn_to(two, two.replicas["b"])
+    assert (await read(two)).status == 200
+    assert two.sidecar.identity.session is session
+    assert two.replicas["b"]._api.services.callers.sessions.knows(session.name)
+
+
+async def test_an_approval_asked_at_one_and_given_at_the_other_is_used_once(two: Mesh) -> None:
+    (two.sandbox / "old.txt").write_text("x")
+    turn_to(two, two.gateway)
+    held = await two.call("workbench/delete_file", {"path": "old.txt"})
+    assert held.status == 202, held.body
+    approval, b = held.json["approval"], two.replicas["b"]
+    await eventually(lambda: b.desk.find(approval) is not None)
+    presented = b.desk.get(approval).presented
+    ballot = {"decision": "approve", "reason": "", "presented": presented}
+    voted = await ask(two, b, "POST", f"/v1/approvals/{approval}/votes", ballot, "approver-1")
+    assert voted.status == 200, voted.body
+    turn_to(two, b)
+    answer = await two.claim(approval)
+    assert answer.status == 200, answer.body
+    turn_to(two, two.gateway)
+    again = await two.claim(approval)
+    assert (again.status, again.json["reason"]) == (403, "approval_consumed")
+
+
+async def test_of_two_hundred_racing_claims_over_two_one_executes(two: Mesh) -> None:
+    (two.sandbox / "old.txt").write_text("x")
+    held = await two.call("workbench/delete_file", {"path": "old.txt"})
+    approval, b = held.json["approval"], two.replicas["b"]
+    await two.vote(approval)
+    await eventually(lambda: b.desk.get(approval).state == "approved" if b.desk.find(approval) else False)
+    gateways = two.sidecar.identity.gateways
+
+    async def claim(n: int) -> int:
+        gateways._at = n % 2
+        return (await two.claim(approval)).status
+
+    answers = Counter(await asyncio.gather(*(claim(n) for n in range(200))))
+    assert answers[200] == 1, answers
+    ran = [
+        line.entry
+        for _, line in two.node.ledger.lines()
+        if isinstance(line.entry, entries.Dispatch) and line.entry.tool == "delete_file"
+    ]
+    assert len(ran) == 1
+    claimed = [
+        line.entry
+        for gateway in (two.gateway, b)
+        for _, line in gateway.ledger.lines()
+        if isinstance(line.entry, entries.Approval) and line.entry.event == "claimed"
+    ]
+    assert len(claimed) == 1
+
+
+async def test_who_is_stopped_at_one_is_stopped_at_both(two: Mesh) -> None:
+    for gateway in (two.gateway, two.replicas["b"]):
+        turn_to(two, gateway)
+        assert (await read(two)).status == 200
+    stopped = await ask(two, two.replicas["b"], "POST", "/v1/kills", {"target": "demo", "reason": "test"})
+    assert stopped.status == 200, stopped.body
+    turn_to(two, two.gateway)
+    await eventually(lambda: two.sidecar.world.facts.stopped is not None, 2.0)
+    answer = await read(two)
+    assert (answer.status, answer.json["reason"]) == (403, "killed")
+
+
+async def test_a_replica_that_is_gone_is_not_missed(two: Mesh) -> None:
+    turn_to(two, two.replicas["b"])
+    assert (await read(two)).status == 200
+    await two.stop_replica("b")
+    async with asyncio.timeout(10):
+        while (answer := await read(two)).status != 200:
+            assert answer.json["reason"] in ("gateway_unreachable", "outcome_unknown", "no_eligible_node"), answer.body
+            await asyncio.sleep(0.05)
+    await eventually(lambda: two.sidecar.world.age_s() < 1.5)
+    made = await ask(two, two.gateway, "POST", "/v1/people", {"name": "zoe", "roles": ["auditor"]})
+    assert made.status == 201
+    b = await two.start_replica("b")
+    await eventually(lambda: b.records.store.dump() == two.gateway.records.store.dump())
+
+
+async def test_a_node_is_known_to_both_whichever_it_tells(two: Mesh) -> None:
+    b = two.replicas["b"]
+    two.node.identity.gateways._at = 1
+    await two.stop("gateway")
+    await asyncio.sleep(0.5)
+    turn_to(two, b)
+    assert (await read(two)).status == 200
+
+
+def copies(gateway: Gateway) -> dict[str, int]:
+    return {log.origin: log.size for log in gateway.ledgers.sealed_logs()}
+
+
+async def test_each_has_every_log_and_proves_it(two: Mesh) -> None:
+    b = two.replicas["b"]
+    turn_to(two, two.gateway)
+    answer = await read(two)
+    turn_to(two, b)
+    assert (await read(two)).status == 200
+    decision, logs = (
+        answer.json["decision_id"],
+        {"licet.local/gateway/main", "licet.local/gateway/b", "licet.local/sidecar/demo", "licet.local/node/node-1"},
+    )
+    await eventually(lambda: set(copies(two.gateway)) == set(copies(b)) == logs)
+    for gateway in (two.gateway, b):
+        async with asyncio.timeout(15):
+            while True:
+                found = await ask(two, gateway, "GET", f"/v1/ledger/entries?decision_id={decision}")
+                kinds = sorted(row["kind"] for row in found.json["rows"])
+                if kinds == ["dispatch", "intent", "outcome", "outcome"]:
+                    break
+                await asyncio.sleep(0.1)
+        for row in found.json["rows"]:
+            gateway.ledgers.proved(row["origin"], row["index"])
+
+
+async def test_only_gateways_are_told_what_logs_say(two: Mesh) -> None:
+    for path in ("/v1/peers/logs", "/v1/peers/log?origin=licet.local/sidecar/demo&first=0"):
+        answer = await two.request("GET", two.gateway_url + path)
+        assert (answer.status, answer.json["reason"]) == (401, "unauthenticated")
+    peers = two.replicas["b"]._api.services.peers
+    main = two.gateway.records.store.get(Peer, "main")
+    assert main is not None
+    sent: list[dict[str, str]] = []
+    request = peers._client.request
+
+    async def seen(method: str, target: str, headers: Any, *more: Any, **named: Any) -> Any:
+        sent.append(dict(headers))
+        return await request(method, target, headers, *more, **named)
+
+    peers._client.request = seen  # type: ignore[method-assign]
+    assert b"licet.local/gateway/main" in await peers._get(main, "/v1/peers/logs")
+    shown = next(h for h in sent if "Authorization" in h)
+    other = await two.request("GET", two.gateway_url + "/v1/peers/log?origin=x&first=0", headers=shown)
+    assert other.status == 401
+    elsewhere = await two.request("GET", url(two.replicas["b"]) + "/v1/peers/logs", headers=shown)
+    assert elsewhere.status == 401
+
+
+async def test_a_log_that_says_two_things_to_two_gateways_is_found_out(
+    two: Mesh, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever has a sidecar's machine keeps two pasts: one for each gateway, of which the second heard of no first."""
+    b = two.replicas["b"]
+
+    async def nothing(*_: Any) -> None:
+        return None
+
+    monkeypatch.setattr("gateway.peers.Peers._copy", nothing)
+    turn_to(two, two.gateway)
+    await read(two)
+    sealed = await witnessed(two)
+    two.sidecar._tasks[3].cancel()
+    shutil.rmtree(b.witness.path(sealed.origin), ignore_errors=True)
+    b.witness._mirrors.clear()
+    await eventually(lambda: b.records.version == two.gateway.records.version)
+    key = SecretKey.load(two.home / "sidecar" / "ledger.key")
+    told = [entries.stamped(line.stamp, entries.encode(line.entry)) for _, line in two.sidecar.ledger.lines()]
+    line = entries.decode(told[0])
+    told[0] = entries.stamped(msgspec.structs.replace(line.stamp, wall_us=1), entries.encode(line.entry))
+    longer = [*told[: sealed.size], *told[sealed.size :]]
+    turn_to(two, b)
+    status, said = await shipped(two, 0, b"", longer[: sealed.size])
+    assert (status, b"not those that were witnessed" in said) == (409, True), said
+    assert b.records.store.get(LogRecord, sealed.origin).wrong
+    await eventually(lambda: two.gateway.records.store.get(LogRecord, sealed.origin).wrong)
+    claim = Checkpoint(sealed.origin, sealed.size - 1, sealed.root, sealed.time_ms)
+    status, said = await shipped(two, 0, checkpoint.seal(claim, key), longer[: sealed.size - 1])
+    assert (status, b"now seals" in said) == (409, True), said
+
+
+async def test_a_log_goes_on_at_the_other_gateway(two: Mesh) -> None:
+    turn_to(two, two.gateway)
+    await read(two)
+    first = await witnessed(two)
+    b = two.replicas["b"]
+    await eventually(lambda: copies(b).get(first.origin, 0) >= first.size)
+    turn_to(two, b)
+    await read(two)
+    second = await witnessed(two)
+    assert second.size > first.size
+    assert Tree(b.witness.path(first.origin), second.size).root() == second.root
+    await eventually(lambda: copies(two.gateway)[first.origin] >= second.size)
+
+
+async def test_a_log_that_begins_anew_does_so_at_both(two: Mesh) -> None:
+    turn_to(two, two.gateway)
+    await read(two)
+    first = await witnessed(two)
+    b = two.replicas["b"]
+    await eventually(lambda: copies(b).get(first.origin, 0) >= first.size)
+    body = {"origin": first.origin, "reason": "a new disk"}
+    answer = await ask(two, two.gateway, "POST", "/v1/ledger/renew", body)
+    assert answer.status == 201, answer.body
+    await eventually(lambda: not (b.witness.path(first.origin) / "checkpoint").exists() or copies(b)[first.origin] > 0)
+    assert list((b.config.home / "logs").glob("*sidecar_demo.until-*"))
+    await read(two)
+    await eventually(lambda: copies(b).get(first.origin, 0) >= first.size)
+
+
+async def test_what_both_did_is_proved_to_an_outsider(two: Mesh, tmp_path: Path) -> None:
+    """A run of which one gateway was asked, the other heard the vote, and the first sent the action."""
+    from trust.verifier.pack import Pack
+
+    (two.sandbox / "old.txt").write_text("x")
+    b, run = two.replicas["b"], "run_both"
+    turn_to(two, two.gateway)
+    held = await two.call("workbench/delete_file", {"path": "old.txt"}, run=run)
+    approval = held.json["approval"]
+    await eventually(lambda: b.desk.find(approval) is not None)
+    ballot = {"decision": "approve", "reason": "", "presented": b.desk.get(approval).presented}
+    assert (await ask(two, b, "POST", f"/v1/approvals/{approval}/votes", ballot, "approver-1")).status == 200
+    turn_to(two, b)
+    assert (await two.claim(approval)).status == 200
+    turn_to(two, two.gateway)
+    assert (await two.call("workbench/read_file", {"path": "notes.txt"}, run=run)).status == 200
+    for gateway in (two.gateway, b):
+        async with asyncio.timeout(15):
+            while True:
+                answer = await ask(two, gateway, "GET", f"/v1/runs/{run}/evidence")
+                if answer.status == 200:
+                    archive = zipfile.ZipFile(io.BytesIO(answer.body))
+                    report = Pack(archive.read).verify()
+                    whole = any("2 actions were allowed" in said for said in report.said)
+                    if whole and not report.faults and len(report.open) == 1:
+                        break
+                await asyncio.sleep(0.2)
+        assert any("approver-1" in said for said in report.said), report.said
+        origins = {one["origin"] for one in json.loads(archive.read("manifest.json"))["entries"]}
+        assert {"licet.local/gateway/main", "licet.local/gateway/b"} <= origins
+
+
+async def test_a_trail_and_the_usage_are_whole_at_either(two: Mesh) -> None:
+    run = "run_trail"
+    for gateway in (two.gateway, two.replicas["b"]):
+        turn_to(two, gateway)
+        assert (await two.call("workbench/read_file", {"path": "notes.txt"}, run=run)).status == 200
+    for gateway in (two.gateway, two.replicas["b"]):
+        async with asyncio.timeout(15):
+            while True:
+                usage = await ask(two, gateway, "GET", "/v1/usage?by=agent")
+                trail = await ask(two, gateway, "GET", f"/v1/runs/{run}/trail")
+                if usage.json["sums"] and usage.json["sums"][0]["done"] == 2 and len(trail.json["hops"]) == 2:
+                    break
+                await asyncio.sleep(0.1)
