@@ -7,11 +7,12 @@ The one door to aiohttp's client. Its path normalisation is off (it would send `
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from functools import lru_cache
 from ssl import SSLContext
-from typing import Final
+from typing import Any, Final
 
 import aiohttp
 import msgspec
@@ -19,6 +20,9 @@ from yarl import URL
 
 CONNECT_TIMEOUT_S: Final = 2.0
 MAX_CONNECTIONS: Final = 4096
+SILENT_S: Final = 8
+"""After this a connection breaks on which the other side's machine acknowledges nothing."""
+_WATCH: Final = {"TCP_KEEPIDLE": 2, "TCP_KEEPINTVL": 2, "TCP_KEEPCNT": 3, "TCP_USER_TIMEOUT": SILENT_S * 1000}
 POOL_TIMEOUT_S: Final = 10.0
 """How long a request waits for one of them."""
 MAX_REPLY_BYTES: Final = 32 << 20
@@ -88,6 +92,19 @@ def _too_large(response: aiohttp.ClientResponse, limit: int) -> Broken:
     return Broken(f"the answer has more than {limit} bytes")
 
 
+def _watched(about: tuple[Any, ...]) -> socket.socket:
+    """A socket whose connection breaks when the other side's machine falls silent: a wire that was cut says nothing."""
+    family, kind, protocol, *_ = about
+    made = socket.socket(family, kind, protocol)
+    made.setblocking(False)
+    if family in (socket.AF_INET, socket.AF_INET6):
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for option, value in _WATCH.items():
+            if hasattr(socket, option):
+                made.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)
+    return made
+
+
 @lru_cache(maxsize=1024)
 def _url(text: str) -> URL:
     return URL(text, encoded=True)
@@ -111,7 +128,10 @@ class Client:
         self._session = aiohttp.ClientSession(
             connector=connector
             or aiohttp.TCPConnector(
-                limit=MAX_CONNECTIONS, keepalive_timeout=60.0, ssl=tls if tls is not None else True
+                limit=MAX_CONNECTIONS,
+                keepalive_timeout=60.0,
+                ssl=tls if tls is not None else True,
+                socket_factory=_watched,
             ),
             auto_decompress=False,
             cookie_jar=aiohttp.DummyCookieJar(),

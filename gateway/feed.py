@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from typing import Final
 
@@ -18,6 +19,8 @@ from trust.identity.keys import SecretKey
 from trust.ledger import entries
 from trust.ledger.entries import AnyEntry
 
+BACK_MS: Final = 1000
+"""Nothing but somebody who sets it takes a clock back so far."""
 _ELSEWHERE: Final = (entries.Witness, entries.Approval, entries.Deputy, entries.SignIn, entries.SavedQuery)
 """Changes on which nothing depends that is told here; they are many."""
 
@@ -90,14 +93,17 @@ class Feed:
             yield feed.seal(feed.Stops(moment, self._records.version, node, stopped), self._key)
 
     async def _moments(self) -> AsyncIterator[int]:
-        """As of when each line of one feed is, in Unix milliseconds: each later than the one before. While it is not
+        """As of when each line of one feed is, in Unix milliseconds: each later than the one before, unless this clock
+        was put back. While it is not
         known here what other gateways changed there is none: an old truth must not look new."""
-        last = heard_before = 0.0
+        last, heard_before = 0, float("-inf")
         while not self.closing:
             changed, heard = self._changed, self._records.heard()
             if heard > heard_before:
-                heard_before, last = heard, max(last + 1, int(heard * 1000))
-                yield int(last)
+                moment = int((time.time() - (time.monotonic() - heard)) * 1000)
+                went_back = moment < last - BACK_MS
+                heard_before, last = heard, moment if went_back else max(last + 1, moment)
+                yield last
             await self._pause(changed)
 
     async def _pause(self, changed: asyncio.Event) -> None:

@@ -96,21 +96,12 @@ class Peers:
         """Every log that is here, as far as it is sealed."""
         return [Known(log.origin, log.size) for log in self._logs()]
 
-    def shipped(self, origin: str, first: int) -> bytes:
+    async def shipped(self, origin: str, first: int) -> bytes:
         """What is sealed of a log from index *first* on, as much as one answer takes."""
         log = next((one for one in self._logs() if one.origin == origin), None)
         if log is None or not log.first <= first <= log.size:
             raise Unverifiable(Reason.NOT_FOUND, f"no entries of {visible(origin)} from {first} on are here")
-        taken: list[bytes] = []
-        size = 0
-        for entry in log.entries(first):
-            size += len(entry) + 2
-            if size > MAX_BYTES:
-                break
-            taken.append(entry)
-        whole = first + len(taken) == log.size
-        vkey = (log.root / "vkey").read_text().strip()
-        return shipment.pack(Shipment(vkey, first, log.note.decode() if whole else ""), taken)
+        return await asyncio.to_thread(_packed, log, first)
 
     # Asking
 
@@ -153,3 +144,16 @@ class Peers:
         if reply.status != 200:
             raise Unverifiable(Reason.GATEWAY_UNREACHABLE, f"it answers {reply.status}: {answer[:200]!r}")
         return answer
+
+
+def _packed(log: Sealed, first: int) -> bytes:
+    taken: list[bytes] = []
+    size = 0
+    for entry in log.entries(first):
+        size += len(entry) + 2
+        if size > MAX_BYTES:
+            break
+        taken.append(entry)
+    whole = first + len(taken) == log.size
+    vkey = (log.root / "vkey").read_text().strip()
+    return shipment.pack(Shipment(vkey, first, log.note.decode() if whole else ""), taken)

@@ -65,8 +65,8 @@ class Records:
         """Nothing is changed any more."""
 
     def heard(self) -> float:
-        """When all changes were known here last, as :func:`time.time`: where nobody else changes anything, now."""
-        return time.time()
+        """When all changes were known here last, as :func:`time.monotonic`: where nobody else changes anything, now."""
+        return time.monotonic()
 
     def require_heard(self) -> None:
         """Nothing, if changes of others are known soon enough to be relied on; else :class:`Unverifiable`."""

@@ -98,7 +98,7 @@ class Replica(Records):
         self.deciding = self._turn
         self._unpublished: tuple[int, int] | None = None
         """(index, turn) of the entry of which it is not known whether it became a change."""
-        self._heard = 0.0
+        self._heard = float("-inf")
         self._woken = asyncio.Event()
         self.lost = ""
         """Why the order is not heard, if it is not."""
@@ -239,7 +239,7 @@ class Replica(Records):
         return self._heard
 
     def require_heard(self) -> None:
-        age = time.time() - self._heard
+        age = time.monotonic() - self._heard
         if age > STALE_S:
             because = f": {self.lost}" if self.lost else ""
             detail = f"what other gateways changed is not known here for {age:.0f} s{because}"
@@ -251,7 +251,7 @@ class Replica(Records):
             raise self.fault
         more = True
         while more:
-            at = time.time()
+            at = time.monotonic()
             told = await ask(self._last)
             more, ask = len(told) >= PAGE, self._order.news
             following = self._beyond(told)
@@ -323,7 +323,7 @@ class Replica(Records):
         change = Change(turn, stamp.origin, stamp.seq, entries.stamped(stamp, entries.encode(entry)))
         await self._order.publish(change)
         self._unpublished = None
-        self._heard = time.time()  # who has the turn knows of everything
+        self._heard = time.monotonic()  # who has the turn knows of everything
         self._apply(self._of, [Applied(stamp, entry, stamp.turn)], change.mark)
         if isinstance(entry, entries.Subject) and entry.event == "erased":
             await self._order.drop("subject", entry.key)

@@ -52,20 +52,22 @@ class Ear:
         target = "/v1/feed" if self._agent == self._identity.name else f"/v1/feed?agent={self._agent}"
         await listen(self._identity, self.hear, target)
 
-    def hear(self, line: bytes) -> None:
+    def hear(self, line: bytes) -> bool:
+        """Whether *line* was believed."""
         try:
             heard = feed.open_line(
                 line, self._identity.gateway, agent=self._agent, after=self.facts, now=self._clock.now()
             )
         except Unverifiable as bad:
             _log.warning("a line of the feed was not believed: %s", bad)
-            return
+            return False
         if heard.revoked is not None:
             self.revoked = frozenset(heard.revoked)
         self._tell(heard.stopped)
         self.facts = heard
         self.first.set()
         self._received = self._clock.mono()
+        return True
 
     def _tell(self, stopped: Stopped | None) -> None:
         """Whoever looks at this process's output sees why it does nothing any more."""
@@ -215,9 +217,10 @@ class World:
                 await asyncio.sleep(RETRY_S)
 
 
-async def listen(identity: Identity, hear: Callable[[bytes], None], target: str = "/v1/feed") -> None:
-    """Read the gateway's feed, line by line, for ever. A feed that falls silent is opened again."""
-    backoff = Backoff()
+async def listen(identity: Identity, hear: Callable[[bytes], bool], target: str = "/v1/feed") -> None:
+    """Read the gateway's feed, line by line, for ever. A feed that falls silent, or of which nothing is believed, is
+    opened again, at another address if there is one."""
+    backoff, loop = Backoff(), asyncio.get_running_loop()
     while True:
         wait, at = RETRY_S, identity.gateways.url
         try:
@@ -233,14 +236,15 @@ async def listen(identity: Identity, hear: Callable[[bytes], None], target: str 
                     )
                 else:
                     backoff.reset()
-                    rest = b""
+                    rest, heard = b"", loop.time()
                     chunks = reply.chunks()
                     while True:
-                        async with asyncio.timeout(SILENT_S):
+                        async with asyncio.timeout_at(heard + SILENT_S):
                             chunk = await anext(chunks)
                         *lines, rest = (rest + chunk).split(b"\n")
-                        for line in lines:
-                            hear(line)
+                        believed = [hear(line) for line in lines]
+                        if True in believed:
+                            heard = loop.time()
         except (Unreachable, Broken, TimeoutError, StopAsyncIteration):
             # One that does not speak is not asked either: it may be cut off from the others.
             identity.gateways.leave(at)

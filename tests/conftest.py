@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
+from loadtests.servers import Postgres, Redis
 from tests.mesh import Mesh
-from tests.servers import Postgres, Redis
 
 settings.register_profile(
     "quick",

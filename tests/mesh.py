@@ -15,11 +15,11 @@ from edge import tls
 from gateway.app import Gateway
 from gateway.config import BreakerConfig, GatewayConfig, GpuConfig, IssuerConfig, NotifyConfig, OidcConfig
 from licet.workbench import MANIFEST
+from loadtests.servers import free_port
 from sidecar.app import Sidecar
 from sidecar.config import NodeConfig, SidecarConfig, ToolServer, WebhookConfig
 from sidecar.node.app import Node
 from tests import zygote
-from tests.servers import free_port
 from trust.identity.keys import SecretKey
 from trust.ledger.disk import Disk
 

@@ -99,7 +99,9 @@ def _open(line: bytes, typ: str, key: PublicKey, kind: type[Line]) -> Line:
 
 
 def _require_newer(line: Facts | Stops, after: Facts | Stops | None, now: float) -> None:
-    if after is not None and line.as_of_ms <= after.as_of_ms:
+    # Nothing is believed that is so far ahead; if what was believed is, then our own clock was put back since.
+    put_back = after is not None and after.as_of_ms / 1000 - now > CLOCK_SKEW_S
+    if after is not None and line.as_of_ms <= after.as_of_ms and not put_back:
         raise _refuse("not newer than the last one")
     if after is not None and line.version < after.version:
         raise _refuse(f"version {line.version} after {after.version}: something was taken back")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from urllib.parse import parse_qs
 
 import msgspec
@@ -34,5 +33,5 @@ class PeersApi:
         origin, first = (asked.get(name, [""])[0] for name in ("origin", "first"))
         if not first.isdecimal() or len(first) > 15:
             raise Unverifiable(Reason.MALFORMED_REQUEST, "first: expected the index of an entry")
-        body = await asyncio.to_thread(self._peers.shipped, origin, int(first))
+        body = await self._peers.shipped(origin, int(first))
         return Response(body=body, headers={"Content-Type": SHIPMENT_TYPE})

@@ -83,15 +83,17 @@ class Membership:
 
     # Who was stopped
 
-    def hear(self, line: bytes) -> None:
+    def hear(self, line: bytes) -> bool:
+        """Whether *line* was believed."""
         try:
             self._stops = feed.open_stops(
                 line, self._identity.gateway, node=self._identity.name, after=self._stops, now=self._clock.now()
             )
         except Unverifiable as bad:
             _log.warning("a line of the feed was not believed: %s", bad)
-            return
+            return False
         self._heard = self._clock.mono()
+        return True
 
     def heard_lately(self) -> bool:
         return self._clock.mono() - self._heard < feed.SIDE_EFFECTS_STALE_S

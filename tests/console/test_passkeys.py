@@ -43,6 +43,7 @@ class Told:
         whole = json.loads(entries.stamped(stamp, entries.encode(entry)))
         self.origin, self.index, self.stamp, self.body = stamp.origin, index, whole["stamp"], whole["entry"]
         self.kind = self.body["kind"]
+        self.when = (self.stamp.get("turn", 0), index)
 
 
 SIGNED = {"bank.cedar": files()["bank.cedar"].replace("of=finance ttl=1h", "of=finance ttl=1h step_up")}

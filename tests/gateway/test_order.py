@@ -24,7 +24,7 @@ from gateway.replica import Replica
 from gateway.state import Killed, Person
 from gateway.store import Store
 from gateway.subjects import SubjectFile
-from tests import servers
+from loadtests import servers
 from trust.identity.keys import SecretKey
 from trust.ledger import entries
 from trust.ledger.entries import Kill

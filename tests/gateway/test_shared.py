@@ -12,8 +12,8 @@ import pytest
 
 from edge.shared import Shared
 from gateway.app import Gateway
+from loadtests.servers import Redis
 from tests.mesh import Mesh
-from tests.servers import Redis
 from trust.reasons import Reason, Unverifiable
 
 pytestmark = pytest.mark.slow

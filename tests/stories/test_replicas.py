@@ -17,8 +17,8 @@ import pytest
 
 from gateway.app import Gateway
 from gateway.state import LogRecord, Peer
+from loadtests.servers import Redis
 from tests.mesh import Answer, Mesh
-from tests.servers import Redis
 from tests.stories.test_witness import shipped, witnessed
 from trust.identity.keys import SecretKey
 from trust.ledger import checkpoint, entries

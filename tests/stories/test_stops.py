@@ -15,7 +15,7 @@ from edge.stopping import Stopped, until
 from gateway.config import BreakerConfig
 from sidecar.app import Sidecar
 from sidecar.config import ToolServer
-from sidecar.identity import CURRENT_KEY, NEXT_KEY, Identity
+from sidecar.identity import CURRENT_KEY, NEXT_KEY, Gateways, Identity
 from tests.mesh import Mesh, policy_files
 from trust import feed, wire
 from trust.canonical import digest_of
@@ -410,7 +410,7 @@ async def test_a_drained_key_is_removed_and_until_then_gets_no_new_tokens(mesh: 
     await mesh.admin("POST", "/v1/agents/demo/rotate", {})
     await rotated(mesh, mesh.sidecar, old.public)
     stolen = Identity(
-        old, credentials, mesh.gateway_url, mesh.sidecar.identity.gateway, mesh.sidecar._client,
+        old, credentials, Gateways([mesh.gateway_url]), mesh.sidecar.identity.gateway, mesh.sidecar._client,
         mesh.sidecar.identity.clock, mesh.home / "nowhere",
     )  # fmt: skip
     async with stolen.send("POST", "/v1/wit", strong=True) as reply:

@@ -82,7 +82,7 @@ async def test_a_workload_without_its_own_certificate_is_refused(mesh: Mesh, tmp
     target = "/v1/approvals/apr_x/state"
 
     async def status(context: ssl.SSLContext) -> int:
-        signed = identity._signature("GET", target, {}, b"", None)
+        signed = identity._signature(mesh.gateway_url, "GET", target, {}, b"", None)
         return await ask(mesh.gateway_url + target, context, headers=signed)
 
     assert await status(tls.client(mesh.gateway_ca, "gateway")) == 401  # type: ignore[arg-type]

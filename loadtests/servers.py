@@ -1,4 +1,4 @@
-"""The real servers of tests, each on a free port with a directory of its own, ended with the test."""
+"""Real servers for load and for tests, each on a free port with a directory of its own, ended with whoever started it."""
 
 from __future__ import annotations
 
@@ -38,15 +38,17 @@ def await_port(port: int, process: subprocess.Popen[bytes], what: str) -> None:
 class Redis:
     """It can be stopped and started again with or without its memory."""
 
-    def __init__(self, home: Path) -> None:
+    def __init__(self, home: Path, host: str = "127.0.0.1") -> None:
         self.home = home
+        self.host = host
         self.port = free_port()
-        self.url = f"redis://127.0.0.1:{self.port}/0"
+        self.url = f"redis://{host}:{self.port}/0"
 
     def start(self, *more: str) -> None:
         binary = shutil.which("redis-server")
         assert binary, "make debian installs redis-server"
         command = [binary, "--port", str(self.port), "--dir", str(self.home), "--save", "", *more]
+        command += ["--bind", *sorted({"127.0.0.1", self.host}), "--protected-mode", "no"]
         self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
         await_port(self.port, self.process, "redis-server")
 
@@ -55,11 +57,16 @@ class Redis:
         self.process.kill()
         self.process.wait()
 
+    def remove(self) -> None:
+        if hasattr(self, "process"):
+            self.stop()
+
 
 class Postgres:
     """A cluster of its own. PostgreSQL does not run as root, so then it is the user of the Debian package."""
 
-    def __init__(self) -> None:
+    def __init__(self, host: str = "127.0.0.1") -> None:
+        self.host = host
         found = sorted(Path("/usr/lib/postgresql").glob("*/bin/postgres"))
         assert found, "make debian installs postgresql"
         self._binaries = found[-1].parent
@@ -72,6 +79,8 @@ class Postgres:
         self._run(
             "initdb", "-D", str(self._data), "-U", "licet", "-A", "trust", "--no-sync", "-E", "UTF8", "--no-locale"
         )
+        with (self._data / "pg_hba.conf").open("a") as rules:
+            rules.write("host all all 10.91.0.0/16 trust\n")
         self.port = free_port()
 
     def _run(self, name: str, *arguments: str) -> None:
@@ -81,7 +90,7 @@ class Postgres:
     def start(self, *settings: str) -> None:
         given = [part for setting in ("fsync=on", "max_connections=60", *settings) for part in ("-c", setting)]
         command = [str(self._binaries / "postgres"), "-D", str(self._data), "-p", str(self.port)]
-        command += ["-k", str(self.home), "-c", "listen_addresses=127.0.0.1", *given]
+        command += ["-k", str(self.home), "-c", f"listen_addresses=127.0.0.1,{self.host}", *given]
         log = (self.home / "log").open("ab")
         self.process = subprocess.Popen(command, user=self._user, cwd=self.home, env=_plain(), stdout=log, stderr=log)
         log.close()
@@ -101,7 +110,7 @@ class Postgres:
         self._run("dropdb", "-h", "127.0.0.1", "-p", str(self.port), "-U", "licet", "--force", name)
 
     def url(self, name: str) -> str:
-        return f"postgresql://licet@127.0.0.1:{self.port}/{name}"
+        return f"postgresql://licet@{self.host}:{self.port}/{name}"
 
     def kill(self) -> None:
         """As by a power failure of its machine: the server and every session at once."""
@@ -124,7 +133,7 @@ class Postgres:
                 session.send_signal(number)
 
     def remove(self) -> None:
-        if self.process.poll() is None:
+        if hasattr(self, "process") and self.process.poll() is None:
             self.kill()
         shutil.rmtree(self.home, ignore_errors=True)
 
