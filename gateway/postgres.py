@@ -141,7 +141,7 @@ class Postgres:
         if session is not None:
             try:
                 await session.close(timeout=1.0)
-            except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError):
+            except Exception:
                 session.terminate()
 
     def _mac(self, change: Change) -> bytes:
@@ -173,9 +173,8 @@ class Postgres:
         try:
             async with asyncio.timeout(seconds):
                 return await work(session)
-        except OrderDamaged:
-            raise
-        except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError) as bad:
+        except Exception as bad:
+            # Whatever it is: a library in the middle of losing its connection raises more kinds than it names.
             self._end(session)
             raise OrderUnavailable(f"PostgreSQL: {_words(bad)}") from None
         except BaseException:
@@ -198,14 +197,14 @@ class Postgres:
         try:
             async with asyncio.timeout(CONNECT_S):
                 session = await asyncpg.connect(self._url, server_settings=settings)
-        except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError) as bad:
+        except Exception as bad:
             raise OrderUnavailable(f"PostgreSQL cannot be reached: {_words(bad)}") from None
         try:
             await self._prepare(session)
         except OrderUnavailable:
             session.terminate()
             raise
-        except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError) as bad:
+        except Exception as bad:
             session.terminate()
             raise OrderUnavailable(f"PostgreSQL: {_words(bad)}") from None
         return session
