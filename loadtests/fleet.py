@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from gateway.candidate import read_directory, to_request
-from licet.client import Api, ApiError, Unavailable
+from licet.client import Api, ApiError, Credentials, Unavailable, delegate, narrow
 from licet.workbench import MANIFEST
 from loadtests.net import INSIDE, Island, Wire
 from loadtests.servers import Postgres, Redis, await_port, free_port
@@ -319,12 +319,28 @@ backend gateways
 """
 
 
+def described(fleet: Fleet) -> dict[str, Any]:
+    """What locust needs: each agent with a chain that another one handed on to it."""
+    agents = []
+    parts = list(fleet.of("agent-"))
+    for part, other in zip(parts, [*parts[1:], parts[0]], strict=True):
+        giving, getting = (Credentials.load(fleet.home / one.name) for one in (other, part))
+        tools: dict[str, dict[str, Any]] = {"workbench/read_file": {}}
+        root = delegate(giving, fleet.parts["gateway-a"].url, tools)
+        chain = narrow(giving, root, getting.key.public, tools)
+        agents.append({"name": part.name, "url": part.url, "token": fleet.tokens[part.name], "chain": chain})
+    gateways = [part.url for part in fleet.of("gateway-")]
+    return {"agents": agents, "gateways": gateways, "approver": fleet.tokens["approver-1"]}
+
+
 def main() -> None:
-    """Run until Ctrl-C."""
+    """Without arguments: run until Ctrl-C."""
     home = Path(tempfile.mkdtemp(prefix="licet-fleet-"))
     with Fleet(home, sidecars=4, nodes=3) as fleet, contextlib.suppress(KeyboardInterrupt):
+        (home / "fleet.json").write_text(json.dumps(described(fleet)))
         for name, part in fleet.parts.items():
             print(f"{name}: {part.url}  (log: {home / name}.log)")
+        print(f"LICET_FLEET={home / 'fleet.json'} locust -f loadtests/locustfile.py")
         print("Ctrl-C stops everything", flush=True)
         signal.pause()
     shutil.rmtree(home, ignore_errors=True)
