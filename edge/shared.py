@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 from typing import Any, Final
 
+import msgspec
 import redis.asyncio as redis
 from redis.exceptions import RedisError
 
@@ -26,6 +27,36 @@ _RENEW: Final = """
 local time = redis.call('TIME')
 redis.call('HSET', KEYS[1], ARGV[1], ARGV[2] .. ' ' .. time[1] .. ' ' .. time[2])
 """
+
+
+class Finding(msgspec.Struct, frozen=True):
+    """One thing about a server that is relied on; ``hint``: what to do if it is not ``fine``."""
+
+    what: str
+    fine: bool
+    found: str
+    hint: str = ""
+
+
+async def examine(url: str) -> list[Finding]:
+    """What an operator should know of the Redis at *url*; nothing is changed there."""
+    server: Any = redis.Redis.from_url(url, socket_timeout=2.0, socket_connect_timeout=2.0)
+    try:
+        info = await server.info()
+        settings = await server.config_get("maxmemory-policy", "appendonly", "save")
+    except (RedisError, OSError) as bad:
+        return [Finding("reached", False, str(bad) or type(bad).__name__, "what is signed is refused until it is back")]
+    finally:
+        await server.aclose()
+    policy, role = settings.get("maxmemory-policy", "noeviction"), str(info.get("role", "master"))
+    kept = settings.get("appendonly") == "yes" or bool(settings.get("save"))
+    return [
+        Finding("reached", True, f"version {info.get('redis_version', 'unknown')}"),
+        Finding("memory", policy == "noeviction", policy, "expected noeviction, or used nonces could be forgotten"),
+        Finding("takes writes", role == "master", role, "expected the primary"),
+        Finding("persistence", True, "on" if kept else "off: after a restart what was signed before is signed again"),
+        Finding("if it were lost", True, "sessions are opened again and nodes are heard of again within seconds"),
+    ]
 
 
 class Shared:

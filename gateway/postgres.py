@@ -13,11 +13,12 @@ from __future__ import annotations
 import asyncio
 import hmac
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any, Final, TypeVar
 
 import asyncpg
 
+from edge.shared import Finding
 from gateway.order import Change, OrderDamaged, OrderUnavailable
 from trust.reasons import visible
 
@@ -225,15 +226,56 @@ def _words(bad: BaseException) -> str:
 
 async def require_fit(session: Any) -> None:
     """Refuse a server that could lose what it said it has, or that is no server to write to."""
-    version = int(await session.fetchval("SHOW server_version_num"))
-    if version < OLDEST:
-        found = await session.fetchval("SHOW server_version")
-        raise OrderUnavailable(f"PostgreSQL {found}; expected 14 or later")
+    async for one in _fitness(session):
+        if not one.fine:
+            raise OrderUnavailable(f"PostgreSQL: {one.what} {one.found}; {one.hint}")
+
+
+async def _fitness(session: Any) -> AsyncIterator[Finding]:
+    version = await session.fetchval("SHOW server_version")
+    number = int(await session.fetchval("SHOW server_version_num"))
+    yield Finding("version", number >= OLDEST, version, "expected 14 or later")
     for setting in ("fsync", "full_page_writes"):
-        if await session.fetchval(f"SHOW {setting}") != "on":
-            raise OrderUnavailable(f"PostgreSQL has {setting} = off; expected on, or a power failure loses decisions")
-    if await session.fetchval("SELECT pg_is_in_recovery()"):
-        raise OrderUnavailable("this PostgreSQL is a standby that takes no writes; expected the primary")
+        found = await session.fetchval(f"SHOW {setting}")
+        yield Finding(setting, found == "on", found, "expected on, or a power failure loses decisions")
+    standby = await session.fetchval("SELECT pg_is_in_recovery()")
+    yield Finding("takes writes", not standby, "no, it is a standby" if standby else "yes", "expected the primary")
+
+
+async def examine(url: str) -> list[Finding]:
+    """What an operator should know of the database at *url*; nothing is changed there."""
+    try:
+        async with asyncio.timeout(CONNECT_S):
+            session = await asyncpg.connect(url)
+    except Exception as bad:
+        return [Finding("reached", False, _words(bad), "gateways refuse what needs a decision until it is back")]
+    try:
+        found = [Finding("reached", True, "yes")]
+        found += [one async for one in _fitness(session)]
+        may = await session.fetchval("SELECT has_schema_privilege(current_schema(), 'CREATE')")
+        made = await session.fetchval("SELECT to_regclass('licet_change') IS NOT NULL")
+        hint = "GRANT CREATE ON SCHEMA public TO the role of the gateways, for the first start and for upgrades"
+        found.append(Finding("permissions", bool(may), "may create tables" if may else "may not create tables", hint))
+        if made and not await session.fetchval("SELECT has_table_privilege('licet_change', 'SELECT, INSERT')"):
+            told = "the tables belong to another role, and this one may not use them"
+            return [*found, Finding("tables", False, told, "use the role that made them")]
+        pids = {await session.fetchval("SELECT pg_backend_pid()") for _ in range(5)}
+        pooled = "expected a direct connection, or a pooler in session mode: the turn is a lock of the session"
+        found.append(Finding("session", len(pids) == 1, "its own" if len(pids) == 1 else "shared by a pooler", pooled))
+        if made:
+            count = await session.fetchval("SELECT coalesce(max(turn), 0) FROM licet_change")
+            newest = await session.fetchval("SELECT max(version) FROM licet_schema")
+            found.append(Finding("changes", True, f"{count}, in tables of version {newest} of {len(MIGRATIONS)}"))
+        copies = await session.fetchval(
+            "SELECT count(*) FROM pg_stat_replication WHERE sync_state IN ('sync', 'quorum')"
+        )
+        lost = "each gateway that starts again brings the changes in its own ledger"
+        found.append(Finding("if it were lost", True, f"{copies} synchronous standbys; {lost}"))
+        return found
+    except Exception as bad:
+        return [Finding("examined", False, _words(bad), "may its role read the server's settings?")]
+    finally:
+        await session.close(timeout=1.0)
 
 
 async def migrate(session: Any) -> None:

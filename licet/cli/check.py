@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import shutil
 import socket
 from collections.abc import Callable, Iterator
@@ -9,6 +10,8 @@ from dataclasses import dataclass
 
 import typer
 
+from edge import shared
+from gateway import postgres
 from licet import ledgers
 from licet.cli.output import FAILED, Json, reporting, say, show
 from licet.client import Api, ApiError, Unavailable
@@ -131,6 +134,17 @@ def _machine(settings: Settings) -> Iterator[Checked]:
     )
 
 
+def _stores(settings: Settings) -> Iterator[Checked]:
+    """What several gateways share."""
+    for group, url, examine in (
+        ("postgresql", settings.gateway.database, postgres.examine),
+        ("redis", settings.gateway.redis, shared.examine),
+    ):
+        if url:
+            for one in asyncio.run(examine(url)):
+                yield Checked(group, one.what, one.fine, one.found, "" if one.fine else one.hint)
+
+
 def _ledgers(settings: Settings) -> Iterator[Checked]:
     for root in ledgers.roots(settings.home):
         report = verify(root)
@@ -138,7 +152,7 @@ def _ledgers(settings: Settings) -> Iterator[Checked]:
         yield Checked("ledgers", root.parent.name, report.holds, report.words()[0], hint)
 
 
-GROUPS: tuple[Callable[[Settings], Iterator[Checked]], ...] = (_gateway, _sidecar, _node, _machine, _ledgers)
+GROUPS: tuple[Callable[[Settings], Iterator[Checked]], ...] = (_gateway, _stores, _sidecar, _node, _machine, _ledgers)
 
 
 @reporting

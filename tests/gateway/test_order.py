@@ -18,7 +18,7 @@ from edge.durable import DurableLedger
 from gateway import fold, postgres, replica
 from gateway.bundles import BundleFiles
 from gateway.order import PAGE, Change, OrderDamaged, OrderUnavailable
-from gateway.postgres import MIGRATIONS, Postgres
+from gateway.postgres import MIGRATIONS, Postgres, examine
 from gateway.records import Records
 from gateway.replica import Replica
 from gateway.state import Killed, Person
@@ -199,7 +199,7 @@ async def test_a_server_that_could_lose_decisions_is_refused() -> None:
     server = servers.Postgres()
     server.start("full_page_writes=off")
     try:
-        with pytest.raises(OrderUnavailable, match="full_page_writes = off; expected on"):
+        with pytest.raises(OrderUnavailable, match="full_page_writes off; expected on"):
             await Postgres(server.database("x"), SECRET).open(lambda: None)
     finally:
         server.remove()
@@ -208,6 +208,29 @@ async def test_a_server_that_could_lose_decisions_is_refused() -> None:
 async def test_a_server_that_is_not_there() -> None:
     with pytest.raises(OrderUnavailable, match="cannot be reached"):
         await Postgres(f"postgresql://licet@127.0.0.1:{servers.free_port()}/x", SECRET).open(lambda: None)
+
+
+async def test_the_doctor_says_what_is_wrong_with_it(postgres: servers.Postgres, database: str) -> None:
+    async def wrong(url: str) -> dict[str, str]:
+        return {one.what: one.found for one in await examine(url) if not one.fine}
+
+    assert await wrong(database) == {}
+    async with opened(database) as one:
+        await one.take(0)
+        await one.publish(change(1))
+        await one.give()
+    told = {one.what: one.found for one in await examine(database)}
+    assert told["changes"].startswith("1, in tables of version")
+    assert "brings the changes in its own ledger" in told["if it were lost"]
+    await broken(database, "CREATE ROLE reader LOGIN; REVOKE CREATE ON SCHEMA public FROM PUBLIC")
+    try:
+        poor = database.replace("licet@", "reader@")
+        assert set(await wrong(poor)) == {"permissions", "tables"}
+        with pytest.raises(OrderUnavailable, match="permission denied"):
+            await Postgres(poor, SECRET).open(lambda: None)
+    finally:
+        await broken(database, "DROP ROLE reader")
+    assert set(await wrong(database + "x")) == {"reached"}
 
 
 # Gateways that share it

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from edge.shared import Shared
+from edge.shared import Shared, examine
 from gateway.app import Gateway
 from loadtests.servers import Redis
 from tests.mesh import Mesh
@@ -99,3 +99,15 @@ async def test_a_request_replayed_after_a_restart_of_the_gateway_is_refused(redi
         answer = await dispatch(mesh, *statement(mesh))
         assert (answer.status, answer.json["reason"]) == (503, "replay_unknown")
         assert isinstance(mesh.gateway, Gateway)
+
+
+async def test_the_doctor_says_what_is_wrong_with_it(redis: Redis) -> None:
+    async def wrong() -> dict[str, str]:
+        return {one.what: one.found for one in await examine(redis.url) if not one.fine}
+
+    assert await wrong() == {}
+    assert {one.what: one.found for one in await examine(redis.url)}["persistence"].startswith("off")
+    redis.stop()
+    assert set(await wrong()) == {"reached"}
+    redis.start("--maxmemory-policy", "allkeys-lru")
+    assert await wrong() == {"memory": "allkeys-lru"}
