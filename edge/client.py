@@ -50,6 +50,10 @@ class Reply(msgspec.Struct, frozen=True):
         """The value of *name*, or an empty string."""
         return self.response.headers.get(name, "")
 
+    @property
+    def headers(self) -> Mapping[str, str]:
+        return self.response.headers
+
     async def read(self, limit: int = MAX_REPLY_BYTES) -> bytes:
         """The complete body; :class:`Broken` if it has more than *limit* bytes."""
         try:

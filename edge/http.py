@@ -300,10 +300,12 @@ class Listener:
         self._server = server
         self._runner = web.ServerRunner(server, shutdown_timeout=0.5)
 
-    async def open(self, host: str, port: int, tls: SSLContext | None = None) -> int:
-        """The port that was bound (for port 0: which)."""
+    async def open(self, host: str, port: int, tls: SSLContext | None = None, *, shared: bool = False) -> int:
+        """The port that was bound (for port 0: which); *shared* with other processes."""
         await self._runner.setup()
-        site = web.TCPSite(self._runner, host, port, backlog=1024, reuse_address=True, ssl_context=tls)
+        site = web.TCPSite(
+            self._runner, host, port, backlog=1024, reuse_address=True, reuse_port=shared or None, ssl_context=tls
+        )
         await site.start()
         return int(self._runner.addresses[0][1])
 

@@ -8,7 +8,7 @@ on this connection and the other answers, with the same servers, clients and rul
 from __future__ import annotations
 
 import asyncio
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping
 from ssl import SSLContext
 from typing import Any, Final
@@ -74,6 +74,8 @@ class Accepted:
     def __init__(self) -> None:
         self._waiting: defaultdict[str, asyncio.LifoQueue[_Waiting]] = defaultdict(asyncio.LifoQueue)
         self._open: set[asyncio.Transport] = set()
+        self._busy: Counter[str] = Counter()
+        """Connections that are open, by who made them."""
         self.client = Client(total_timeout_s=None, connector=_Connector(self._waiting))
 
     async def accept(self, name: str, incoming: Incoming) -> Response:
@@ -87,14 +89,20 @@ class Accepted:
         transport.set_protocol(idle)
         transport.write(_TURNED)
         self._open.add(transport)
+        self._busy[name] += 1
         self._waiting[name].put_nowait(idle)
         try:
             await idle.over.wait()
         finally:
+            self._busy[name] -= 1
             self._open.discard(transport)
             transport.close()
             served.connection_lost(None)
         return Response()
+
+    def has(self, name: str) -> bool:
+        """Whether *name* is connected here."""
+        return self._busy[name] > 0
 
     async def close(self) -> None:
         for transport in list(self._open):

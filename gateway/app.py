@@ -135,6 +135,7 @@ class Gateway:
             await self._shared.start()
         self.fleet = Fleet(self.records, registry, servers, self.router, self._policies, domain, clock, self._shared)
         self._oidc: Oidc | None = None
+        self._own: Listener | None = None
         self._console: Console
         self._tls = Certificates.of(config, domain, clock)
         self._client = Client(tls=self._tls.outgoing if self._tls else None)
@@ -162,7 +163,7 @@ class Gateway:
             self.desk,
             clock,
         )
-        reaching = Reaching(self._client, self._accepted)
+        reaching = Reaching(self._client, self._accepted, peers)
         self._prover = Prover(
             self.fleet,
             Challenger(reaching, key, clock),
@@ -249,9 +250,14 @@ class Gateway:
         border = Border(hosts, max_body=MAX_DISPATCH_BYTES, scheme="https" if self._tls else "http")
         server = Server(self._serve, self._refuse_unread, border)
         self._listener = Listener(server)
-        self.port = await self._listener.open(config.host, config.port, self._tls.incoming if self._tls else None)
+        tls = self._tls.incoming if self._tls else None
+        self.port = await self._listener.open(config.host, config.port, tls, shared=bool(config.own_port))
+        if config.own_port:
+            self._own = Listener(server)
+            await self._own.open(config.host, config.own_port, tls)
         names = (config.host, "localhost", CONSOLE_HOST, *config.hostnames)
-        hosts.update(name if ":" in name else f"{name}:{self.port}" for name in names)
+        for port in {self.port, config.own_port or self.port}:
+            hosts.update(name if ":" in name else f"{name}:{port}" for name in names)
         console = config.hostnames[0] if config.hostnames else CONSOLE_HOST
         self._console.origin = f"{border.scheme}://{console}:{self.port}"
         self._tasks = [
@@ -302,7 +308,7 @@ class Gateway:
 
     async def _first_operator(self, people: People) -> None:
         """On the first start somebody must be able to register the others."""
-        path = self.config.home / "operator.token"
+        path = self.config.first_home / "operator.token"
         if any(True for _ in self._store.all(Person)):
             return
         token = await people.register("operator", [OPERATOR, AUTHOR], "gateway")
@@ -360,6 +366,8 @@ class Gateway:
         self._console.close()
         await self._accepted.close()
         await self._listener.close()
+        if self._own is not None:
+            await self._own.close()
         await ended(self._tasks)
         await self._client.close()
         await self._notices.close()

@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, PrivateAttr, field_validator, model_validator
 
 from edge.config import BaseUrl, ExistingFile, Name, Port, Seconds, Section, SegmentBytes, Url, WholeSeconds
 from trust.identity.challenge import MAX_SIZE
@@ -159,6 +159,9 @@ class GatewayConfig(Section):
     issuers: tuple[IssuerConfig, ...] = ()
     gpu: GpuConfig | None = None
 
+    _own_port: int = PrivateAttr(default=0)
+    _first_home: Path | None = PrivateAttr(default=None)
+
     @model_validator(mode="after")
     def _files_if_files(self) -> Self:
         named = [self.tls_certificate, self.tls_key, self.tls_authority]
@@ -179,6 +182,29 @@ class GatewayConfig(Section):
         if (self.witness_url is None) != (not self.witness_vkey):
             raise ValueError("witness_url and witness_vkey together")
         return self
+
+    def worker(self, number: int) -> Self:
+        """The configuration of one of several processes that share ``port``, from 1. Each has a port of its own beside
+        it, and all but the first a home and a name of its own."""
+        own = self.port + number
+        url = self.peer_url or f"{'http' if self.tls == 'off' else 'https'}://{self.host}:{own}"
+        where = re.sub(r":[0-9]+$", "", url)
+        changed: dict[str, object] = {"peer_url": f"{where}:{own}"}
+        if number > 1:
+            changed |= {"name": f"{self.name}-{number}", "home": self.home / f"worker-{number}"}
+        made = self.model_copy(update=changed)
+        made._own_port, made._first_home = own, self.home
+        return made
+
+    @property
+    def own_port(self) -> int:
+        """The port that a worker shares with nobody; 0 for what is no worker."""
+        return self._own_port
+
+    @property
+    def first_home(self) -> Path:
+        """The home of the first of several workers."""
+        return self._first_home or self.home
 
     @property
     def url(self) -> str:

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import asynccontextmanager
 from typing import Final
 
 import msgspec
 
-from edge.client import Broken, Client, Unreachable
+from edge.client import Broken, Client, Reply, Unreachable
 from edge.clock import SystemClock
 from edge.http import Incoming
 from gateway.ledgers import Sealed
@@ -34,6 +35,11 @@ TIMEOUT_S: Final = 10.0
 MAX_BYTES: Final = 1 << 20
 LOGS: Final = "/v1/peers/logs"
 LOG: Final = "/v1/peers/log"
+WORK: Final = "/v1/peers/work"
+NOT_HERE: Final = "Licet-Node-Elsewhere"
+BROKE: Final = "Licet-Node-Broke"
+"""In an answer that is none of the node's."""
+_LENGTH_BYTES: Final = 4
 _log = logging.getLogger("licet.gateway")
 
 
@@ -44,6 +50,14 @@ class Pass(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     to: str
     target: str
     expires_at: int
+
+
+class Work(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A POST to a node that is connected to whoever gets this; its body follows."""
+
+    node: str
+    path: str
+    headers: dict[str, str]
 
 
 class Known(msgspec.Struct, frozen=True):
@@ -108,8 +122,7 @@ class Peers:
     async def work(self) -> None:
         """Copy each second what others have and this one has not, for ever."""
         while True:
-            others = [one for one in self._records.store.all(Peer) if one.name != self._name and one.url]
-            await asyncio.gather(*(self._follow(peer) for peer in others))
+            await asyncio.gather(*(self._follow(peer) for peer in self.others()))
             await asyncio.sleep(INTERVAL_S)
 
     async def _follow(self, peer: Peer) -> None:
@@ -136,14 +149,55 @@ class Peers:
             if self._witness.copied(log.origin) == have:
                 return
 
-    async def _get(self, peer: Peer, target: str) -> bytes:
+    def others(self) -> list[Peer]:
+        """The gateways that can be asked."""
+        return [one for one in self._records.store.all(Peer) if one.name != self._name and one.url]
+
+    @asynccontextmanager
+    async def through(self, node: str, path: str, headers: dict[str, str], body: bytes) -> AsyncIterator[Reply]:
+        """Send a POST to a node that is connected to another gateway; :class:`Unreachable` if it is to none."""
+        data = packed_work(Work(node, path, headers), body)
+        for peer in self.others():
+            try:
+                reply = await self._client.request("POST", peer.url + WORK, self._pass(peer, WORK), data)
+            except Unreachable:
+                continue
+            try:
+                if reply.header(NOT_HERE):
+                    continue
+                if reply.header(BROKE):
+                    raise Broken(f"between gateway {peer.name} and the node: {reply.header(BROKE)}")
+                yield reply
+                return
+            finally:
+                reply.close()
+        raise Unreachable(f"no connection of {node} waits for work, here or at another gateway")
+
+    def _pass(self, peer: Peer, target: str) -> dict[str, str]:
         shown = Pass(self._name, peer.name, target, int(self._clock.now()) + LIVES_S)
-        headers = {"Authorization": "Bearer " + jws.seal(msgspec.json.encode(shown), TYP, self._key)}
+        return {"Authorization": "Bearer " + jws.seal(msgspec.json.encode(shown), TYP, self._key)}
+
+    async def _get(self, peer: Peer, target: str) -> bytes:
+        headers = self._pass(peer, target)
         async with self._client.send("GET", peer.url + target, headers, timeout_s=TIMEOUT_S) as reply:
             answer = await reply.read()
         if reply.status != 200:
             raise Unverifiable(Reason.GATEWAY_UNREACHABLE, f"it answers {reply.status}: {answer[:200]!r}")
         return answer
+
+
+def packed_work(work: Work, body: bytes) -> bytes:
+    head = msgspec.json.encode(work)
+    return len(head).to_bytes(_LENGTH_BYTES, "big") + head + body
+
+
+def unpacked_work(data: bytes) -> tuple[Work, bytes]:
+    """Inverse of :func:`packed_work`, or :class:`Unverifiable`."""
+    end = _LENGTH_BYTES + int.from_bytes(data[:_LENGTH_BYTES], "big")
+    try:
+        return msgspec.json.decode(data[_LENGTH_BYTES:end], type=Work), data[end:]
+    except msgspec.DecodeError as bad:
+        raise Unverifiable(Reason.MALFORMED_REQUEST, f"work: {bad}") from None
 
 
 def _packed(log: Sealed, first: int) -> bytes:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Final
 from urllib.parse import parse_qs
 
 import msgspec
 
-from edge.http import Incoming, Response, json_response
+from edge import reverse
+from edge.client import Broken, Unreachable
+from edge.http import Incoming, Response, StreamResponse, json_response, relay
 from gateway.api.access import Access, Services
-from gateway.peers import LOG, LOGS
+from gateway.peers import BROKE, LOG, LOGS, NOT_HERE, WORK, unpacked_work
 from trust.ledger.shipment import SHIPMENT_TYPE
-from trust.reasons import Reason, Unverifiable
+from trust.reasons import Reason, Unverifiable, visible
 
 
 class PeersApi:
@@ -18,10 +21,12 @@ class PeersApi:
 
     def __init__(self, services: Services) -> None:
         self._peers = services.peers
+        self._accepted = services.accepted
 
     def add_to(self, access: Access) -> None:
         access.anyone("GET", LOGS, self._logs)
         access.anyone("GET", LOG, self._log)
+        access.anyone("POST", WORK, self._work)
 
     async def _logs(self, incoming: Incoming) -> Response:
         self._peers.require(incoming)
@@ -35,3 +40,26 @@ class PeersApi:
             raise Unverifiable(Reason.MALFORMED_REQUEST, "first: expected the index of an entry")
         body = await self._peers.shipped(origin, int(first))
         return Response(body=body, headers={"Content-Type": SHIPMENT_TYPE})
+
+    async def _work(self, incoming: Incoming) -> StreamResponse:
+        """Something for a node that is connected here."""
+        self._peers.require(incoming)
+        work, body = unpacked_work(incoming.body)
+        if not self._accepted.has(work.node):
+            return Response(status=404, headers={NOT_HERE: "yes"})
+        url = f"http://{work.node}{reverse.HOST}{work.path}"
+        try:
+            reply = await self._accepted.client.request("POST", url, work.headers, body)
+        except Unreachable:
+            return Response(status=404, headers={NOT_HERE: "yes"})
+        except Broken as bad:
+            return Response(status=502, headers={BROKE: visible(str(bad), 200)})
+        try:
+            given = {name: value for name, value in reply.headers.items() if name.lower() not in _OF_A_CONNECTION}
+            response, _ = await relay(incoming, reply.chunks(), reply.status, given)
+            return response
+        finally:
+            reply.close()
+
+
+_OF_A_CONNECTION: Final = {"connection", "content-length", "date", "keep-alive", "server", "transfer-encoding"}

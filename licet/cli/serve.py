@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from edge import run
+from edge import run, workers
 from edge.client import Broken, Unreachable
 from edge.keyservice import KeyServiceFailed
 from gateway.app import Gateway
@@ -40,10 +40,27 @@ def _serve(part: run.Part, name: str, host: str, scheme: str = "http") -> None:
 
 
 @reporting
-def gateway() -> None:
+def gateway(
+    count: int = typer.Option(1, "--workers", min=1, max=64, help="So many processes share the port."),
+    worker: int = typer.Option(0, "--worker", hidden=True),
+) -> None:
     """Run the gateway: registry, bundles, approvals, router."""
     config = load().gateway
-    _serve(Gateway(config), "gateway", config.host, "http" if config.tls == "off" else "https")
+    scheme = "http" if config.tls == "off" else "https"
+    if count == 1:
+        _serve(Gateway(config.worker(worker) if worker else config), "gateway", config.host, scheme)
+        return
+    if not config.database:
+        raise fail("several workers share their state: set database, redis and key_file in [gateway]", FAILED)
+    _supervise("gateway", count, f"{scheme}://{config.host}:{config.port}")
+
+
+def _supervise(name: str, count: int, url: str) -> None:
+    commands = [[sys.executable, "-m", "licet", name, "--worker", str(number)] for number in range(1, count + 1)]
+    try:
+        workers.run(commands, lambda: print(f"{name} listens on {url} ({count} workers)", flush=True))
+    except workers.NeverReady as bad:
+        raise fail(f"{name} could not start: {bad}", FAILED) from None
 
 
 @reporting

@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import io
 import json
+import os
 import shutil
+import signal
+import subprocess
+import sys
+import time
 import zipfile
 from collections import Counter
 from collections.abc import AsyncIterator
@@ -13,17 +19,20 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import psutil
 import pytest
 
 from gateway.app import Gateway
 from gateway.state import LogRecord, Peer
-from loadtests.servers import Redis
-from tests.mesh import Answer, Mesh
+from licet.client import Api, Unavailable
+from loadtests.servers import Redis, free_ports
+from tests.mesh import REPOSITORY, Answer, Mesh
 from tests.stories.test_witness import shipped, witnessed
 from trust.identity.keys import SecretKey
 from trust.ledger import checkpoint, entries
 from trust.ledger.checkpoint import Checkpoint
 from trust.ledger.proofs import Tree
+from trust.ledger.verify import verify
 
 pytestmark = pytest.mark.slow
 
@@ -335,3 +344,85 @@ async def test_a_trail_and_the_usage_are_whole_at_either(two: Mesh) -> None:
                 if usage.json["sums"] and usage.json["sums"][0]["done"] == 2 and len(trail.json["hops"]) == 2:
                     break
                 await asyncio.sleep(0.1)
+
+
+async def test_a_node_that_is_connected_to_one_gateway_works_for_both(two: Mesh) -> None:
+    """As behind a load balancer, which gave all of its connections to one."""
+    b = two.replicas["b"]
+    fallbacks, two.replica_ports = two.replica_ports, {}
+    try:
+        node = await two.add_node("far", registered={"outbound": True}, outbound=True)
+    finally:
+        two.replica_ports = fallbacks
+    await two.stop("node")
+    await eventually(lambda: two.gateway._accepted.has("far"))
+    assert not b._accepted.has("far")
+    await eventually(lambda: {one.node.name for one in b.fleet.candidates() if one.alive} == {"far"}, 15)
+    turn_to(two, b)
+    await two.ready()
+    answer = await read(two)
+    assert (answer.status, answer.json.get("node")) == (200, "far"), answer.body
+    with_session = await two.call("workbench/search_files", {"path": ".", "pattern": "notes"})
+    assert with_session.status == 200, with_session.body
+    await node.stop()
+    two.nodes.clear()
+    await eventually(lambda: not two.gateway._accepted.has("far"))
+    answer = await read(two)
+    assert answer.json["reason"] in ("node_unreachable", "no_eligible_node"), answer.body
+
+
+def test_workers_share_a_port_and_each_has_its_own_log(tmp_path: Path, database: str, redis: Redis) -> None:
+    """Real processes: three workers, one of which is killed and comes back."""
+    key, port = tmp_path / "gateway.key", free_ports(4)
+    SecretKey.load_or_create(key)
+    settings = {
+        "LICET_HOME": str(tmp_path),
+        "LICET_GATEWAY__HOME": str(tmp_path / "gateway"),
+        "LICET_GATEWAY__PORT": str(port),
+        "LICET_GATEWAY__KEY_FILE": str(key),
+        "LICET_GATEWAY__DATABASE": database,
+        "LICET_GATEWAY__REDIS": redis.url,
+    }
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("LICET_")}
+    command = [sys.executable, "-m", "licet", "gateway", "--workers", "3"]
+    with subprocess.Popen(command, env=kept | settings, cwd=REPOSITORY, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == f"gateway listens on http://127.0.0.1:{port} (3 workers)\n"
+            token = (tmp_path / "gateway" / "operator.token").read_text().strip()
+            for number in range(12):
+                body = {"name": f"p{number}", "roles": ["auditor"]}
+                Api(f"http://127.0.0.1:{port}", token).call("POST", "/v1/people", body)
+            told = [Api(f"http://127.0.0.1:{port + n}", token).call("GET", "/v1/people").body for n in (1, 2, 3)]
+            assert [len(one["people"]) for one in told] == [13, 13, 13]
+            victim = psutil.Process(process.pid).children()[1]
+            victim.kill()
+            deadline = time.monotonic() + 20
+            while time.monotonic() < deadline:
+                with contextlib.suppress(Unavailable):
+                    if len(psutil.Process(process.pid).children()) == 3:
+                        Api(f"http://127.0.0.1:{port + 2}", token, 2.0).call("GET", "/livez")
+                        break
+                time.sleep(0.1)
+            else:
+                raise AssertionError("the worker did not come back")
+            Api(f"http://127.0.0.1:{port + 2}", token).call(
+                "POST", "/v1/people", {"name": "late", "roles": ["auditor"]}
+            )
+        finally:
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(10) == 0
+    homes = [tmp_path / "gateway", tmp_path / "gateway" / "worker-2", tmp_path / "gateway" / "worker-3"]
+    reports = [verify(home / "ledger") for home in homes]
+    assert not any(report.faults for report in reports)
+    assert [report.origin for report in reports] == [f"licet.local/gateway/{n}" for n in ("main", "main-2", "main-3")]
+
+
+def test_workers_without_a_database_are_refused(tmp_path: Path) -> None:
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("LICET_")}
+    command = [sys.executable, "-m", "licet", "gateway", "--workers", "2"]
+    done = subprocess.run(
+        command, env=kept | {"LICET_HOME": str(tmp_path)}, cwd=REPOSITORY, capture_output=True, text=True
+    )
+    assert done.returncode == 1
+    assert "set database, redis and key_file" in done.stderr
