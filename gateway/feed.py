@@ -18,6 +18,7 @@ from trust.feed import Facts
 from trust.identity.keys import SecretKey
 from trust.ledger import entries
 from trust.ledger.entries import AnyEntry
+from trust.ledger.shipment import log_of
 
 BACK_MS: Final = 1000
 """Nothing but somebody who sets it takes a clock back so far."""
@@ -59,8 +60,8 @@ class Feed:
         changed, self._changed = self._changed, asyncio.Event()
         changed.set()
 
-    def facts(self, agent: str, as_of_ms: int, revoked: tuple[str, ...] | None = None) -> Facts:
-        """What holds for *agent*, as far as it is known here; that is as of *as_of_ms*."""
+    def facts(self, agent: str, as_of_ms: int, revoked: tuple[str, ...] | None = None, instance: str = "") -> Facts:
+        """What holds for *agent*, as far as it is known here; that is as of *as_of_ms*. *instance*: of its sidecar."""
         record = self._registry.agent(agent)
         return Facts(
             as_of_ms=as_of_ms,
@@ -70,7 +71,7 @@ class Feed:
             bundle=self._bundles.sealed.digest if self._bundles.sealed else "",
             stopped=self._stops.of(record.agent),
             rotate=record.rotate,
-            heard=self._standings.heard(agent, f"{self._trust_domain}/sidecar/{record.via or agent}"),
+            heard=self._standings.heard(agent, log_of(self._trust_domain, "sidecar", record.via or agent, instance)),
             breakers=self._stops.breakers(agent),
             epoch=record.epoch,
             keys=tuple(key.key for key in record.keys),
@@ -78,12 +79,13 @@ class Feed:
             erasures=self._subjects.erasures,
         )
 
-    async def lines(self, agent: str) -> AsyncIterator[bytes]:
+    async def lines(self, agent: str, instance: str = "") -> AsyncIterator[bytes]:
         """For a sidecar, until the gateway closes."""
         told: tuple[str, ...] | None = None
         async for moment in self._moments():
             revoked = self._stops.revoked_links()
-            yield feed.seal(self.facts(agent, moment, revoked if revoked != told else None), self._key)
+            facts = self.facts(agent, moment, revoked if revoked != told else None, instance)
+            yield feed.seal(facts, self._key)
             told = revoked
 
     async def stops(self, node: str) -> AsyncIterator[bytes]:

@@ -29,6 +29,7 @@ from trust.canonical import JsonObject
 from trust.facts import Agent, Mandate, cedar_time, trust_context
 from trust.identity.wit import Workload
 from trust.ledger import entries
+from trust.ledger.shipment import is_log_of
 from trust.personal import Marked, Personal
 from trust.policy import judge
 from trust.policy.bundle import Compiled
@@ -143,7 +144,8 @@ class Statements:
             asked, _ = wire.action_of(*signed)
             signers += (await self._proofs.require(signed[0], asked, sender.workload.name, waited),)
         action, tool, mandate, delegators, standing = self._understood(dispatch, body, agent, bundle)
-        if not dispatch.intent.startswith(f"{sender.workload.trust_domain}/sidecar/{sender.workload.name}#"):
+        log, _, _ = dispatch.intent.partition("#")
+        if not is_log_of(log, sender.workload.trust_domain, "sidecar", sender.workload.name):
             raise Unverifiable(Reason.PERMIT_INVALID, "the intent is not in the sender's own ledger")
         if dispatch.principal != mandate.principal:
             raise Unverifiable(Reason.PERMIT_INVALID, "the principal is not the one for whom this agent acts")

@@ -24,7 +24,7 @@ from trust.ledger.checkpoint import Checkpoint
 from trust.ledger.entries import AnyEntry
 from trust.ledger.merkle import EMPTY_ROOT
 from trust.ledger.mirror import Forked, Mirror
-from trust.ledger.shipment import Received, Shipment
+from trust.ledger.shipment import Received, Shipment, is_log_of
 from trust.reasons import Reason, Unverifiable, visible
 
 _KINDS: Final = {"agent": "sidecar", "node": "node"}
@@ -86,7 +86,10 @@ class Witness:
 
     async def receive(self, workload: Workload, shipment: Shipment, bundle: list[bytes]) -> Received:
         """What *workload* ships of its own log, taken and cosigned as far as it holds."""
-        origin = f"{workload.trust_domain}/{_KINDS[workload.kind]}/{workload.name}"
+        origin, _ = checkpoint.parse_vkey(shipment.vkey)
+        if not is_log_of(origin, workload.trust_domain, _KINDS[workload.kind], workload.name):
+            told = f"a verifier key of {visible(origin)}; expected one of a log of {workload.name}"
+            raise Unverifiable(Reason.NOT_YOURS, told)
         async with self._busy[origin]:
             await self._meet(origin, shipment.vkey)
             mirror = self._mirror(origin)
@@ -127,9 +130,6 @@ class Witness:
     async def _meet(self, origin: str, vkey: str) -> None:
         known = self._records.store.get(LogRecord, origin)
         if known is None:
-            named, _ = checkpoint.parse_vkey(vkey)
-            if named != origin:
-                raise Unverifiable(Reason.NOT_YOURS, f"a verifier key of {visible(named)}; expected one of {origin}")
             async with self._records.deciding:
                 await self._records.change(entries.Log("met", origin, vkey))
         elif known.vkey != vkey:

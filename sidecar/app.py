@@ -51,6 +51,7 @@ from trust.identity import delegation
 from trust.identity.keys import SecretKey, b64url
 from trust.ledger import entries
 from trust.ledger.disk import Disk
+from trust.ledger.shipment import log_of
 from trust.ledger.tiles import write_atomically
 from trust.policy.inventory import require_server_name
 from trust.reasons import Reason, Unverifiable
@@ -93,12 +94,12 @@ class Sidecar:
         home = config.home
         home.mkdir(parents=True, exist_ok=True, mode=0o700)
         self.identity = await Identity.obtain(
-            home, config.gateway_urls, config.enrolment_token, self._client, clock, config.key_service
+            home, config.gateway_urls, config.enrolment, self._client, clock, config.key_service, config.instance
         )
         await self.identity.certify(self._tls, config.tls_certificate, config.tls_key)
         self.ledger = DurableLedger(
             home / "ledger",
-            origin=f"{self.identity.enrolment.trust_domain}/sidecar/{self.identity.name}",
+            origin=log_of(self.identity.enrolment.trust_domain, "sidecar", self.identity.name, self.identity.instance),
             key=SecretKey.load_or_create(home / "ledger.key"),
             clock=clock,
             segment_bytes=config.segment_bytes,

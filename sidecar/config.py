@@ -23,14 +23,16 @@ from edge.config import (
 
 class _Workload(Section):
     """What sidecar and node have in common. ``gateway_fallbacks``: more addresses of the same gateway, for when one
-    cannot be reached. ``gateway_ca``: the certificate of the authority that a gateway with https
-    is believed by; the own certificate comes from the gateway, unless ``tls_certificate`` and ``tls_key`` name one.
-    ``otlp``: the collector (OTLP over HTTP) that traces and metrics are sent to; without one, none are."""
+    cannot be reached. ``enrolment_token`` is needed for the first start only, and may be in a file. ``gateway_ca``: the
+    certificate of the authority that a gateway with https is believed by; the own certificate comes from the gateway,
+    unless ``tls_certificate`` and ``tls_key`` name one. ``otlp``: the collector (OTLP over HTTP) that traces and
+    metrics are sent to; without one, none are."""
 
     gateway_url: BaseUrl = "http://127.0.0.1:7400"
     gateway_fallbacks: tuple[BaseUrl, ...] = ()
     gateway_ca: ExistingFile | None = None
     enrolment_token: str = ""
+    enrolment_token_file: Path | None = None
     key_service: str = ""
     tls_certificate: ExistingFile | None = None
     tls_key: ExistingFile | None = None
@@ -43,6 +45,14 @@ class _Workload(Section):
         if (self.tls_certificate is None) != (self.tls_key is None):
             raise ValueError("tls_certificate and tls_key together")
         return self
+
+    @property
+    def enrolment(self) -> str:
+        """The one-time token for the first start, if there is one."""
+        file = self.enrolment_token_file
+        if self.enrolment_token or file is None or not file.exists():
+            return self.enrolment_token
+        return file.read_text("ascii").strip()
 
     @property
     def gateway_urls(self) -> tuple[str, ...]:
@@ -82,8 +92,9 @@ class SidecarConfig(_Workload):
     """Section ``[sidecar]``. Times in seconds. ``hold_wait_s``: how long an MCP call is held open while a
     person decides; ``labels_keep_s``: how long what an agent has seen stays with it beyond a run. ``key_service``:
     who holds the agent's key, such as ``ssh-agent:/run/agent.sock``; without one it is a file in ``home``. ``guests``:
-    agents that hold their keys themselves and share this sidecar. ``unwitnessed_s``: for how long what is recorded may
-    stay unseen by the gateway before nothing of risk 2 or more may happen."""
+    agents that hold their keys themselves and share this sidecar. ``instance``: which of several sidecars with the same
+    identity this is, such as the pod's name; each has a log of its own. ``unwitnessed_s``: for how long what is
+    recorded may stay unseen by the gateway before nothing of risk 2 or more may happen."""
 
     home: Path = Path(".licet/sidecar")
     host: str = Field("127.0.0.1", min_length=1)
@@ -92,6 +103,7 @@ class SidecarConfig(_Workload):
     hold_wait_s: Seconds = 120.0
     labels_keep_s: WholeSeconds = 86_400
     unwitnessed_s: Seconds = 60.0
+    instance: str = Field("", pattern=r"^([a-z0-9][a-z0-9.\-]{0,62})?$")
     oauth: OAuthConfig | None = None
     webhook: WebhookConfig | None = None
     guests: tuple[Name, ...] = ()

@@ -67,7 +67,7 @@ class Identity:
     """Signs requests to one gateway: within a session while one is open, else with the key.
 
     ``enrolment`` changes when the WIT is renewed. ``back_keys``: by session, the key of what the gateway sends on its
-    own, and when that ends.
+    own, and when that ends. ``instance``: which of several processes with this identity.
     """
 
     key: Signer
@@ -79,6 +79,7 @@ class Identity:
     home: Path
     session: _Session | None = None
     back_keys: dict[str, tuple[bytes, int]] = field(default_factory=dict)
+    instance: str = ""
     _certified: float = 0.0
 
     @classmethod
@@ -90,6 +91,7 @@ class Identity:
         client: Client,
         clock: SystemClock,
         key_service: str = "",
+        instance: str = "",
     ) -> Self:
         """The enrolment kept in *home*, or a new one for the one-time *token*. The key is in a file there, or with
         *key_service*."""
@@ -106,7 +108,7 @@ class Identity:
                 "and set enrolment_token"
             )
         gateway = PublicKey.from_jwk(enrolment.gateway_key)
-        return cls(key, enrolment, gateways, gateway, client, clock, home)
+        return cls(key, enrolment, gateways, gateway, client, clock, home, instance=instance)
 
     async def certify(
         self, context: SSLContext | None, certificate: Path | None = None, key: Path | None = None

@@ -47,8 +47,14 @@ class _Batch:
         self._kinds.setdefault(name, _Kind(*name)).count += 1
         self.first, self.last = (index if self.first < 0 else self.first), index
 
-    def encode(self, agent: str) -> bytes:
-        told = {"agent": agent, "first": self.first, "last": self.last, "refusals": list(self._kinds.values())}
+    def encode(self, agent: str, instance: str) -> bytes:
+        told = {
+            "agent": agent,
+            "instance": instance,
+            "first": self.first,
+            "last": self.last,
+            "refusals": list(self._kinds.values()),
+        }
         return msgspec.json.encode(told)
 
 
@@ -101,7 +107,7 @@ class Reports:
             self._waiting = since
 
     async def _send(self, batch: _Batch) -> None:
-        body, headers = batch.encode(self._agent), {"Content-Type": "application/json"}
+        body, headers = batch.encode(self._agent, self._identity.instance), {"Content-Type": "application/json"}
         async with self._identity.send("POST", "/v1/refusals", body, headers, timeout_s=10.0) as reply:
             answer = await reply.read()
         if reply.status != 200:

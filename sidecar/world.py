@@ -49,8 +49,12 @@ class Ear:
 
     async def follow(self) -> None:
         """Read the feed, for ever."""
-        target = "/v1/feed" if self._agent == self._identity.name else f"/v1/feed?agent={self._agent}"
-        await listen(self._identity, self.hear, target)
+        asked = {
+            "agent": self._agent if self._agent != self._identity.name else "",
+            "instance": self._identity.instance,
+        }
+        target = "/v1/feed?" + "&".join(f"{name}={value}" for name, value in asked.items() if value)
+        await listen(self._identity, self.hear, target.removesuffix("?"))
 
     def hear(self, line: bytes) -> bool:
         """Whether *line* was believed."""

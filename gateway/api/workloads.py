@@ -18,6 +18,7 @@ from trust import wire
 from trust.identity import wit
 from trust.identity.keys import PublicKey, b64url, unb64url
 from trust.ledger import entries, shipment
+from trust.ledger.shipment import log_of
 from trust.reasons import Reason, Unverifiable
 from trust.standing.rules import COUNTED
 from trust.verdict import Hold, Permit, Refusal
@@ -75,6 +76,7 @@ class _Report(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     first: Annotated[int, msgspec.Meta(ge=0)]
     last: int
     refusals: Annotated[list[_Refusals], msgspec.Meta(min_length=1, max_length=MAX_REPORTED)]
+    instance: Short = ""
 
 
 class Workloads:
@@ -194,7 +196,7 @@ class Workloads:
             raise Unverifiable(Reason.NO_BUNDLE, "no bundle is active, so nobody can say how bad that was")
         if told.last < told.first:
             raise Unverifiable(Reason.MALFORMED_REQUEST, f"from {told.first} to {told.last}")
-        origin = f"{self._s.trust_domain}/sidecar/{sender.workload.name}"
+        origin = log_of(self._s.trust_domain, "sidecar", sender.workload.name, told.instance)
         if name != sender.workload.name:
             # What a shared sidecar says of a guest proves nothing: it could ruin whom it likes.
             return json_response({"heard": told.last})
@@ -251,8 +253,10 @@ class Workloads:
         if sender.workload.kind == "node":
             lines = feed.stops(name)
         else:
-            asked = parse_qs(incoming.query).get("agent", [name])[0]
-            lines = feed.lines(self._s.registry.require_speaks_for(sender.workload, asked).agent.name)
+            asked = parse_qs(incoming.query)
+            agent, instance = asked.get("agent", [name])[0], asked.get("instance", [""])[0]
+            log_of(self._s.trust_domain, "sidecar", name, instance)  # refuses what is no instance
+            lines = feed.lines(self._s.registry.require_speaks_for(sender.workload, agent).agent.name, instance)
         response, _ = await relay(incoming, lines, 200, {"Content-Type": "application/x-ndjson"})
         return response
 

@@ -78,7 +78,7 @@ class Node:
         self._clock = SystemClock()
         config.home.mkdir(parents=True, exist_ok=True, mode=0o700)
         self.identity = await Identity.obtain(
-            config.home, config.gateway_urls, config.enrolment_token, self._client, self._clock, config.key_service
+            config.home, config.gateway_urls, config.enrolment, self._client, self._clock, config.key_service
         )
         await self._certify()
         self.ledger = DurableLedger(

@@ -9,11 +9,14 @@ from typing import Any
 
 import pytest
 
+from sidecar.app import Sidecar
+from sidecar.config import SidecarConfig
 from sidecar.shipping import COSIGNED
 from tests.mesh import Mesh
+from trust.identity.keys import SecretKey
 from trust.ledger import checkpoint, shipment
 from trust.ledger.checkpoint import Checkpoint
-from trust.ledger.entries import Log, Witness
+from trust.ledger.entries import Log, Reported, Witness
 from trust.ledger.merkle import leaf_hash
 from trust.ledger.proofs import Tree
 from trust.ledger.shipment import Received, Shipment
@@ -102,7 +105,7 @@ async def test_a_fork_a_rollback_and_a_new_key_are_refused_and_recorded(mesh: Me
     assert (status, b"another key than before" in told) == (409, True)
     alarms = [e.detail for e in mesh.entries("gateway") if isinstance(e, Log) and e.event == "forked"]
     assert len(alarms) == 3
-    assert (await shipped(mesh, 0, b"", [], checkpoint.vkey("licet.local/sidecar/other", stranger.public)))[0] == 409
+    assert (await shipped(mesh, 0, b"", [], checkpoint.vkey("licet.local/sidecar/other", stranger.public)))[0] == 403
     status, told = await shipped(mesh, 0, b"", [])
     assert (status, Received(sealed.size).size) == (200, sealed.size), "who is behind is told where to go on"
 
@@ -234,3 +237,42 @@ async def test_a_log_that_does_not_grow_is_seen_again_and_again(mesh: Mesh, monk
         while not all(at > before[origin] for origin, at in seen().items()):
             await asyncio.sleep(0.05)
     assert {log.origin: log.size for log in witness.logs()} == sizes
+
+
+async def test_several_sidecars_of_one_agent_have_a_log_each(mesh: Mesh) -> None:
+    """As in the pods of one deployment: the same identity, and each its own record, refusals and claims."""
+    made = {}
+    for instance in ("pod-a", "pod-b"):
+        home = mesh.home / instance
+        home.mkdir()
+        for name in ("identity.key", "enrolment.json"):
+            shutil.copy(mesh.home / "sidecar" / name, home / name)
+        config = SidecarConfig(home=home, port=0, gateway_url=mesh.gateway_url, instance=instance)
+        made[instance] = Sidecar(config)
+        await made[instance].start()
+    try:
+        for instance, sidecar in made.items():
+            async with asyncio.timeout(10):
+                while not all(sidecar.checks().values()):
+                    await asyncio.sleep(0.01)
+            answer = await mesh.act(sidecar, READ, {"path": "notes.txt"})
+            assert (answer.status, answer.json["audit"]["origin"]) == (200, f"{ORIGIN}/{instance}")
+            assert (await mesh.act(sidecar, "workbench/nothing", {})).status == 403
+        async with asyncio.timeout(15):
+            while not all(s.shipper._cosigned >= s.ledger.size for s in made.values()):
+                await asyncio.sleep(0.05)
+            told: set[str] = set()
+            while told != {f"{ORIGIN}/pod-a", f"{ORIGIN}/pod-b"}:
+                told = {e.origin for e in mesh.entries("gateway") if isinstance(e, Reported)}
+                await asyncio.sleep(0.05)
+            while any(s.world.facts.heard < 0 for s in made.values()):
+                await asyncio.sleep(0.05)
+    finally:
+        for sidecar in made.values():
+            await sidecar.stop()
+    for bad in ("UPPER", "a/b", "-a", "x" * 64):
+        async with mesh.sidecar.identity.send("GET", f"/v1/feed?instance={bad}") as reply:
+            assert reply.status == 400
+        stranger = SecretKey.generate()
+        vkey = checkpoint.vkey(f"{ORIGIN}/{bad}", stranger.public)
+        assert (await shipped(mesh, 0, b"", [], vkey))[0] == 403

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Final
 
 import msgspec
 
 from trust.ledger.tiles import pack_entries, unpack_entries
-from trust.reasons import Reason, Unverifiable
+from trust.reasons import Reason, Unverifiable, visible
 
 SHIPMENT_TYPE: Final = "application/licet-shipment"
 MAX_SHIPMENT_BYTES: Final = 2 << 20
 _LENGTH_BYTES: Final = 4
+_INSTANCE: Final = re.compile(r"[a-z0-9][a-z0-9.\-]{0,62}")
 
 
 class Shipment(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -28,6 +30,22 @@ class Received(msgspec.Struct, frozen=True):
 
     size: int
     cosignature: str = ""
+
+
+def log_of(trust_domain: str, kind: str, name: str, instance: str = "") -> str:
+    """The origin of a workload's log; several processes of one workload are *instance*s with a log each. Raises
+    :class:`Unverifiable` for what is no name of one."""
+    if instance and _INSTANCE.fullmatch(instance) is None:
+        raise Unverifiable(
+            Reason.MALFORMED_REQUEST, f"instance {visible(instance)}: expected a-z 0-9 . and -, at most 63"
+        )
+    return f"{trust_domain}/{kind}/{name}" + (f"/{instance}" if instance else "")
+
+
+def is_log_of(origin: str, trust_domain: str, kind: str, name: str) -> bool:
+    """Whether *origin* is a log of this workload, whichever instance writes it."""
+    own = log_of(trust_domain, kind, name)
+    return origin == own or (origin.startswith(own + "/") and _INSTANCE.fullmatch(origin[len(own) + 1 :]) is not None)
 
 
 def pack(shipment: Shipment, entries: list[bytes]) -> bytes:
