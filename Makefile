@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
-NPM    := gateway/console/npm/node_modules/.done licet/workbench/npm/node_modules/.done
+NPM    := $(addsuffix /node_modules/.done,gateway/console/npm licet/workbench/npm deploy/npm)
 PIP    := $(BIN)/python -m pip --disable-pip-version-check --no-input
 
 .PHONY: up demo test quick soak bench lint lock inventory map assets debian clean

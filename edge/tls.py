@@ -27,6 +27,14 @@ def server(certificate: Path, key: Path, clients: Path, *, required: bool) -> ss
     return context
 
 
+def public_server(certificate: Path, key: Path) -> ssl.SSLContext:
+    """For a server that asks nobody for a certificate."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.load_cert_chain(certificate, key)
+    return context
+
+
 def client(authority: Path, role: Role) -> ssl.SSLContext:
     """For connections to whom *authority* vouches for as a *role*, and to nobody else: the authority has certificates
     for all workloads, and a node that sits at the gateway's address is no gateway. :func:`show` adds a certificate of

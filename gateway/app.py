@@ -8,11 +8,23 @@ import secrets
 import traceback
 from pathlib import Path
 
+from edge import tls
 from edge.blobs import Blobs
 from edge.client import Client
 from edge.clock import SystemClock, new_id
 from edge.durable import DurableLedger
-from edge.http import Border, Incoming, Listener, Response, Server, StreamResponse, caller_of, problem, require_c_parser
+from edge.http import (
+    Border,
+    Incoming,
+    Listener,
+    Response,
+    Server,
+    StreamResponse,
+    caller_of,
+    json_response,
+    problem,
+    require_c_parser,
+)
 from edge.reverse import Accepted
 from edge.shared import Shared
 from edge.stopping import ended
@@ -35,6 +47,7 @@ from gateway.dispatch import Dispatcher
 from gateway.evidence import Packer
 from gateway.feed import Feed
 from gateway.fleet import Fleet
+from gateway.injection import Injected, reviewed
 from gateway.ledgers import Ledgers
 from gateway.notices import Notices
 from gateway.offers import Inventories
@@ -136,6 +149,7 @@ class Gateway:
         self.fleet = Fleet(self.records, registry, servers, self.router, self._policies, domain, clock, self._shared)
         self._oidc: Oidc | None = None
         self._own: Listener | None = None
+        self._injecting: Listener | None = None
         self._console: Console
         self._tls = Certificates.of(config, domain, clock)
         self._client = Client(tls=self._tls.outgoing if self._tls else None)
@@ -250,11 +264,12 @@ class Gateway:
         border = Border(hosts, max_body=MAX_DISPATCH_BYTES, scheme="https" if self._tls else "http")
         server = Server(self._serve, self._refuse_unread, border)
         self._listener = Listener(server)
-        tls = self._tls.incoming if self._tls else None
-        self.port = await self._listener.open(config.host, config.port, tls, shared=bool(config.own_port))
+        await self._open_injection()
+        secured = self._tls.incoming if self._tls else None
+        self.port = await self._listener.open(config.host, config.port, secured, shared=bool(config.own_port))
         if config.own_port:
             self._own = Listener(server)
-            await self._own.open(config.host, config.own_port, tls)
+            await self._own.open(config.host, config.own_port, secured)
         names = (config.host, "localhost", CONSOLE_HOST, *config.hostnames)
         for port in {self.port, config.own_port or self.port}:
             hosts.update(name if ":" in name else f"{name}:{port}" for name in names)
@@ -271,6 +286,27 @@ class Gateway:
             asyncio.create_task(self.fleet.hear_leases()),
             asyncio.create_task(peers.work()),
         ]
+
+    async def _open_injection(self) -> None:
+        """What a Kubernetes API server asks: a pure answer to a question, so whoever reaches it may ask."""
+        config = self.config.inject
+        if config is None:
+            return
+        injected = Injected(config.image, config.gateway_url)
+
+        async def answer(incoming: Incoming) -> StreamResponse:
+            try:
+                if (incoming.method, incoming.path) != ("POST", INJECT):
+                    raise Unverifiable(Reason.NOT_FOUND, f"expected a POST of {INJECT}")
+                return json_response(reviewed(incoming.body, injected))
+            except Unverifiable as bad:
+                return await self._refuse(Refusal.of(1, bad), caller_of(incoming.raw), new_id("dec"))
+
+        hosts = {f"{name}:{port}" for name in config.hostnames for port in (config.port, 443)} | set(config.hostnames)
+        border = Border(hosts, max_body=MAX_REVIEW_BYTES, scheme="https")
+        self._injecting = Listener(Server(answer, self._refuse_unread, border))
+        context = tls.public_server(config.tls_certificate, config.tls_key)
+        self.injection_port = await self._injecting.open(self.config.host, config.port, context)
 
     @property
     def console(self) -> str:
@@ -366,8 +402,9 @@ class Gateway:
         self._console.close()
         await self._accepted.close()
         await self._listener.close()
-        if self._own is not None:
-            await self._own.close()
+        for listener in (self._own, self._injecting):
+            if listener is not None:
+                await listener.close()
         await ended(self._tasks)
         await self._client.close()
         await self._notices.close()
@@ -395,6 +432,8 @@ def _is_page(incoming: Incoming) -> bool:
     return incoming.path.startswith(ROOT) and "text/html" in (incoming.header("accept") or "")
 
 
+INJECT = "/v1/kubernetes/inject"
+MAX_REVIEW_BYTES = 3 << 20
 MAX_DISPATCH_BYTES = 8 << 20
 """A payload of the largest size that a sidecar accepts, with its statement."""
 

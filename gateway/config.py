@@ -99,6 +99,18 @@ class GpuConfig(Section):
     verified_for_s: Seconds = 600.0
 
 
+class InjectConfig(Section):
+    """Section ``[gateway.inject]``: a Kubernetes API server asks at ``port``, over TLS, for sidecars of ``image`` that
+    reach the gateway at ``gateway_url``. ``hostnames``: by which it asks, such as ``licet-gateway.licet.svc``."""
+
+    port: Port = 7443
+    tls_certificate: ExistingFile
+    tls_key: ExistingFile
+    hostnames: tuple[str, ...]
+    image: str = Field(pattern=r"^[a-z0-9][A-Za-z0-9._/:@-]{0,254}$")
+    gateway_url: BaseUrl
+
+
 class OidcConfig(Section):
     """Section ``[gateway.oidc]``: people may sign in to the console at ``issuer`` (OpenID Connect, code flow, PKCE),
     where this gateway is ``client_id``; its secret, if it has one, is in a file. ``claim``: which claim is a person's
@@ -158,6 +170,7 @@ class GatewayConfig(Section):
     oidc: OidcConfig | None = None
     issuers: tuple[IssuerConfig, ...] = ()
     gpu: GpuConfig | None = None
+    inject: InjectConfig | None = None
 
     _own_port: int = PrivateAttr(default=0)
     _first_home: Path | None = PrivateAttr(default=None)

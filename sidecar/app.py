@@ -36,7 +36,7 @@ from sidecar.callers import DELEGATION_HEADER, Callers
 from sidecar.config import SidecarConfig
 from sidecar.decided import Decided
 from sidecar.guests import Guests
-from sidecar.identity import Identity, NotEnrolled
+from sidecar.identity import CURRENT_KEY, ENROLMENT, Identity, NotEnrolled
 from sidecar.ingress import actions
 from sidecar.ingress.common import require_run
 from sidecar.ingress.oauth import METADATA, OAuth
@@ -59,6 +59,7 @@ from trust.verdict import Refusal
 
 VERSION = "0.1.0"
 HEADER_NAME_BYTES = 64
+AGENT_FILE = "agent.token"
 MIN_TOKEN_CHARACTERS = 32
 RUN_LIVES_S = 86_400
 MAX_IN_FLIGHT = 1024
@@ -93,6 +94,8 @@ class Sidecar:
         config, clock = self.config, SystemClock()
         home = config.home
         home.mkdir(parents=True, exist_ok=True, mode=0o700)
+        if config.identity_from is not None:
+            _copy_identity(config.identity_from, home)
         self.identity = await Identity.obtain(
             home, config.gateway_urls, config.enrolment, self._client, clock, config.key_service, config.instance
         )
@@ -342,9 +345,16 @@ def _run(home: Path, clock: SystemClock) -> str:
     return run
 
 
+def _copy_identity(source: Path, home: Path) -> None:
+    """What somebody else enrolled for this sidecar, as a Secret gives it; what is in *home* already stays."""
+    for name in (CURRENT_KEY, ENROLMENT, AGENT_FILE):
+        if (source / name).exists() and not (home / name).exists():
+            write_atomically(home / name, (source / name).read_bytes(), flush=True)
+
+
 def _token(config: SidecarConfig) -> str:
     """The local token, made on the first start; whoever can read the file is the agent."""
-    path = config.home / "agent.token"
+    path = config.home / AGENT_FILE
     if not path.exists():
         write_atomically(path, secrets.token_urlsafe(32).encode() + b"\n", flush=True)
     token = path.read_text("ascii").strip()

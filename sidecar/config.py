@@ -92,9 +92,10 @@ class SidecarConfig(_Workload):
     """Section ``[sidecar]``. Times in seconds. ``hold_wait_s``: how long an MCP call is held open while a
     person decides; ``labels_keep_s``: how long what an agent has seen stays with it beyond a run. ``key_service``:
     who holds the agent's key, such as ``ssh-agent:/run/agent.sock``; without one it is a file in ``home``. ``guests``:
-    agents that hold their keys themselves and share this sidecar. ``instance``: which of several sidecars with the same
-    identity this is, such as the pod's name; each has a log of its own. ``unwitnessed_s``: for how long what is
-    recorded may stay unseen by the gateway before nothing of risk 2 or more may happen."""
+    agents that hold their keys themselves and share this sidecar. ``identity_from``: where key, enrolment and token are
+    copied from at the first start. ``instance``: which of several sidecars with the same identity this is, such as the
+    pod's name; each has a log of its own. ``unwitnessed_s``: for how long what is recorded may stay unseen by the
+    gateway before nothing of risk 2 or more may happen."""
 
     home: Path = Path(".licet/sidecar")
     host: str = Field("127.0.0.1", min_length=1)
@@ -103,6 +104,7 @@ class SidecarConfig(_Workload):
     hold_wait_s: Seconds = 120.0
     labels_keep_s: WholeSeconds = 86_400
     unwitnessed_s: Seconds = 60.0
+    identity_from: ExistingDirectory | None = None
     instance: str = Field("", pattern=r"^([a-z0-9][a-z0-9.\-]{0,62})?$")
     oauth: OAuthConfig | None = None
     webhook: WebhookConfig | None = None

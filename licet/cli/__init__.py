@@ -17,6 +17,7 @@ COMMANDS: Final = {
     "node": "serve",
     "run": "run",
     "check": "check",
+    "ready": "check",
     "console": "console",
     "config": "config",
     "agents": "agents",

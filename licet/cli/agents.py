@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import datetime
+import json
+import secrets
+import tempfile
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,7 +18,7 @@ from edge.config import BadConfig
 from licet import ledgers
 from licet.cli.gateway_api import As, enrolling, gateway
 from licet.cli.output import FAILED, USAGE, Json, fail, reporting, say, show, table
-from licet.client import Credentials, delegate, describe, narrow
+from licet.client import Credentials, delegate, describe, enroll, narrow
 from licet.client.delegating import tools_in, tools_of
 from licet.settings import load
 from trust.identity import constraints
@@ -66,6 +69,35 @@ def register(
         say(f'(and the sidecar of {via} needs guests = ["{name}"] in [sidecar])', "dim")
 
     show(told, as_json, people)
+
+
+@app.command("secret")
+@reporting
+def secret(
+    name: str,
+    owner: str = typer.Option(..., help="The person for whom it acts."),
+    namespace: str = typer.Option(..., help="The Kubernetes namespace of its pods."),
+    purpose: str = typer.Option("", help="What it is for, in a few words."),
+    team: list[str] = typer.Option([], help="A team it belongs to; may be given more than once."),
+    token_file: Path | None = As,
+) -> None:
+    """Register an agent, enrol it, and print the Secret with which its pods get a sidecar: for `kubectl apply -f -`."""
+    api = gateway(token_file)
+    body = {"name": name, "owner": owner, "purpose": purpose, "teams": team}
+    token = api.call("POST", "/v1/agents", body).body["enrolment_token"]
+    with tempfile.TemporaryDirectory() as directory:
+        home = Path(directory)
+        enroll(api.url, token, home, Path(api.authority) if api.authority else None)
+        files = {path.name: path.read_text("utf-8") for path in sorted(home.iterdir())}
+    files["agent.token"] = secrets.token_urlsafe(32)
+    manifest = {
+        "apiVersion": "v1",
+        "kind": "Secret",
+        "metadata": {"name": f"licet-agent-{name}", "namespace": namespace},
+        "type": "Opaque",
+        "stringData": files,
+    }
+    print(json.dumps(manifest, indent=2))
 
 
 def _enrols(name: str, token: str, first: str) -> None:

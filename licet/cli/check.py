@@ -7,13 +7,14 @@ import shutil
 import socket
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Final
 
 import typer
 
 from edge import shared
 from gateway import postgres
 from licet import ledgers
-from licet.cli.output import FAILED, Json, reporting, say, show
+from licet.cli.output import FAILED, USAGE, Json, fail, reporting, say, show
 from licet.client import Api, ApiError, Unavailable
 from licet.settings import Settings, load, read_token
 from trust.ledger.verify import verify
@@ -156,12 +157,59 @@ GROUPS: tuple[Callable[[Settings], Iterator[Checked]], ...] = (_gateway, _stores
 
 
 @reporting
-def check(as_json: bool = Json) -> None:
+def ready(part: str = typer.Argument(help="gateway, sidecar or node"), as_json: bool = Json) -> None:
+    """Whether one part here is ready; for health checks. Exit code 1 if it is not, 4 if it cannot be reached."""
+    if part not in ("gateway", "sidecar", "node"):
+        raise fail(f'"{part}": expected gateway, sidecar or node', USAGE)
+    try:
+        told = load().api(part, timeout_s=3.0).call("GET", "/readyz").body
+    except ApiError as bad:
+        told = bad.problem
+    show(told, as_json, lambda: say(f"{part} is {'ready' if told.get('ready') else 'not ready'}"))
+    if not told.get("ready"):
+        raise typer.Exit(FAILED)
+
+
+OUTSIDE: Final = ("1.1.1.1:443", "8.8.8.8:53", "169.254.169.254:80")
+"""Where whoever gets out of a machine or a cluster gets: two addresses that everybody knows, and a cloud's metadata."""
+
+
+def _ways_out(targets: list[str]) -> Iterator[Checked]:
+    """From where an agent runs, nothing is reached but its sidecar."""
+    for target in targets:
+        host, _, port = target.rpartition(":")
+        if not host or not port.isdecimal() or not 0 < int(port) < 65_536:
+            raise fail(f'--target "{target}": expected HOST:PORT', USAGE)
+        try:
+            with socket.create_connection((host.strip("[]"), int(port)), timeout=2.0):
+                hint = "a NetworkPolicy or firewall has to leave the sidecar as the only way out: see docs/deploy.md"
+                yield Checked("ways around the sidecar", target, False, "reached", hint)
+        except OSError as bad:
+            yield Checked("ways around the sidecar", target, True, f"not reached ({bad})")
+
+
+@reporting
+def check(
+    bypass: bool = typer.Option(
+        False, "--bypass", help="Where an agent runs: try to get out around the sidecar, and fail if that works."
+    ),
+    target: list[str] = typer.Option(
+        [], help="With --bypass: HOST:PORT that must not be reached, such as a node's; by default, the internet's."
+    ),
+    as_json: bool = Json,
+) -> None:
     """Look at everything here and say what is wrong and what to do. Exit code 1 if anything is."""
+    if bypass:
+        _tell(list(_ways_out(target or list(OUTSIDE))), as_json)
+        return
     settings = load()
     found = [Checked("configuration", str(settings.config_path or "defaults"), True, f"home {settings.home}")]
     for group in GROUPS:
         found += group(settings)
+    _tell(found, as_json)
+
+
+def _tell(found: list[Checked], as_json: bool) -> None:
     failed = [c for c in found if not c.fine]
 
     def people() -> None:

@@ -1,0 +1,597 @@
+"""What deploys Licet, against the real schemas and linters that can be installed; and pods as the webhook makes them."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import datetime
+import json
+import os
+import re
+import shutil
+import ssl
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final
+
+import aiohttp
+import compose_spec
+import jsonpatch
+import kubernetes_validate
+import pytest
+import yaml
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from cryptography.x509.oid import NameOID
+
+from edge.config import Source
+from gateway.app import Gateway
+from gateway.config import GatewayConfig, InjectConfig
+from gateway.injection import AGENT, CONTAINER, Injected, reviewed
+from licet.settings import SECTIONS
+from loadtests.servers import free_port
+from sidecar.app import Sidecar
+from sidecar.config import SidecarConfig
+from tests.mesh import REPOSITORY, Mesh
+from tests.stories.test_agents_cli import fine
+from trust.identity.keys import SecretKey
+from trust.reasons import Unverifiable
+
+DEPLOY: Final = REPOSITORY / "deploy"
+BIN: Final = Path(sys.executable).parent
+HELM: Final = DEPLOY / "npm" / "node_modules" / ".bin" / "helm"
+VERSIONS: Final = ("1.29", "1.31", "1.33")
+VALUES: Final = {
+    "agentNamespaces": [{"name": "shop"}],
+    "injection": {"caBundle": base64.b64encode(b"a certificate").decode()},
+    "nodes": [
+        {
+            "name": "node-1",
+            "servers": '[[node.servers]]\nname = "workbench"\n'
+            'command = ["python", "-m", "licet.workbench", "--root", "/data/sandbox"]\n',
+        }
+    ],
+}
+INJECTED: Final = Injected("licet:test", "http://gateway.licet.svc:7400")
+
+
+def run(*command: object) -> str:
+    done = subprocess.run([str(one) for one in command], capture_output=True, text=True, cwd=REPOSITORY)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+# The image
+
+
+def test_the_dockerfile_is_good_style() -> None:
+    run(BIN / "hadolint", DEPLOY / "Dockerfile")
+
+
+def copied() -> dict[str, str]:
+    """What the image holds: source → place."""
+    lines = re.findall(r"^COPY (?!--from)(\S+) (\S+)$", (DEPLOY / "Dockerfile").read_text(), re.MULTILINE)
+    return dict(lines)
+
+
+def test_the_image_has_all_that_a_gateway_needs(tmp_path: Path) -> None:
+    """What is copied into it, alone in a directory that nobody may write to but for its data."""
+    app = tmp_path / "app"
+    for source, place in copied().items():
+        assert (REPOSITORY / source).exists(), source
+        if place.startswith("/opt/licet/app/"):
+            shutil.copytree(
+                REPOSITORY / source,
+                app / place.removeprefix("/opt/licet/app/"),
+                ignore=shutil.ignore_patterns("node_modules", "__pycache__"),
+            )
+    port = free_port()
+    environment = {
+        "PATH": os.environ["PATH"],
+        "PYTHONPATH": str(app),
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "LICET_HOME": str(tmp_path / "data"),
+        "LICET_GATEWAY__PORT": str(port),
+        "LICET_GATEWAY__POLICIES": str(app / "policies"),
+    }
+    (tmp_path / "data").mkdir()
+    command = [sys.executable, "-P", "-m", "licet", "gateway"]
+    with subprocess.Popen(
+        command, cwd=tmp_path / "data", env=environment, stdout=subprocess.PIPE, text=True
+    ) as process:
+        try:
+            assert process.stdout is not None
+            assert "listens on" in process.stdout.readline()
+            where = "import gateway, licet, policies; print(gateway.__file__, licet.__file__)"
+            done = subprocess.run(
+                [sys.executable, "-P", "-c", where], env=environment, cwd=tmp_path, capture_output=True, text=True
+            )
+            assert all(one.startswith(str(app)) for one in done.stdout.split()), done
+            licet = [sys.executable, "-P", "-m", "licet"]
+            ready = subprocess.run(
+                [*licet, "ready", "gateway"], env=environment, cwd=tmp_path, capture_output=True, text=True
+            )
+            assert (ready.returncode, "not ready" in ready.stdout) == (1, True), "no policies are active yet"
+            # What compose's enrol.sh does, with the image's own command line.
+            (tmp_path / "bin").mkdir()
+            (tmp_path / "bin" / "licet").write_text(f'#!/bin/sh\nexec "{sys.executable}" -P -m licet "$@"\n')
+            (tmp_path / "bin" / "licet").chmod(0o755)
+            (tmp_path / "bin" / "python").symlink_to(sys.executable)
+            (tmp_path / "enrol").mkdir()
+            script = (DEPLOY / "enrol.sh").read_text().replace("/enrol/", f"{tmp_path}/enrol/")
+            there = environment | {"PATH": f"{tmp_path / 'bin'}:{environment['PATH']}"}
+            for _ in range(2):  # it may be run again
+                done = subprocess.run(["sh", "-c", script], env=there, cwd=tmp_path, capture_output=True, text=True)
+                assert done.returncode == 0, done.stdout + done.stderr
+            handed = {path.name: path.read_text() for path in (tmp_path / "enrol").iterdir()}
+            assert set(handed) == {"approver-1.token", "approver-2.token", "node.token", "agent.token"}
+            assert all(len(text) > 20 for text in handed.values())
+            subprocess.run([*licet, "ready", "gateway"], env=environment, cwd=tmp_path, check=True, capture_output=True)
+        finally:
+            process.terminate()
+
+
+def test_the_image_runs_as_nobody_and_says_how_it_is() -> None:
+    text = (DEPLOY / "Dockerfile").read_text()
+    final = text.rpartition("\nFROM ")[2]
+    assert "\nUSER 10001:10001\n" in final
+    assert "HEALTHCHECK" in final
+    assert "--require-hashes" in text
+
+
+# Compose
+
+
+def compose() -> Any:
+    return yaml.safe_load((DEPLOY / "compose.yaml").read_text())
+
+
+def test_the_compose_file_is_of_the_schema() -> None:
+    made = compose_spec.PyCompose.from_yaml(yaml.safe_dump(compose()))  # with what `<<` merges
+    made.to_spec()
+    run(
+        BIN / "yamllint",
+        "-c",
+        REPOSITORY / ".yamllint.yaml",
+        "-s",
+        DEPLOY / "compose.yaml",
+        DEPLOY / "helm/licet/values.yaml",
+    )
+
+
+def test_the_services_of_compose_are_locked_and_wait_for_each_other() -> None:
+    made = compose()
+    for name, service in made["services"].items():
+        assert set(service.get("networks", [])) <= set(made["networks"])
+        for waited in service.get("depends_on", {}):
+            assert waited in made["services"]
+        for volume in service.get("volumes", []):
+            source = volume.partition(":")[0]
+            assert source in made["volumes"] or (DEPLOY / source).exists(), volume
+        if name not in ("postgres", "redis"):
+            assert service["read_only"]
+            assert service["cap_drop"] == ["ALL"]
+            assert service["user"] == "10001:10001"
+    assert made["networks"]["agents"]["internal"], "an agent there reaches nothing but its sidecar"
+
+
+def _read_settings(environment: dict[str, str], files: dict[str, Path], text: str = "") -> dict[str, Any]:
+    """Through the real configuration, with files of this machine in the place of those of the container."""
+    for path, here in files.items():
+        environment = {name: value.replace(path, str(here)) for name, value in environment.items()}
+        text = text.replace(path, str(here))
+    tomllib.loads(text)
+    path = None
+    if text:
+        path = next(iter(files.values())).with_name("licet.toml")
+        path.write_text(text)
+    return Source(path, environment).sections(SECTIONS)
+
+
+@pytest.fixture
+def stand_ins(tmp_path: Path) -> dict[str, Path]:
+    names = {"/keys/gateway.key": "key", "/webhook/tls.crt": "crt", "/webhook/tls.key": "tls"}
+    for name in names.values():
+        (tmp_path / name).write_text("x")
+    found = {path: tmp_path / name for path, name in names.items()}
+    return found | {"/opt/licet/app": REPOSITORY}
+
+
+def test_what_compose_sets_is_configuration(stand_ins: dict[str, Path]) -> None:
+    for name, service in compose()["services"].items():
+        environment = {
+            key: str(value) for key, value in service.get("environment", {}).items() if key.startswith("LICET_")
+        }
+        made = _read_settings(environment, stand_ins)
+        if name.startswith("gateway"):
+            assert (made["gateway"].name, bool(made["gateway"].database)) == (name[-1], True)
+        if name == "node":
+            assert made["node"].servers[0].manifest.exists()
+
+
+# Kubernetes
+
+
+@pytest.fixture(scope="module")
+def rendered(tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
+    assert HELM.exists(), "make test installs helm from deploy/npm"
+    values = tmp_path_factory.mktemp("chart") / "values.yaml"
+    values.write_text(yaml.safe_dump(VALUES))
+    run(HELM, "lint", DEPLOY / "helm" / "licet", "-f", values)
+    text = run(
+        HELM, "template", "lic", DEPLOY / "helm" / "licet", "-n", "licet", "-f", values, "--kube-version", "1.33.0"
+    )
+    return [one for one in yaml.safe_load_all(text) if one]
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_the_chart_renders_what_clusters_know(rendered: list[Any], version: str) -> None:
+    for one in rendered:
+        kubernetes_validate.validate(one, version, strict=True)
+    assert {"StatefulSet", "PodDisruptionBudget", "NetworkPolicy", "MutatingWebhookConfiguration"} <= {
+        one["kind"] for one in rendered
+    }
+
+
+def test_the_chart_renders_without_what_is_optional() -> None:
+    text = run(
+        HELM,
+        "template",
+        "lic",
+        DEPLOY / "helm" / "licet",
+        "--set",
+        "injection.enabled=false",
+        "--kube-version",
+        "1.33.0",
+    )
+    kinds = {one["kind"] for one in yaml.safe_load_all(text) if one}
+    assert "MutatingWebhookConfiguration" not in kinds
+    assert "webhook" not in text
+
+
+def restricted(spec: dict[str, Any]) -> Iterator[str]:
+    """What of a pod the standard `restricted` refuses (Kubernetes Pod Security Standards)."""
+    for wrong in ("hostNetwork", "hostPID", "hostIPC"):
+        if spec.get(wrong):
+            yield wrong
+    for volume in spec.get("volumes", []):
+        allowed = {
+            "configMap",
+            "csi",
+            "downwardAPI",
+            "emptyDir",
+            "ephemeral",
+            "persistentVolumeClaim",
+            "projected",
+            "secret",
+        }
+        if not set(volume) - {"name"} <= allowed:
+            yield f"volume {volume}"
+    pod = spec.get("securityContext", {})
+    for one in [*spec.get("initContainers", []), *spec["containers"]]:
+        own = one.get("securityContext", {})
+        if own.get("allowPrivilegeEscalation") is not False:
+            yield f"{one['name']}: allowPrivilegeEscalation"
+        if "ALL" not in own.get("capabilities", {}).get("drop", []):
+            yield f"{one['name']}: capabilities"
+        if not own.get("runAsNonRoot", pod.get("runAsNonRoot")):
+            yield f"{one['name']}: runAsNonRoot"
+        if (own.get("seccompProfile") or pod.get("seccompProfile") or {}).get("type") not in (
+            "RuntimeDefault",
+            "Localhost",
+        ):
+            yield f"{one['name']}: seccompProfile"
+
+
+def test_what_the_chart_runs_is_restricted(rendered: list[Any]) -> None:
+    pods = [one["spec"]["template"]["spec"] for one in rendered if one["kind"] == "StatefulSet"]
+    assert len(pods) == 2
+    for spec in pods:
+        assert not list(restricted(spec))
+        assert all(one["securityContext"]["readOnlyRootFilesystem"] for one in spec["containers"])
+        assert spec["automountServiceAccountToken"] is False
+
+
+def test_what_the_chart_sets_is_configuration(rendered: list[Any], stand_ins: dict[str, Path]) -> None:
+    for one in rendered:
+        if one["kind"] == "ConfigMap":
+            shared = {"LICET_GATEWAY__DATABASE": "postgresql://x/y", "LICET_GATEWAY__REDIS": "redis://x"}
+            made = _read_settings(
+                shared if "gateway" in one["metadata"]["name"] else {}, stand_ins, one["data"]["licet.toml"]
+            )
+            assert made["gateway"].inject or made["node"].servers
+
+
+def test_services_and_rules_meet_what_they_are_for(rendered: list[Any]) -> None:
+    def fits(selector: dict[str, str], labels: dict[str, str]) -> bool:
+        return selector.items() <= labels.items()
+
+    pods = {
+        one["metadata"]["name"]: one["spec"]["template"]["metadata"]["labels"]
+        for one in rendered
+        if one["kind"] == "StatefulSet"
+    }
+    for one in rendered:
+        if one["kind"] == "Service":
+            assert sum(fits(one["spec"]["selector"], labels) for labels in pods.values()) == 1
+        if one["kind"] in ("PodDisruptionBudget", "StatefulSet"):
+            assert sum(fits(one["spec"]["selector"]["matchLabels"], labels) for labels in pods.values()) == 1
+    out = next(one for one in rendered if one["metadata"]["name"] == "licet-only-way-out")
+    to_gateway, to_names = out["spec"]["egress"]
+    assert fits(to_gateway["to"][0]["podSelector"]["matchLabels"], pods["lic-gateway"])
+    assert not fits(to_gateway["to"][0]["podSelector"]["matchLabels"], pods["lic-node-1"]), (
+        "no node is reached around it"
+    )
+    assert {port["port"] for rule in (to_gateway, to_names) for port in rule["ports"]} == {7400, 53}
+    hook = next(one for one in rendered if one["kind"] == "MutatingWebhookConfiguration")["webhooks"][0]
+    assert (hook["failurePolicy"], hook["clientConfig"]["service"]["path"]) == ("Fail", "/v1/kubernetes/inject")
+
+
+# Pods
+
+
+def pod(agent: str = "demo", **spec: Any) -> dict[str, Any]:
+    locked = {
+        "allowPrivilegeEscalation": False,
+        "capabilities": {"drop": ["ALL"]},
+        "runAsNonRoot": True,
+        "seccompProfile": {"type": "RuntimeDefault"},
+    }
+    made = {"containers": [{"name": "agent", "image": "agent:1", "securityContext": locked}], **spec}
+    annotations = {AGENT: agent} if agent else {}
+    return {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": "p", "namespace": "shop", "annotations": annotations},
+        "spec": made,
+    }
+
+
+def review(asked: Any) -> bytes:
+    request = {"uid": "u-1", "object": asked}
+    return json.dumps({"apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview", "request": request}).encode()
+
+
+def admitted(asked: dict[str, Any]) -> tuple[dict[str, Any] | None, str]:
+    """The pod as it is made, or why not."""
+    answer = reviewed(review(asked), INJECTED)["response"]
+    assert answer["uid"] == "u-1"
+    if not answer["allowed"]:
+        return None, answer["status"]["message"]
+    return jsonpatch.apply_patch(asked, json.loads(base64.b64decode(answer["patch"]))), ""
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        pod(),
+        pod(volumes=[{"name": "own", "emptyDir": {}}]),
+        pod(
+            initContainers=[
+                {"name": "first", "image": "x:1", "securityContext": pod()["spec"]["containers"][0]["securityContext"]}
+            ]
+        ),
+        pod(containers=[{**pod()["spec"]["containers"][0], "env": [{"name": "LICET_URL", "value": "mine"}]}]),
+    ],
+)
+def test_a_pod_gets_a_sidecar_first_and_stays_restricted(asked: dict[str, Any]) -> None:
+    made, _ = admitted(asked)
+    assert made is not None
+    kubernetes_validate.validate(made, "1.33", strict=True)
+    spec = made["spec"]
+    first = spec["initContainers"][0]
+    assert (first["name"], first["restartPolicy"]) == (CONTAINER, "Always"), "it is there before the agent, and goes on"
+    assert not list(restricted(spec))
+    agent = spec["containers"][0]
+    assert [one["name"] for one in agent["env"]].count("LICET_URL") == 1
+    mounts = [
+        one for one in spec["containers"] if any(m["name"] == "licet-identity" for m in one.get("volumeMounts", []))
+    ]
+    assert not mounts, "the agent does not hold its key"
+    assert len(spec["initContainers"]) == 1 + len(asked["spec"].get("initContainers", []))
+
+
+@pytest.mark.parametrize(
+    ("asked", "why"),
+    [
+        (pod(agent=""), "name the agent in licet.dev/agent"),
+        (pod(agent="../x"), "name the agent"),
+        (pod(agent="UPPER"), "name the agent"),
+        (pod(hostNetwork=True), "hostNetwork would go around"),
+        (pod(hostPID=True), "hostPID"),
+        (pod(containers=[{"name": CONTAINER, "image": "mine:1"}]), "as only the injected one may be"),
+        (pod(initContainers=[{"name": CONTAINER, "image": "mine:1"}]), "as only the injected one may be"),
+        (pod(volumes=[{"name": "licet-identity", "emptyDir": {}}]), "are the sidecar's"),
+        (pod(volumes=[{"name": "k", "secret": {"secretName": "licet-agent-other"}}]), "for sidecars only"),
+        (
+            pod(volumes=[{"name": "k", "projected": {"sources": [{"secret": {"name": "licet-agent-demo"}}]}}]),
+            "for sidecars only",
+        ),
+        (
+            pod(containers=[{"name": "a", "image": "a:1", "envFrom": [{"secretRef": {"name": "licet-agent-demo"}}]}]),
+            "for sidecars only",
+        ),
+        (
+            pod(
+                containers=[
+                    {
+                        "name": "a",
+                        "image": "a:1",
+                        "env": [
+                            {
+                                "name": "K",
+                                "valueFrom": {"secretKeyRef": {"name": "licet-agent-x", "key": "identity.key"}},
+                            }
+                        ],
+                    }
+                ]
+            ),
+            "for sidecars only",
+        ),
+        ({"kind": "Deployment", "spec": {}}, "expected a Pod"),
+        ({}, "expected a Pod"),
+    ],
+)
+def test_a_pod_that_would_act_without_its_sidecar_is_refused(asked: dict[str, Any], why: str) -> None:
+    made, told = admitted(asked)
+    assert made is None
+    assert why in told
+
+
+@pytest.mark.parametrize(
+    "body", [b"", b"[]", b"{}", b'{"apiVersion":"admission.k8s.io/v1beta1","request":{"uid":"x"}}', b"\xff"]
+)
+def test_what_is_no_review_is_refused(body: bytes) -> None:
+    with pytest.raises(Unverifiable):
+        reviewed(body, INJECTED)
+
+
+def certificate(home: Path, name: str) -> tuple[Path, Path]:
+    key = ec.generate_private_key(ec.SECP256R1())
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+    now = datetime.datetime.now(datetime.UTC)
+    made = (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(subject)
+        .public_key(key.public_key())
+        .serial_number(1)
+        .not_valid_before(now - datetime.timedelta(hours=1))
+        .not_valid_after(now + datetime.timedelta(hours=1))
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName(name)]), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    paths = home / "tls.crt", home / "tls.key"
+    paths[0].write_bytes(made.public_bytes(Encoding.PEM))
+    paths[1].write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+    return paths
+
+
+@pytest.mark.slow
+async def test_the_gateway_answers_an_api_server_over_tls(tmp_path: Path) -> None:
+    crt, key = certificate(tmp_path, "licet-gateway.licet.svc")
+    inject = InjectConfig(
+        port=free_port(),
+        tls_certificate=crt,
+        tls_key=key,
+        hostnames=("licet-gateway.licet.svc",),
+        image="licet:test",
+        gateway_url="http://licet-gateway.licet.svc:7400",
+    )
+    gateway = Gateway(GatewayConfig(home=tmp_path / "gateway", port=0, inject=inject))
+    await gateway.start()
+    try:
+        context = ssl.create_default_context(cafile=str(crt))
+        async with aiohttp.ClientSession() as http:
+
+            async def ask(path: str, body: bytes, host: str = "licet-gateway.licet.svc:443") -> tuple[int, Any]:
+                url = f"https://127.0.0.1:{gateway.injection_port}{path}?timeout=5s"
+                headers = {"Host": host, "Content-Type": "application/json"}
+                async with http.post(
+                    url, data=body, headers=headers, ssl=context, server_hostname="licet-gateway.licet.svc"
+                ) as reply:
+                    return reply.status, await reply.json(content_type=None)
+
+            status, told = await ask("/v1/kubernetes/inject", review(pod()))
+            assert (status, told["response"]["allowed"], told["response"]["patchType"]) == (200, True, "JSONPatch")
+            assert (await ask("/v1/kubernetes/inject", b"{}"))[0] == 400
+            assert (await ask("/v1/people", b"{}"))[0] == 404, "nothing else is served there"
+            assert (await ask("/v1/kubernetes/inject", review(pod()), "evil.example"))[0] == 400
+    finally:
+        await gateway.stop()
+
+
+@pytest.mark.slow
+async def test_an_injected_sidecar_acts_with_what_its_secret_holds(mesh: Mesh, tmp_path: Path) -> None:
+    """What ``licet agents secret`` prints, mounted as the patch says, is all that a pod's sidecar needs."""
+    printed = json.loads(await fine(mesh, "agents", "secret", "shop", "--owner", "ada", "--namespace", "shop"))
+    kubernetes_validate.validate(printed, "1.33", strict=True)
+    made, _ = admitted(pod("shop"))
+    assert made is not None
+    container = made["spec"]["initContainers"][0]
+    volume = next(one for one in made["spec"]["volumes"] if one["name"] == "licet-identity")
+    assert volume["secret"]["secretName"] == printed["metadata"]["name"]
+    mounted = tmp_path / "identity"
+    mounted.mkdir()
+    for name, text in printed["stringData"].items():
+        (mounted / name).write_text(text)
+        (mounted / name).chmod(volume["secret"]["defaultMode"])
+    environment = {one["name"]: one.get("value", "pod-1") for one in container["env"]}
+    environment |= {"LICET_SIDECAR__IDENTITY_FROM": str(mounted), "LICET_SIDECAR__GATEWAY_URL": mesh.gateway_url}
+    config = Source(None, environment).sections(SECTIONS)["sidecar"]
+    assert isinstance(config, SidecarConfig)
+    sidecar = Sidecar(config.model_copy(update={"home": tmp_path / "data", "port": 0}))
+    await sidecar.start()
+    try:
+        assert sidecar.token == printed["stringData"]["agent.token"], "the agent is known by its own Secret's token"
+        async with asyncio.timeout(10):
+            while not all(sidecar.checks().values()):
+                await asyncio.sleep(0.01)
+        answer = await mesh.act(sidecar, "workbench/read_file", {"path": "notes.txt"})
+        assert (answer.status, answer.json["audit"]["origin"]) == (200, "licet.local/sidecar/shop/pod-1")
+    finally:
+        await sidecar.stop()
+
+
+def test_a_key_as_a_cluster_mounts_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "gateway.key"
+    SecretKey.load_or_create(path)
+    path.chmod(0o440)
+    with pytest.raises(PermissionError):
+        SecretKey.load(path)  # as root, whose file it is
+    if os.geteuid() == 0:
+        monkeypatch.setattr(os, "geteuid", lambda: 10001)
+        SecretKey.load(path)
+        for mode in (0o444, 0o460, 0o640 | 0o004):
+            path.chmod(mode)
+            with pytest.raises(PermissionError):
+                SecretKey.load(path)
+
+
+# systemd
+
+
+@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="only where systemd is")
+def test_the_units_are_sound_and_locked(tmp_path: Path) -> None:
+    for unit in (DEPLOY / "systemd").glob("*.service"):
+        there = tmp_path / unit.name
+        there.write_text(unit.read_text().replace("/opt/licet/bin/licet", "/bin/true"))
+        run("systemd-analyze", "verify", "--man=no", there)
+        said = subprocess.run(
+            ["systemd-analyze", "security", "--offline=true", "--threshold=30", str(there)],
+            capture_output=True,
+            text=True,
+        )
+        assert said.returncode == 0, said.stdout[-300:]
+
+
+# The way around
+
+
+def test_a_way_around_the_sidecar_is_found(tmp_path: Path) -> None:
+    import socket
+
+    closed = free_port()
+    environment = {**os.environ, "LICET_HOME": str(tmp_path)}
+    with socket.create_server(("127.0.0.1", 0)) as node:
+        target = f"127.0.0.1:{node.getsockname()[1]}"
+        command = [sys.executable, "-m", "licet", "check", "--bypass", "--json"]
+        found = subprocess.run(
+            [*command, "--target", target, "--target", f"127.0.0.1:{closed}"],
+            cwd=REPOSITORY, env=environment, capture_output=True, text=True,
+        )  # fmt: skip
+        told = {one["what"]: one["fine"] for one in json.loads(found.stdout)}
+        assert (found.returncode, told) == (1, {target: False, f"127.0.0.1:{closed}": True})
+        locked = subprocess.run(
+            [*command, "--target", f"127.0.0.1:{closed}"], cwd=REPOSITORY, env=environment, capture_output=True
+        )
+        assert locked.returncode == 0
+        wrong = subprocess.run(
+            [*command, "--target", "nowhere"], cwd=REPOSITORY, env=environment, capture_output=True, text=True
+        )
+        assert (wrong.returncode, "expected HOST:PORT" in wrong.stderr) == (2, True)
