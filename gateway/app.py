@@ -115,7 +115,7 @@ class Gateway:
         )
         self._store = Store(home / "state.sqlite")
         blobs, bundle_files = Blobs(home / "blobs"), BundleFiles(home / "bundles")
-        self._subject_file = SubjectFile(home / SUBJECTS)
+        self._subject_file = SubjectFile(home / SUBJECTS, key.derive("subjects"))
         self.records: Records = Records(self.ledger, self._store)
         self._replica: Replica | None = None
         if config.database:

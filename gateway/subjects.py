@@ -32,10 +32,12 @@ _OF: Final = "SELECT id, secret FROM subject WHERE {} = ?"
 
 
 class SubjectFile:
-    """Where the keys lie. *subject* is always a :func:`trust.personal.subject_id`."""
+    """Where the keys lie. *subject* is always a :func:`trust.personal.subject_id`. *shared*: 32 bytes under which they
+    are sealed for the other gateways, where there are some."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, shared: bytes = b"") -> None:
         self._db = _open(path)
+        self._shared = SubjectKey("shared", shared)
 
     def one(self, column: str, value: str) -> SubjectKey | None:
         """The key whose ``id`` or ``subject`` is *value*."""
@@ -53,17 +55,17 @@ class SubjectFile:
         with self._db:
             self._db.executemany("DELETE FROM subject WHERE id = ?", [(key,) for key in keys])
 
-    # As it is kept between gateways
+    # As it is kept between gateways: sealed, so that a database and its backups know none
 
     def holds(self, key: str) -> bool:
         return self.one("id", key) is not None
 
     def get(self, key: str) -> bytes | None:
         row = self._db.execute("SELECT subject, secret FROM subject WHERE id = ?", (key,)).fetchone()
-        return None if row is None else msgspec.json.encode(row)
+        return None if row is None else self._shared.seal(msgspec.json.encode(row), f"subject {key}")
 
     async def put(self, key: str, data: bytes) -> None:
-        subject, secret = msgspec.json.decode(data, type=tuple[str, bytes])
+        subject, secret = msgspec.json.decode(self._shared.unseal(data, f"subject {key}"), type=tuple[str, bytes])
         self.add(SubjectKey(key, secret), subject)
 
     def close(self) -> None:

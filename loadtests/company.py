@@ -105,13 +105,14 @@ def draw(found: dict[str, Any], path: Path) -> None:
     import matplotlib.pyplot as plt
 
     begin = found["history"][0][0]
+    found["history"] = [row for row in found["history"] if row[0] - begin <= found["seconds"]]
     seconds = [row[0] - begin for row in found["history"]]
     figure, (rates, times) = plt.subplots(2, 1, figsize=(9, 5), sharex=True)
     rates.plot(seconds, [row[1] for row in found["history"]], color="#0b6e4f")
-    rates.set_ylabel("requests per s")
+    rates.set_ylabel("requests per s (10 s mean)")
     times.plot(seconds, [row[2] for row in found["history"]], label="p50", color="#0b6e4f")
     times.plot(seconds, [row[3] for row in found["history"]], label="p99", color="#c1443c")
-    times.set_ylabel("ms (so far)")
+    times.set_ylabel("ms (last 10 s)")
     times.set_xlabel("s")
     times.legend(frameon=False)
     third = found["seconds"] / 3

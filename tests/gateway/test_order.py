@@ -30,6 +30,7 @@ from trust.ledger import entries
 from trust.ledger.entries import Kill
 from trust.ledger.log import LedgerDamaged
 from trust.ledger.writer import LedgerUnavailable
+from trust.personal import SubjectKey
 from trust.reasons import Reason, Unverifiable
 
 pytestmark = pytest.mark.slow
@@ -253,7 +254,7 @@ class Party:
             clock=SystemClock(),
         )
         self.store = Store(home / "state.sqlite")
-        self.subjects = SubjectFile(home / "subjects.sqlite")
+        self.subjects = SubjectFile(home / "subjects.sqlite", b"k" * 32)
         self.blobs = Blobs(home / "blobs")
         shelves = {"blob": self.blobs, "bundle": BundleFiles(home / "bundles"), "subject": self.subjects}
         self.order = Postgres(self.database, SECRET)
@@ -411,6 +412,22 @@ async def test_what_entries_name_is_on_every_disk_before_it_counts(tmp_path: Pat
         await eventually(lambda: b.records.version == a.records.version)
         assert b.blobs.get(digest) == b"large"
         assert seen in ([b"large"], [])
+
+
+async def test_keys_of_subjects_are_on_every_disk_and_in_no_database(tmp_path: Path, database: str) -> None:
+    async with parties(tmp_path, database, "a", "b") as (a, b):
+        made = SubjectKey("sub_1", b"\x07" * 32)
+        a.subjects.add(made, "somebody")
+        async with a.records.deciding:
+            await a.records.change(entries.Subject("made", made.id, "a"))
+        await eventually(lambda: b.subjects.one("subject", "somebody") == made)
+        kept = await a.order.fetch("subject", made.id)
+        assert kept is not None
+        assert made.secret not in kept
+        assert b"somebody" not in kept
+        async with b.records.deciding:
+            await b.records.change(entries.Subject("erased", made.id, "b", "asked"))
+        assert await a.order.fetch("subject", made.id) is None
 
 
 async def test_listeners_hear_what_others_did_and_who_tells_people_does_not(tmp_path: Path, database: str) -> None:
