@@ -64,6 +64,11 @@ class Records:
     async def close(self) -> None:
         """Nothing is changed any more."""
 
+    @property
+    def shared(self) -> bool:
+        """Whether other gateways wait while a change is made here."""
+        return False
+
     def heard(self) -> float:
         """When all changes were known here last, as :func:`time.monotonic`: where nobody else changes anything, now."""
         return time.monotonic()

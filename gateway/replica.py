@@ -10,6 +10,7 @@ entry, and is on every gateway's own disk before the entry counts there.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
@@ -104,6 +105,10 @@ class Replica(Records):
         """Why the order is not heard, if it is not."""
 
     @property
+    def shared(self) -> bool:
+        return True
+
+    @property
     def _of(self) -> str:
         return f"order {self._order.name}"
 
@@ -157,10 +162,11 @@ class Replica(Records):
 
     async def _found(self) -> None:
         """A gateway that was alone until now brings its changes along, if it is the first."""
+        alone = itertools.takewhile(lambda one: not one[1].stamp.turn, self.ledger.lines())
         own = [
             Change(0, line.stamp.origin, index, entries.stamped(line.stamp, entries.encode(line.entry)))
-            for index, line in self.ledger.lines()
-            if not line.stamp.turn and isinstance(line.entry, fold.CHANGES)
+            for index, line in alone
+            if isinstance(line.entry, fold.CHANGES)
         ]
         if not own or await self._order.published(self.ledger.origin) >= own[0].seq:
             return
@@ -177,6 +183,11 @@ class Replica(Records):
         """What stands in the own ledger under a turn and is not in the order: the next in it, if the turn is still
         free; else it is no change. More than one can only be missing if the database lost them."""
         published = await self._order.published(self.ledger.origin)
+        if published >= self.ledger.size:
+            raise LedgerDamaged(
+                f"{self.ledger.root}: the order has entry {published} of it, but it holds {self.ledger.size}; "
+                "an older ledger was put in its place"
+            )
         since = list(self.ledger.lines(published + 1))
         void = {line.entry.seq for _, line in since if isinstance(line.entry, entries.Void)}
         missing = [(index, line) for index, line in since if line.stamp.turn and index not in void]

@@ -27,6 +27,7 @@ from trust.ledger.mirror import Forked, Mirror
 from trust.ledger.shipment import Received, Shipment, is_log_of
 from trust.reasons import Reason, Unverifiable, visible
 
+TELL_S: Final = 30.0
 _KINDS: Final = {"agent": "sidecar", "node": "node"}
 _log = logging.getLogger("licet.gateway")
 
@@ -44,6 +45,8 @@ class Witness:
         self._busy: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._listeners: list[Callable[[str], None]] = []
         self._seen_us: dict[str, int] = {}
+        self._told: dict[str, float] = {}
+        """When each log's size was last changed for all gateways."""
         records.listen(self._on_change)
 
     def _on_change(self, entry: AnyEntry) -> None:
@@ -113,19 +116,29 @@ class Witness:
         sealed = mirror.check(note)
         line = checkpoint.cosign(note, self.name, self._key, int(self._clock.now()))
         if sealed.size > mirror.known.size:
-            # Remembered before it is said: whoever holds the cosignature may rely on it.
-            root = base64.b64encode(sealed.root).decode("ascii")
-            async with self._records.deciding:
-                known = self._records.store.get(LogRecord, origin)
-                if known is not None and known.size > mirror.known.size:
-                    # Another gateway cosigned more meanwhile, which has to be the beginning of this.
-                    raise Unverifiable(Reason.OVERLOADED, f"another gateway has {known.size} entries; ship on")
-                await self._records.change(entries.Witness(origin, sealed.size, root, sealed.time_ms))
+            await self._remember(origin, mirror, sealed)
         await asyncio.to_thread(mirror.keep, sealed, note + line)
         self._seen_us[origin] = self._clock.wall_us()
         for listener in self._listeners:
             listener(origin)
         return Received(mirror.size, line.decode())
+
+    async def _remember(self, origin: str, mirror: Mirror, sealed: Checkpoint) -> None:
+        """Before it is said: whoever holds the cosignature may rely on it. Where others wait for the turn meanwhile, in
+        our own log and copy, and for all of them twice a minute: they copy the log, and would find a fork so."""
+        root = base64.b64encode(sealed.root).decode("ascii")
+        seen = entries.Witness(origin, sealed.size, root, sealed.time_ms)
+        now = self._clock.mono()
+        if self._records.shared and now - self._told.get(origin, float("-inf")) < TELL_S:
+            await self._records.note(seen)
+            return
+        async with self._records.deciding:
+            known = self._records.store.get(LogRecord, origin)
+            if known is not None and known.size > mirror.known.size:
+                # Another gateway cosigned more meanwhile, which has to be the beginning of this.
+                raise Unverifiable(Reason.OVERLOADED, f"another gateway has {known.size} entries; ship on")
+            await self._records.change(seen)
+        self._told[origin] = now
 
     async def _meet(self, origin: str, vkey: str) -> None:
         known = self._records.store.get(LogRecord, origin)

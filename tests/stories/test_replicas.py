@@ -248,6 +248,7 @@ async def test_a_log_that_says_two_things_to_two_gateways_is_found_out(
         return None
 
     monkeypatch.setattr("gateway.peers.Peers._copy", nothing)
+    monkeypatch.setattr("gateway.witness.TELL_S", 0.0)
     turn_to(two, two.gateway)
     await read(two)
     sealed = await witnessed(two)

@@ -33,6 +33,8 @@ class Mirror:
         self._tiles = resume_tiles(root, sealed) or TileWriter(root)
         if self.size == known.size and self._tiles.edge.root() != known.root:
             raise Forked(f"the first {known.size} entries of {origin} are not those that were witnessed")
+        if sealed.size > known.size:
+            self.known = sealed  # what is kept was looked at when it came
 
     def _kept(self) -> Checkpoint:
         try:
