@@ -15,6 +15,7 @@ from gateway.state import (
     ApprovalRecord,
     Blocked,
     Deputy,
+    Enrolling,
     Grant,
     Heard,
     KeyHolder,
@@ -31,6 +32,7 @@ from gateway.state import (
     SavedQuery,
     ServerRecord,
     Settled,
+    Sponsored,
     SubjectRecord,
     Tripped,
     Visit,
@@ -185,6 +187,11 @@ class Shelf:
     def books(self) -> list[Book]:
         return list(self._store.all(Book))
 
+    def of(self, principal: str) -> list[Book]:
+        sponsored = self._store.get(Sponsored, principal)
+        found = (self.book(agent) for agent in sponsored.agents) if sponsored is not None else ()
+        return [book for book in found if book is not None]
+
     def keep(self, book: Book) -> None:
         self._store.put(book.agent, book)
 
@@ -202,11 +209,25 @@ def _agent(store: Store, stamp: Stamp, entry: entries.Agent) -> None:
             entry.attested,
         )
         store.put(entry.agent, AgentRecord(agent, entry.token_sha256, via=entry.via))
+        _may_enrol(store, "", entry.token_sha256, Enrolling("agent", entry.agent))
         _tell(store, stamp, standing.registered(Shelf(store), stamp.seq, entry.agent, entry.owner, _second(stamp)))
+        sponsored = store.get(Sponsored, entry.owner) or Sponsored(())
+        if entry.agent not in sponsored.agents:
+            store.put(entry.owner, Sponsored((*sponsored.agents, entry.agent)))
     elif known is not None:
-        store.put(entry.agent, _changed(known, entry))
+        changed = _changed(known, entry)
+        store.put(entry.agent, changed)
+        _may_enrol(store, known.token_sha256, changed.token_sha256, Enrolling("agent", entry.agent))
         if entry.event in ("enrolled", "rotated"):
             _bind(store, stamp, entry)
+
+
+def _may_enrol(store: Store, before: str, after: str, who: Enrolling) -> None:
+    """Whose one-time token is which."""
+    if before and before != after:
+        store.delete(Enrolling, before)
+    if after:
+        store.put(after, who)
 
 
 def _changed(known: AgentRecord, entry: entries.Agent) -> AgentRecord:
@@ -304,12 +325,14 @@ def _node(store: Store, stamp: Stamp, entry: entries.Node) -> None:
                 reference=entry.reference,
             ),
         )
+        _may_enrol(store, "", entry.token_sha256, Enrolling("node", entry.node))
         return
     if known is None:
         return
     match entry.event:
         case "enrolled":
             changed = replace(known, key=entry.key, token_sha256="", state="ready")
+            _may_enrol(store, known.token_sha256, "", Enrolling("node", entry.node))
         case "joined":
             # What it showed before, it showed with what it ran on before.
             bound = tuple(one for one in known.evidence if one.level == "bound")

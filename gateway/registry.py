@@ -10,7 +10,7 @@ import msgspec
 from edge.clock import SystemClock, new_id
 from gateway.people import new_token
 from gateway.records import Records
-from gateway.state import AgentKey, AgentRecord, NodeRecord
+from gateway.state import AgentKey, AgentRecord, Enrolling, NodeRecord
 from gateway.stops import EVERYBODY, Stops, thumbprint
 from trust.canonical import sha256_hex
 from trust.identity import did, wit
@@ -93,17 +93,14 @@ class Registry:
         digest = sha256_hex(token.encode())
         self._stops.require_believed([("key", key.thumbprint)])
         async with self._records.deciding:
-            for agent in self._store.all(AgentRecord):
-                if agent.token_sha256 == digest:
-                    name = agent.agent.name
-                    self._stops.require_believed([("agent", name)])
-                    await self._records.change(entries.Agent("enrolled", name, name, key=b64url(key.raw)))
-                    return self._workload("agent", name)
-            for node in self._store.all(NodeRecord):
-                if node.token_sha256 == digest:
-                    name = node.name
-                    await self._records.change(entries.Node("enrolled", name, name, key=b64url(key.raw)))
-                    return self._workload("node", name)
+            found = self._store.get(Enrolling, digest)
+            if found is not None and found.kind == "agent":
+                self._stops.require_believed([("agent", found.name)])
+                await self._records.change(entries.Agent("enrolled", found.name, found.name, key=b64url(key.raw)))
+            elif found is not None:
+                await self._records.change(entries.Node("enrolled", found.name, found.name, key=b64url(key.raw)))
+            if found is not None:
+                return self._workload(found.kind, found.name)
         raise Unverifiable(Reason.UNAUTHENTICATED, "this enrolment token is not known or was used before")
 
     async def ask_for_rotation(self, name: str, by: str) -> None:

@@ -89,6 +89,19 @@ class AgentRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     via: str = ""
 
 
+class Enrolling(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """For whom a one-time token is, which was not used yet; kept under its SHA-256."""
+
+    kind: Literal["agent", "node"]
+    name: str
+
+
+class Sponsored(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The agents of one principal, in the order in which they were registered."""
+
+    agents: tuple[str, ...]
+
+
 NodeState = Literal["pending", "ready", "draining", "quarantined"]
 
 

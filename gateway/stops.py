@@ -42,6 +42,7 @@ class Stops:
         self._records = records
         self._store = records.store
         self._clock = clock
+        self._stopped: tuple[tuple[int, ...], tuple[str, ...]] = (), ()
 
     # Commands
 
@@ -206,7 +207,12 @@ class Stops:
 
     def everyone_stopped(self) -> tuple[str, ...]:
         """Names of agents that must not act; what a node compares tickets with."""
-        return tuple(r.agent.name for r in self._records.cached(AgentRecord) if self.of(r.agent) is not None)
+        version = self._store.version
+        now = (version(AgentRecord), version(Killed), version(Revoked))
+        if self._stopped[0] != now:
+            stopped = (r.agent.name for r in self._records.cached(AgentRecord) if self.of(r.agent) is not None)
+            self._stopped = now, tuple(stopped)
+        return self._stopped[1]
 
 
 def _require_reason(reason: str) -> None:

@@ -410,6 +410,9 @@ class _Shelf:
     def books(self) -> list[Book]:
         return [self.kept[name] for name in sorted(self.kept)]
 
+    def of(self, principal: str) -> list[Book]:
+        return [book for book in self.kept.values() if book.principal == principal]
+
     def keep(self, book: Book) -> None:
         self.kept[book.agent] = book
 

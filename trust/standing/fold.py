@@ -26,7 +26,7 @@ class Shelf(Protocol):
 
     def book(self, agent: str) -> Book | None: ...
 
-    def books(self) -> list[Book]: ...
+    def of(self, principal: str) -> list[Book]: ...
 
     def keep(self, book: Book) -> None: ...
 
@@ -123,7 +123,7 @@ def _vouched(shelf: Shelf, target: Book, entry: entries.Standing) -> None:
 
 def registered(shelf: Shelf, index: int, agent: str, principal: str, at_s: int) -> entries.Standing:
     """A new agent has a book from its first moment; how its story begins."""
-    book = rules.opened(agent, principal, shelf.books(), at_s)
+    book = rules.opened(agent, principal, shelf.of(principal), at_s)
     shelf.keep(book)
     return _moved("registered", Book(agent, principal), book, index, at_s, other=principal)
 
@@ -154,6 +154,9 @@ class Replayed:
 
     def books(self) -> list[Book]:
         return [self._books[name] for name in sorted(self._books)]
+
+    def of(self, principal: str) -> list[Book]:
+        return [book for book in self._books.values() if book.principal == principal]
 
     def keep(self, book: Book) -> None:
         self._books[book.agent] = book
