@@ -20,6 +20,8 @@ from trust.ledger import entries
 from trust.ledger.entries import AnyEntry
 from trust.ledger.shipment import log_of
 
+ALIVE: Final = b"\n"
+"""A line that says nothing but that somebody is there."""
 BACK_MS: Final = 1000
 """Nothing but somebody who sets it takes a clock back so far."""
 _ELSEWHERE: Final = (entries.Witness, entries.Approval, entries.Deputy, entries.SignIn, entries.SavedQuery)
@@ -83,6 +85,9 @@ class Feed:
         """For a sidecar, until the gateway closes."""
         told: tuple[str, ...] | None = None
         async for moment in self._moments():
+            if moment is None:
+                yield ALIVE
+                continue
             revoked = self._stops.revoked_links()
             facts = self.facts(agent, moment, revoked if revoked != told else None, instance)
             yield feed.seal(facts, self._key)
@@ -91,13 +96,16 @@ class Feed:
     async def stops(self, node: str) -> AsyncIterator[bytes]:
         """For a node, until the gateway closes."""
         async for moment in self._moments():
+            if moment is None:
+                yield ALIVE
+                continue
             stopped = self._stops.everyone_stopped()
             yield feed.seal(feed.Stops(moment, self._records.version, node, stopped), self._key)
 
-    async def _moments(self) -> AsyncIterator[int]:
+    async def _moments(self) -> AsyncIterator[int | None]:
         """As of when each line of one feed is, in Unix milliseconds: each later than the one before, unless this clock
         was put back. While it is not
-        known here what other gateways changed there is none: an old truth must not look new."""
+        known here what other gateways changed there is none (None): an old truth must not look new."""
         last, heard_before = 0, float("-inf")
         while not self.closing:
             changed, heard = self._changed, self._records.heard()
@@ -106,6 +114,8 @@ class Feed:
                 went_back = moment < last - BACK_MS
                 heard_before, last = heard, moment if went_back else max(last + 1, moment)
                 yield last
+            else:
+                yield None
             await self._pause(changed)
 
     async def _pause(self, changed: asyncio.Event) -> None:

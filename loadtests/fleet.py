@@ -116,6 +116,8 @@ class Fleet:
     redis: Redis = field(init=False)
     parts: dict[str, Part] = field(default_factory=dict)
     tokens: dict[str, str] = field(default_factory=dict)
+    seen: list[Any] = field(default_factory=list)
+    """What whoever makes the load wants to remember of it."""
 
     def __enter__(self) -> Fleet:
         self.home.mkdir(parents=True, exist_ok=True)

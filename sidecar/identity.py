@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -13,7 +15,7 @@ from typing import Final, Self
 import msgspec
 
 from edge import keyservice, tls
-from edge.client import Client, Reply, Unreachable
+from edge.client import Broken, Client, Reply, Unreachable
 from edge.clock import SystemClock, new_nonce
 from trust.identity import httpsig, jws, session, wit
 from trust.identity.keys import Exchange, PublicKey, SecretKey, Signer, b64url, unb64url
@@ -26,6 +28,7 @@ NEXT_KEY: Final = "identity.next.key"
 RENEW_BEFORE_S: Final = 600
 RECERTIFY_S: Final = 8 * 3600
 """A certificate lives a day."""
+GIVE_UP_S: Final = 5.0
 REOPEN_BEFORE_S: Final = 60
 """A session is replaced while it still holds, so that no request has to wait for the next one."""
 
@@ -320,6 +323,7 @@ class Gateways:
     def __init__(self, urls: Sequence[str]) -> None:
         self.urls = tuple(url.rstrip("/") for url in urls)
         self._at = 0
+        self._waiting: defaultdict[str, set[asyncio.Timeout]] = defaultdict(set)
 
     @property
     def url(self) -> str:
@@ -331,15 +335,33 @@ class Gateways:
         if url == self.url:
             self._at = (self._at + 1) % len(self.urls)
 
+    def give_up(self, url: str) -> None:
+        """Whoever waits for an answer of *url* does so for some seconds more only: it says nothing at all any more."""
+        end = asyncio.get_running_loop().time() + GIVE_UP_S
+        for limit in self._waiting[url]:
+            limit.reschedule(end)
+
     async def ask(self, send: Callable[[str], Awaitable[Reply]]) -> Reply:
-        """The answer of the first that can be reached; :class:`Unreachable` if none can be."""
+        """The answer of the first that can be reached; :class:`Unreachable` if none can be, :class:`Broken` if one that
+        was asked fell silent."""
         for _ in self.urls[1:]:
             url = self.url
             try:
-                return await send(url)
+                return await self._wait(url, send)
             except Unreachable:
                 self.leave(url)
-        return await send(self.url)
+        return await self._wait(self.url, send)
+
+    async def _wait(self, url: str, send: Callable[[str], Awaitable[Reply]]) -> Reply:
+        waiting = self._waiting[url]
+        try:
+            async with asyncio.timeout(None) as limit:
+                waiting.add(limit)
+                return await send(url)
+        except TimeoutError:
+            raise Broken("the gateway fell silent") from None
+        finally:
+            waiting.discard(limit)
 
 
 def _own_key(home: Path) -> SecretKey:

@@ -226,10 +226,12 @@ async def listen(identity: Identity, hear: Callable[[bytes], bool], target: str 
     opened again, at another address if there is one."""
     backoff, loop = Backoff(), asyncio.get_running_loop()
     while True:
-        wait, at = RETRY_S, identity.gateways.url
+        wait, at, silent = RETRY_S, identity.gateways.url, True
         try:
-            async with identity.send("GET", target, timeout_s=3600.0) as reply:
-                at = identity.gateways.url
+            async with asyncio.timeout(SILENT_S):
+                reply = await identity.request("GET", target, timeout_s=3600.0)
+            at, silent = identity.gateways.url, False
+            with contextlib.closing(reply):
                 if reply.status != 200:
                     wait = backoff.after(reply.status, RETRY_S)
                     if reply.status >= 500:
@@ -242,15 +244,22 @@ async def listen(identity: Identity, hear: Callable[[bytes], bool], target: str 
                     backoff.reset()
                     rest, heard = b"", loop.time()
                     chunks = reply.chunks()
-                    while True:
-                        async with asyncio.timeout_at(heard + SILENT_S):
+                    while loop.time() < heard + SILENT_S:
+                        silent = True
+                        async with asyncio.timeout(SILENT_S):
                             chunk = await anext(chunks)
+                        silent = False
                         *lines, rest = (rest + chunk).split(b"\n")
-                        believed = [hear(line) for line in lines]
+                        believed = [hear(line) for line in lines if line]
                         if True in believed:
                             heard = loop.time()
-        except (Unreachable, Broken, TimeoutError, StopAsyncIteration):
-            # One that does not speak is not asked either: it may be cut off from the others.
+                    identity.gateways.leave(at)
+        except TimeoutError:
+            # One that says nothing is not waited for either; one that is there and knows nothing new is left alone.
+            identity.gateways.leave(at)
+            if silent:
+                identity.gateways.give_up(at)
+        except (Unreachable, Broken, StopAsyncIteration):
             identity.gateways.leave(at)
         except Exception:
             _log.exception("following the feed failed; facts grow old until it succeeds")

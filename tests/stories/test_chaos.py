@@ -47,6 +47,7 @@ TOLD: Final = {
     "policy_forbids",
     "replay_unknown",
     "stale_facts",
+    "ticket_invalid",
     "unauthenticated",
     "unwitnessed",
 }
@@ -195,16 +196,17 @@ def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
         yield running
 
 
-SEEN: list[Seen] = []
-
-
 @asynccontextmanager
 async def trouble(fleet: Fleet) -> AsyncIterator[Seen]:
     """Load from before until after."""
     async with load(fleet) as seen:
-        SEEN.append(seen)
+        fleet.seen.append(seen)
         await goes_on(fleet, seen)
-        yield seen
+        try:
+            yield seen
+        finally:
+            for part in fleet.parts.values():
+                part.signal(signal.SIGCONT)
         took = await goes_on(fleet, seen)
         print(f"went on after {took:.1f} s; told meanwhile: {dict(seen.reasons)}")
 
@@ -334,6 +336,5 @@ async def test_approvals_are_used_once_while_gateways_die(fleet: Fleet) -> None:
 
 
 def test_afterwards_everything_is_in_the_logs(fleet: Fleet) -> None:
-    assert SEEN
-    settle(fleet, SEEN)
-    SEEN.clear()
+    assert fleet.seen
+    settle(fleet, fleet.seen)

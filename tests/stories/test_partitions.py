@@ -13,7 +13,7 @@ import pytest
 
 from loadtests.fleet import DATABASE, GATEWAY_A, GATEWAY_B, PEOPLE, REDIS, Fleet
 from loadtests.net import Island
-from tests.stories.test_chaos import SEEN, asked, goes_on, settle, trouble
+from tests.stories.test_chaos import asked, goes_on, settle, trouble
 
 pytestmark = [
     pytest.mark.slow,
@@ -107,9 +107,8 @@ async def test_the_clock_of_a_gateway_jumps(fleet: Fleet, jump: str) -> None:
 
 
 def test_afterwards_everything_is_in_the_logs(fleet: Fleet) -> None:
-    assert SEEN
-    settle(fleet, SEEN)
-    SEEN.clear()
+    assert fleet.seen
+    settle(fleet, fleet.seen)
 
 
 @pytest.fixture(scope="module")
@@ -157,6 +156,5 @@ async def test_the_clock_of_a_sidecar_jumps_and_comes_back(far: Fleet, jump: str
 
 
 def test_afterwards_everything_is_in_the_logs_of_the_far_ones_too(far: Fleet) -> None:
-    assert SEEN
-    settle(far, SEEN)
-    SEEN.clear()
+    assert far.seen
+    settle(far, far.seen)
