@@ -496,6 +496,50 @@ BREAKS = {
         'gateway/approvals/votes.py', '                    await self._conclude(record)\n', '                    pass\n',
         'tests/stories/test_approvals.py::test_a_death_between_the_last_vote_and_its_consequence_loses_nothing',
     ),
+    "13 who lost the turn publishes": (
+        "gateway/postgres.py", '            raise OrderUnavailable("the turn was lost before it was used")', "            pass",
+        "tests/gateway/test_order.py::test_without_the_turn_nobody_publishes",
+    ),
+    "13 a database makes changes up": (
+        "gateway/postgres.py", '        if not hmac.compare_digest(bytes(row["mac"]), self._mac(change)):', "        if False:",
+        "tests/gateway/test_order.py::test_what_the_database_made_up_is_not_believed",
+    ),
+    "13 a database loses changes": (
+        "gateway/replica.py", "            if not told or told[0].turn != self._last or told[0].mark != self.store.mark:", "            if False:",
+        "tests/gateway/test_order.py::test_a_database_that_lost_changes_is_noticed",
+    ),
+    "13 what never was is not void": (
+        "gateway/replica.py", '            await self._void(seq, turn, "the order could not be reached when it was made")\n', "",
+        "tests/gateway/test_order.py::test_an_entry_that_others_never_saw_is_void",
+    ),
+    "13 who does not hear the others goes on": (
+        "gateway/replica.py", "        if age > STALE_S:", "        if False:",
+        "tests/gateway/test_order.py::test_who_does_not_hear_the_others_relies_on_nothing",
+    ),
+    "13 what an entry names is not there yet": (
+        "gateway/replica.py", "            await self._borrow(line.entry)\n", "",
+        "tests/gateway/test_order.py::test_what_entries_name_is_on_every_disk_before_it_counts",
+    ),
+    "13 an action goes out at each gateway": (
+        "gateway/dispatch.py", "        if self._shared is not None:", "        if False:",
+        "tests/stories/test_replicas.py::test_an_action_goes_out_once_whichever_gateway_is_asked",
+    ),
+    "13 a nonce is used at each gateway": (
+        "gateway/callers.py", "            await self._shared.spend(claim.nonce, claim.created_at, claim.expires_at, now)", "            pass",
+        "tests/stories/test_replicas.py::test_an_action_goes_out_once_whichever_gateway_is_asked",
+    ),
+    "13 logs are told to everybody": (
+        "gateway/api/peers.py", "        self._peers.require(incoming)\n        return json_response(", "        return json_response(",
+        "tests/stories/test_replicas.py::test_only_gateways_are_told_what_logs_say",
+    ),
+    "13 a pod holds its agent's key": (
+        "gateway/injection.py", "    if own:", "    if False:",
+        "tests/deploy/test_deploy.py::test_a_pod_that_would_act_without_its_sidecar_is_refused",
+    ),
+    "13 a pod is without a sidecar": (
+        "gateway/injection.py", "    if not isinstance(agent, str) or _NAME.fullmatch(agent) is None:", "    if False:",
+        "tests/deploy/test_deploy.py::test_a_pod_that_would_act_without_its_sidecar_is_refused",
+    ),
 }  # fmt: skip
 
 

@@ -55,7 +55,8 @@ def up(
             _play(launcher)
         else:
             _tell(launcher)
-            _watch(launcher, spare=launcher.nodes if mesh else {})
+            others = ["gateway"] if launcher.settings.sidecar.gateway_fallbacks else []
+            _watch(launcher, spare=[*(launcher.nodes if mesh else ()), *others])
     except NotStarted as bad:
         raise fail(str(bad), FAILED) from None
     except _Stop:
@@ -67,13 +68,13 @@ def up(
 
 
 def _watch(launcher: Launcher, spare: Collection[str]) -> None:
-    """Until a part ends by itself; of several nodes one may, because then the others go on."""
+    """Until a part ends by itself; of several nodes or gateways one may, because then the others go on."""
     while True:
         time.sleep(0.5)
         for name, said in launcher.fallen():
             if name not in spare:
                 raise NotStarted(said)
-            say(f"{said}\n(the other nodes go on)", "yellow")
+            say(f"{said}\n(the others go on)", "yellow")
 
 
 def _tell(launcher: Launcher) -> None:

@@ -95,6 +95,14 @@ async def offered(mesh: Mesh, server: str) -> list[dict[str, Any]]:
     return found
 
 
+async def the_offer(mesh: Mesh, server: str) -> dict[str, Any]:
+    """The one that is not admitted; while a node joins again it has none for a moment."""
+    async with asyncio.timeout(10):
+        while len(found := await offered(mesh, server)) != 1:
+            await asyncio.sleep(0.05)
+    return found[0]
+
+
 async def test_no_policy_and_no_case_keeps_a_changed_tool_callable(tmp_path: Path) -> None:
     """Also one that a policy or a case names, when another tool of the server is gone."""
     server = Changing(tmp_path / "s", "one")
@@ -156,7 +164,7 @@ async def test_what_is_offered_as_it_was_admitted_is_callable_again_and_nothing_
     async with Mesh(tmp_path, servers=(server.config,), policies=policies(), recheck_s=0.2) as mesh:
         server.become(tool("EVIL"))
         await until_refused(mesh, "one/t")
-        (evil,) = await offered(mesh, "one")
+        evil = await the_offer(mesh, "one")
         server.become(tool("good"))
         async with asyncio.timeout(10):
             while (await mesh.call("one/t", {})).status != 200:

@@ -21,6 +21,7 @@ from playwright.async_api import Browser, expect
 
 from gateway.config import OidcConfig
 from gateway.oidc import Oidc
+from loadtests.servers import free_port
 from tests.console.conftest import screen
 from tests.console.test_door import get
 from tests.mesh import REPOSITORY, Mesh
@@ -59,14 +60,6 @@ async def certified(mesh: Mesh, port: int) -> AsyncIterator[None]:
     finally:
         process.kill()
         await process.wait()
-
-
-def free_port() -> int:
-    import socket
-
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
 
 
 async def configured(mesh: Mesh, issuer: str, secret: str = "s:e cret", **more: Any) -> None:

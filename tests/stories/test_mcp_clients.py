@@ -14,6 +14,7 @@ import pytest
 from mcp import Client, StdioServerParameters, stdio_client
 from mcp.shared.exceptions import MCPError
 
+from loadtests.servers import free_port
 from sidecar.config import ToolServer
 from tests.mesh import REPOSITORY, Mesh, policy_files, workbench
 from trust.ledger.entries import Intent, Refusal
@@ -259,14 +260,6 @@ TOOL_MANIFEST = "\n".join(
 TOOL_POLICY = (
     '@id("third") permit(principal, action in Action::"server/third", resource) when { action in Action::"read" };'
 )
-
-
-def free_port() -> int:
-    import socket
-
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @pytest.mark.parametrize("transport", ["http", "stdio"])

@@ -89,7 +89,7 @@ def test_a_run_over_three_nodes_then_with_one_drained_and_one_killed(tmp_path: P
 
         killed = node_process(home, "cloud-1")
         killed.send_signal(signal.SIGKILL)
-        told = until(process, "the other nodes go on")
+        told = until(process, "the others go on")
         assert "cloud-1 ended" in told
         told = program(mine, "compliance_run.py")
         assert "no_eligible_node" in told or "node_unreachable" in told, "no other desk is there"

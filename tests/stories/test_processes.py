@@ -20,8 +20,8 @@ import pytest
 
 from edge.judging import Judge
 from licet import ledgers
+from loadtests.servers import free_port
 from tests.mesh import REPOSITORY
-from tests.stories.test_mcp_clients import free_port
 from trust.ledger.entries import Dispatch, Intent, Outcome
 from trust.ledger.verify import verify
 

@@ -7,6 +7,7 @@ import contextlib
 import io
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -150,6 +151,32 @@ async def test_of_two_hundred_racing_claims_over_two_one_executes(two: Mesh) -> 
         if isinstance(line.entry, entries.Approval) and line.entry.event == "claimed"
     ]
     assert len(claimed) == 1
+
+
+async def test_an_action_goes_out_once_whichever_gateway_is_asked(two: Mesh) -> None:
+    """A sidecar that was taken over sends the same action to both, each time signed anew; or the same signature."""
+    from tests.attacks.test_forgery import dispatch, signature, statement
+    from trust import wire
+
+    made, body = statement(two)
+    assert (await dispatch(two, made, body)).status == 200
+    first, two.gateway_url = two.gateway_url, url(two.replicas["b"])
+    try:
+        again = await dispatch(two, made, body)
+        assert (again.status, again.json["reason"]) == (401, "replayed")
+        made, body = statement(two)
+        signed = signature(two, wire.encode(made, body))
+        assert (await dispatch(two, made, body, headers=signed)).status == 200
+        other, body = statement(two)
+        nonce = re.search(r'nonce="([^"]+)"', signed["signature-input"])
+        assert nonce is not None
+        reused = signature(two, wire.encode(other, body), nonce=nonce[1])
+    finally:
+        two.gateway_url = first
+    used = signature(two, wire.encode(other, body), nonce=nonce[1])
+    assert reused.keys() == used.keys()
+    answer = await dispatch(two, other, body, headers=used)
+    assert (answer.status, answer.json["reason"]) == (401, "replayed"), "a nonce is used once by all of them"
 
 
 async def test_who_is_stopped_at_one_is_stopped_at_both(two: Mesh) -> None:
