@@ -24,11 +24,14 @@ from gateway.app import Gateway
 from gateway.config import GatewayConfig
 from gateway.index import Index
 from gateway.ledgers import Sealed
+from gateway.order import Change
+from gateway.postgres import Postgres as Order
 from gateway.questions import Filter
 from gateway.state import AgentRecord
 from loadtests import million
 from loadtests.bench import bundle_of, measure_choice, measure_policy
 from loadtests.fleet import REPOSITORY
+from loadtests.servers import Postgres
 from trust import feed
 from trust.identity.keys import SecretKey, b64url
 from trust.ledger import entries
@@ -41,6 +44,8 @@ AGENTS: Final = (10, 100, 1_000, 10_000, 100_000)
 POLICIES: Final = (10, 100, 1_000, 10_000)
 NODES: Final = (3, 10, 100, 1_000)
 ENTRIES: Final = (10_000, 100_000, 1_000_000)
+GATEWAYS: Final = (1, 2, 4)
+TURNS: Final = 1200
 
 
 def resident_mb() -> float:
@@ -85,7 +90,6 @@ async def agents(count: int) -> dict[str, float]:
         gateway = Gateway(GatewayConfig(home=home, port=0, segment_bytes=4 << 20))
         await gateway.start()
         fold_s = time.perf_counter() - begin
-        held = resident_mb() - before
         try:
             assert sum(1 for _ in gateway.records.store.all(AgentRecord)) == count
 
@@ -108,7 +112,7 @@ async def agents(count: int) -> dict[str, float]:
             kill_ms = (time.perf_counter() - kill) * 1e3
             return {
                 "start_s": fold_s,
-                "held_mb": held,
+                "held_mb": resident_mb() - before,
                 "state_mb": sum(file.stat().st_size for file in home.glob("state.sqlite*")) / 1e6,
                 "feed_us": line_us,
                 "lookup_us": known_us,
@@ -164,6 +168,34 @@ async def entries_of(count: int) -> dict[str, float]:
         }
 
 
+async def turns(gateways: int) -> dict[str, float]:
+    """Decisions per second that so many gateways make together, each one after the other, over one PostgreSQL here."""
+    server = Postgres()
+    server.start()
+    try:
+        url = server.database("turns")
+        orders = [Order(url, b"s" * 32) for _ in range(gateways)]
+        for order in orders:
+            await order.open(lambda: None)
+
+        async def decide(order: Order, name: str) -> None:
+            last = 0
+            for seq in range(TURNS // gateways):
+                told = await order.take(last)
+                last = max([last, *(change.turn for change in told)]) + 1
+                await order.publish(Change(last, name, seq, b"x" * 600))
+                await order.give()
+
+        begin = time.perf_counter()
+        await asyncio.gather(*(decide(order, f"g{number}") for number, order in enumerate(orders)))
+        took = time.perf_counter() - begin
+        for order in orders:
+            await order.close()
+        return {"turns_per_s": TURNS / took}
+    finally:
+        server.remove()
+
+
 def step(kind: str, count: int) -> dict[str, Any]:
     """One step in a process of its own."""
     done = subprocess.run(
@@ -194,6 +226,8 @@ def written(found: dict[str, list[dict[str, Any]]]) -> str:
         )
     lines += ["", "| nodes | one choice |", "|---|---|"]
     lines += [f"| {row['count']:,} | {row['choice_us']:.1f} µs |" for row in found["nodes"]]
+    lines += ["", "| gateways | decisions per second, all together |", "|---|---|"]
+    lines += [f"| {row['count']} | {row['turns_per_s']:.0f} |" for row in found["turns"]]
     lines += [
         "",
         "| entries | tiles, each | frames, each | index, each | indexed per s | found by agent |",
@@ -207,6 +241,7 @@ def written(found: dict[str, list[dict[str, Any]]]) -> str:
     last = found["entries"][-1]
     copies = last["sealed_bytes"] + last["index_bytes"]
     feed_us = found["agents"][-1]["feed_us"]
+    turns_per_s = found["turns"][1]["turns_per_s"]
     hold_kb = found["agents"][-1]["held_mb"] * 1e3 / found["agents"][-1]["count"]
     lines += [
         "",
@@ -219,8 +254,8 @@ def written(found: dict[str, list[dict[str, Any]]]) -> str:
         "exports to cheaper storage before, fewer gateways that keep everything.",
         f"- **100,000 sidecars** that listen want {feed_us * 1e5 / 1e6:.1f} cores of signatures each second, shared by all "
         f"gateways and their workers, and {hold_kb:.1f} kB of memory each. Their logs take a turn twice a minute each: "
-        f"{100_000 / 30:,.0f} turns a second are more than one PostgreSQL gives (some hundred), so that is what ends first, at "
-        "some ten thousand active sidecars. What to do: a mesh for each part of a company.",
+        f"{100_000 / 30:,.0f} turns a second, of which this machine's PostgreSQL gives {turns_per_s:.0f}, so that is what ends "
+        f"first, at about {turns_per_s * 30:,.0f} active sidecars. What to do: a mesh for each part of a company.",
         END,
     ]
     return "\n".join(lines)
@@ -233,10 +268,12 @@ def main() -> None:
     asked = parser.parse_args()
     if asked.step:
         kind, count = asked.step[0], int(asked.step[1])
-        made: Any = {"agents": agents, "policies": policies, "nodes": nodes, "entries": entries_of}[kind](count)
+        made: Any = {"agents": agents, "policies": policies, "nodes": nodes, "entries": entries_of, "turns": turns}[
+            kind
+        ](count)
         print(json.dumps(asyncio.run(made) if asyncio.iscoroutine(made) else made))
         return
-    steps = {"agents": AGENTS, "policies": POLICIES, "nodes": NODES, "entries": ENTRIES}
+    steps = {"agents": AGENTS, "policies": POLICIES, "nodes": NODES, "turns": GATEWAYS, "entries": ENTRIES}
     found = {kind: [step(kind, count) for count in counts] for kind, counts in steps.items()}
     BUILD.mkdir(exist_ok=True)
     (BUILD / "growth.json").write_text(json.dumps(found, indent=1))
