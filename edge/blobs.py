@@ -22,6 +22,9 @@ class Blobs:
         return digest
 
     async def put(self, digest: str, data: bytes) -> None:
+        """Raises :class:`ValueError` for what has another digest."""
+        if sha256_hex(data) != digest:
+            raise ValueError(f"its SHA-256 is not {digest}")
         path = self._directory / digest
         if not path.exists():
             await asyncio.to_thread(write_atomically, path, data, flush=True)

@@ -22,6 +22,10 @@ PREFIX: Final = "licet:"
 MARK: Final = PREFIX + "since"
 LEASES: Final = PREFIX + "leases"
 TIMEOUT_S: Final = 0.5
+SNAPSHOTS: Final = (
+    "it keeps snapshots only, so after a crash an old memory would come back as if it were whole; "
+    'expected appendonly yes, or save ""'
+)
 CONNECTIONS: Final = 64
 _RENEW: Final = """
 local time = redis.call('TIME')
@@ -49,11 +53,13 @@ async def examine(url: str) -> list[Finding]:
     finally:
         await server.aclose()
     policy, role = settings.get("maxmemory-policy", "noeviction"), str(info.get("role", "master"))
-    kept = settings.get("appendonly") == "yes" or bool(settings.get("save"))
+    kept = settings.get("appendonly") == "yes"
+    snapshots = bool(settings.get("save")) and not kept
     return [
         Finding("reached", True, f"version {info.get('redis_version', 'unknown')}"),
         Finding("memory", policy == "noeviction", policy, "expected noeviction, or used nonces could be forgotten"),
         Finding("takes writes", role == "master", role, "expected the primary"),
+        Finding("snapshots", not snapshots, "alone" if snapshots else "not relied on", SNAPSHOTS),
         Finding("persistence", True, "on" if kept else "off: after a restart what was signed before is signed again"),
         Finding("if it were lost", True, "sessions are opened again and nodes are heard of again within seconds"),
     ]
@@ -76,9 +82,12 @@ class Shared:
     async def start(self) -> None:
         """Refuse to work with a server that forgets."""
         try:
-            policy = (await self._redis.config_get("maxmemory-policy")).get("maxmemory-policy", "noeviction")
+            found = await self._redis.config_get("maxmemory-policy", "appendonly", "save")
         except (RedisError, OSError) as bad:
             raise _unknown(bad) from None
+        policy = found.get("maxmemory-policy", "noeviction")
+        if found.get("save") and found.get("appendonly") != "yes":
+            raise Unverifiable(Reason.REPLAY_UNKNOWN, f"redis: {SNAPSHOTS}")
         if policy != "noeviction":
             detail = f"its maxmemory-policy is {policy}; expected noeviction, or used nonces could be forgotten"
             raise Unverifiable(Reason.REPLAY_UNKNOWN, f"redis: {detail}")

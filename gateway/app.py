@@ -271,6 +271,8 @@ class Gateway:
             self._own = Listener(server)
             await self._own.open(config.host, config.own_port, secured)
         names = (config.host, "localhost", CONSOLE_HOST, *config.hostnames)
+        if config.peer_url is not None:
+            hosts.add(config.peer_url.partition("://")[2].rstrip("/"))
         for port in {self.port, config.own_port or self.port}:
             hosts.update(name if ":" in name else f"{name}:{port}" for name in names)
         console = config.hostnames[0] if config.hostnames else CONSOLE_HOST

@@ -67,7 +67,7 @@ class Feed:
         record = self._registry.agent(agent)
         return Facts(
             as_of_ms=as_of_ms,
-            version=self._records.version,
+            version=self._records.told_version,
             agent=record.agent,
             standing=self._standings.standing(agent),
             bundle=self._bundles.sealed.digest if self._bundles.sealed else "",
@@ -100,7 +100,7 @@ class Feed:
                 yield ALIVE
                 continue
             stopped = self._stops.everyone_stopped()
-            yield feed.seal(feed.Stops(moment, self._records.version, node, stopped), self._key)
+            yield feed.seal(feed.Stops(moment, self._records.told_version, node, stopped), self._key)
 
     async def _moments(self) -> AsyncIterator[int | None]:
         """As of when each line of one feed is, in Unix milliseconds: each later than the one before, unless this clock

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import re
 from collections.abc import Callable
 from typing import Annotated, Final, get_args
@@ -33,6 +34,7 @@ Weight = Annotated[float, msgspec.Meta(gt=0, le=1000)]
 Slots = Annotated[int, msgspec.Meta(ge=1, le=100_000)]
 Said = dict[str, str | int | bool]
 LEASES_S: Final = 1.0
+_log = logging.getLogger("licet.gateway")
 _AT_HOME: Final = re.compile(r"https?://(?:127\.0\.0\.1|localhost|\[::1\]):[0-9]{1,5}")
 _ADDRESS: Final = re.compile(r"https?://[A-Za-z0-9.\-\[\]:]+")
 _ZONE: Final = re.compile(r"[A-Za-z0-9_.\-]{1,64}")
@@ -259,17 +261,22 @@ class Fleet:
     async def hear_leases(self) -> None:
         """Take over, each second, for ever, of which nodes other gateways heard."""
         while self._shared is not None:
-            told = await self._shared.leases()
-            now_us = self.now().mono_us
-            nodes = {name: self._store.get(NodeRecord, name) for name in told}
-            self._router.leases.hear(
-                {
-                    name: (epoch, now_us - int(max(0.0, age_s) * 1e6))
-                    for name, (epoch, age_s) in told.items()
-                    if (node := nodes[name]) is not None and node.epoch == epoch
-                }
-            )
+            try:
+                self._take_over(await self._shared.leases())
+            except Exception:
+                _log.exception("leases of other gateways were not taken over; it is tried again")
             await asyncio.sleep(LEASES_S)
+
+    def _take_over(self, told: dict[str, tuple[int, float]]) -> None:
+        now_us = self.now().mono_us
+        nodes = {name: self._store.get(NodeRecord, name) for name in told}
+        self._router.leases.hear(
+            {
+                name: (epoch, now_us - int(max(0.0, age_s) * 1e6))
+                for name, (epoch, age_s) in told.items()
+                if (node := nodes[name]) is not None and node.epoch == epoch
+            }
+        )
 
     # State
 

@@ -74,9 +74,17 @@ def _patch(pod: Any, injected: Injected) -> list[dict[str, Any]]:
     containers = [*(spec.get("initContainers") or []), *(spec.get("containers") or [])]
     if any(one.get("name") == CONTAINER for one in containers):
         raise _Refused(f"licet: a container is called {CONTAINER}, as only the injected one may be")
-    for wrong in ("hostNetwork", "hostPID", "hostIPC"):
+    for wrong in ("hostNetwork", "hostPID", "hostIPC", "shareProcessNamespace"):
         if spec.get(wrong):
             raise _Refused(f"licet: {wrong} would go around the sidecar")
+    everything = [*containers, *(spec.get("ephemeralContainers") or [])]
+    for one in everything:
+        # The cluster looks for the volume only after it was added here.
+        if any(mount.get("name") in (IDENTITY, DATA) for mount in one.get("volumeMounts") or []):
+            raise _Refused(f"licet: volumes called {IDENTITY} and {DATA} are the sidecar's")
+    users = [(one.get("securityContext") or {}).get("runAsUser") for one in [spec, *everything]]
+    if _FREE["runAsUser"] in users:
+        raise _Refused(f"licet: the user {_FREE['runAsUser']} is the sidecar's")
     own = sorted(name for name in _secrets(spec) if name.startswith(IDENTITY_OF))
     if own:
         raise _Refused(f"licet: {own[0]} is for sidecars only: with it the agent could act without one")
@@ -108,7 +116,7 @@ def _sidecar(agent: str, injected: Injected) -> dict[str, Any]:
         "LICET_SIDECAR__GATEWAY_URL": injected.gateway_url,
         "LICET_SIDECAR__IDENTITY_FROM": "/identity",
     }
-    instance = {"name": "LICET_SIDECAR__INSTANCE", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}}
+    instance = {"name": "LICET_SIDECAR__INSTANCE", "valueFrom": {"fieldRef": {"fieldPath": "metadata.uid"}}}
     probe = {"exec": {"command": ["licet", "ready", "sidecar"]}, "periodSeconds": 5, "timeoutSeconds": 5}
     return {
         "name": CONTAINER,

@@ -21,6 +21,10 @@ class OrderDamaged(OrderUnavailable):
     """What the order says contradicts what was there before, or was not written by a gateway of this mesh."""
 
 
+class OrderIncomplete(OrderDamaged):
+    """Changes are missing that this gateway does not have itself."""
+
+
 class Change(msgspec.Struct, frozen=True):
     """One change of state: ``body`` is the exact entry that stands at ``seq`` of the log ``origin``."""
 

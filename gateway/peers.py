@@ -21,6 +21,7 @@ from gateway.ledgers import Sealed
 from gateway.records import Records
 from gateway.state import Peer
 from gateway.witness import Witness
+from trust.canonical import sha256_hex
 from trust.identity import jws
 from trust.identity.keys import SecretKey
 from trust.ledger import shipment
@@ -44,11 +45,11 @@ _log = logging.getLogger("licet.gateway")
 
 
 class Pass(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One gateway asks another for ``target``; times are Unix seconds."""
+    """One gateway asks another; ``asked`` is the digest of method, target and body. Times are Unix seconds."""
 
     by: str
     to: str
-    target: str
+    asked: str
     expires_at: int
 
 
@@ -101,8 +102,8 @@ class Peers:
             shown = msgspec.json.decode(jws.open_sealed(token, TYP, self._key.public), type=Pass)
         except msgspec.DecodeError as bad:
             raise Unverifiable(Reason.UNAUTHENTICATED, f"pass: {bad}") from None
-        left = shown.expires_at - self._clock.now()
-        if (shown.to, shown.target) != (self._name, incoming.target) or not 0 < left <= LIVES_S + SKEW_S:
+        left, asked = shown.expires_at - self._clock.now(), _asked(incoming.method, incoming.target, incoming.body)
+        if (shown.to, shown.asked) != (self._name, asked) or not 0 < left <= LIVES_S + SKEW_S:
             raise Unverifiable(Reason.UNAUTHENTICATED, "a pass for something else, or one that is over")
         return shown.by
 
@@ -157,9 +158,9 @@ class Peers:
     async def through(self, node: str, path: str, headers: dict[str, str], body: bytes) -> AsyncIterator[Reply]:
         """Send a POST to a node that is connected to another gateway; :class:`Unreachable` if it is to none."""
         data = packed_work(Work(node, path, headers), body)
-        for peer in self.others():
+        for peer in (one for one in self.others() if one.name not in self.silent):
             try:
-                reply = await self._client.request("POST", peer.url + WORK, self._pass(peer, WORK), data)
+                reply = await self._client.request("POST", peer.url + WORK, self._pass(peer, "POST", WORK, data), data)
             except Unreachable:
                 continue
             try:
@@ -173,17 +174,21 @@ class Peers:
                 reply.close()
         raise Unreachable(f"no connection of {node} waits for work, here or at another gateway")
 
-    def _pass(self, peer: Peer, target: str) -> dict[str, str]:
-        shown = Pass(self._name, peer.name, target, int(self._clock.now()) + LIVES_S)
+    def _pass(self, peer: Peer, method: str, target: str, body: bytes = b"") -> dict[str, str]:
+        shown = Pass(self._name, peer.name, _asked(method, target, body), int(self._clock.now()) + LIVES_S)
         return {"Authorization": "Bearer " + jws.seal(msgspec.json.encode(shown), TYP, self._key)}
 
     async def _get(self, peer: Peer, target: str) -> bytes:
-        headers = self._pass(peer, target)
+        headers = self._pass(peer, "GET", target)
         async with self._client.send("GET", peer.url + target, headers, timeout_s=TIMEOUT_S) as reply:
             answer = await reply.read()
         if reply.status != 200:
             raise Unverifiable(Reason.GATEWAY_UNREACHABLE, f"it answers {reply.status}: {answer[:200]!r}")
         return answer
+
+
+def _asked(method: str, target: str, body: bytes) -> str:
+    return sha256_hex(b"%b %b\n%b" % (method.encode(), target.encode(), body))
 
 
 def packed_work(work: Work, body: bytes) -> bytes:

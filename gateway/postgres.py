@@ -88,7 +88,11 @@ class Postgres:
     async def take(self, after: int) -> Sequence[Change]:
         rows = await self._ask(lambda session: session.fetch("SELECT * FROM licet_take($1)", after))
         self._holds = True
-        return [self._change(row) for row in rows]
+        try:
+            return [self._change(row) for row in rows]
+        except OrderDamaged:
+            await self.give()
+            raise
 
     async def news(self, after: int) -> Sequence[Change]:
         return [self._change(row) for row in await self._ask(lambda session: session.fetch(_NEWS, after))]
@@ -102,7 +106,7 @@ class Postgres:
     async def give(self) -> None:
         if self._holds:
             self._holds = False
-            await self._ask(lambda session: session.execute("SELECT pg_advisory_unlock($1)", LOCK), again=False)
+            await self._ask(lambda session: session.execute("SELECT pg_advisory_unlock_all()"), again=False)
 
     async def found(self, changes: Sequence[Change]) -> bool:
         async def work(session: Any) -> bool:
@@ -282,7 +286,8 @@ async def migrate(session: Any) -> None:
     """Bring the tables to the newest version; never back."""
     async with session.transaction():
         await session.execute("SELECT pg_advisory_xact_lock($1)", LOCK - 1)
-        await session.execute("CREATE TABLE IF NOT EXISTS licet_schema (version int NOT NULL)")
+        if not await session.fetchval("SELECT to_regclass('licet_schema') IS NOT NULL"):
+            await session.execute("CREATE TABLE IF NOT EXISTS licet_schema (version int NOT NULL)")
         version = await session.fetchval("SELECT max(version) FROM licet_schema") or 0
         if version > len(MIGRATIONS):
             newest = len(MIGRATIONS)

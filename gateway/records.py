@@ -69,6 +69,11 @@ class Records:
         """Whether other gateways wait while a change is made here."""
         return False
 
+    @property
+    def told_version(self) -> int:
+        """What sidecars and nodes are told, for whom it only rises."""
+        return self.version
+
     def heard(self) -> float:
         """When all changes were known here last, as :func:`time.monotonic`: where nobody else changes anything, now."""
         return time.monotonic()

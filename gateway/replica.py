@@ -22,7 +22,7 @@ import msgspec
 from edge.backoff import Backoff
 from edge.durable import DurableLedger
 from gateway import fold
-from gateway.order import PAGE, Change, Order, OrderDamaged, OrderUnavailable
+from gateway.order import PAGE, Change, Order, OrderDamaged, OrderIncomplete, OrderUnavailable
 from gateway.records import Applied, Records
 from gateway.state import Peer
 from gateway.store import Store
@@ -32,9 +32,12 @@ from trust.ledger.log import LedgerDamaged
 from trust.ledger.writer import LedgerUnavailable
 from trust.reasons import Reason, Unverifiable
 
+SHARED_FROM: Final = 1 << 40
+"""Beyond any version that a gateway told while it was alone."""
 POLL_S: Final = 0.25
 STALE_S: Final = 5.0
 """As old as a sidecar's facts may be before whatever has side effects is refused."""
+AGAIN_S: Final = 0.2
 START_S: Final = 60.0
 """How long a gateway that starts waits for the order to be there."""
 _log = logging.getLogger("licet.gateway")
@@ -109,6 +112,10 @@ class Replica(Records):
         return True
 
     @property
+    def told_version(self) -> int:
+        return SHARED_FROM + self.version
+
+    @property
     def _of(self) -> str:
         return f"order {self._order.name}"
 
@@ -121,15 +128,31 @@ class Replica(Records):
         await self._reach()
         self.version = self.store.progress(self._of)
         # Nobody listens yet: whoever is made afterwards reads the state as it is then.
-        async with self._turn.lock:
-            try:
-                if not self.version:
-                    await self._found()
-                await self._order.take(self._last)
-                await self._publish_the_rest()
-                await self._hear(self._order.news)
-            finally:
-                await self._give()
+        deadline, head = time.monotonic() + START_S, -1
+        while True:
+            async with self._turn.lock:
+                try:
+                    if not self.version:
+                        await self._found()
+                    self._require_same_past(await self._order.take(self._last))
+                    await self._publish_the_rest()
+                    await self._hear(self._order.news)
+                    return
+                except OrderIncomplete:
+                    # The next turn is in the ledger of another gateway, which starts as well, or not.
+                    now = await self._order.head()
+                    deadline = time.monotonic() + START_S if now > head else deadline
+                    head = now
+                    if time.monotonic() > deadline:
+                        raise
+                finally:
+                    await self._give()
+            await asyncio.sleep(AGAIN_S)
+
+    def _require_same_past(self, told: Sequence[Change]) -> None:
+        """The database may have lost changes, which are brought again; it has no others in their place."""
+        if self._last and told and told[0].turn == self._last and told[0].mark != self.store.mark:
+            self._beyond(told)
 
     async def present(self, name: str, url: str, version: str) -> None:
         """Tell the others of this gateway, reached at *url* by them."""
@@ -204,13 +227,18 @@ class Replica(Records):
                     )
                 )
                 head += 1
-            elif line.stamp.turn <= head and len(missing) == 1:
+            elif line.stamp.turn <= head and self._last <= head and len(missing) == 1:
                 await self._void(index, line.stamp.turn, "the gateway fell before others could know of it")
             else:
-                raise OrderDamaged(
-                    f"the database has lost changes: it ends with turn {head}, and this gateway's ledger has turn "
-                    f"{line.stamp.turn}; turn {head + 1} is in the ledger of another gateway, which must start first"
-                )
+                raise self._incomplete(head)
+        if head < self._last:
+            raise self._incomplete(head)
+
+    def _incomplete(self, head: int) -> OrderIncomplete:
+        return OrderIncomplete(
+            f"the database has lost changes: it ends with turn {head}, and more are known here; turn {head + 1} is in "
+            "the ledger of another gateway, which has to start too"
+        )
 
     async def _void(self, seq: int, turn: int, why: str) -> None:
         await self._append(entries.Void(seq, turn, why))
@@ -284,6 +312,9 @@ class Replica(Records):
             for change, line in zip(following, lines, strict=True)
         ]
         self._apply(self._of, applied, following[-1].mark)
+        for line in lines:
+            if isinstance(line.entry, entries.Subject) and line.entry.event == "erased":
+                await self._order.drop("subject", line.entry.key)
 
     def _beyond(self, told: Sequence[Change]) -> Sequence[Change]:
         """The changes after the last that is applied here, which has to be among those that are *told*."""
@@ -309,12 +340,17 @@ class Replica(Records):
     # Deciding
 
     async def _take(self) -> None:
-        await self._hear(self._order.take)
-        if self._unpublished is not None:
-            # Whoever has the turn has seen all of them, so this one never was.
-            seq, turn = self._unpublished
-            await self._void(seq, turn, "the order could not be reached when it was made")
-            self._unpublished = None
+        try:
+            await self._hear(self._order.take)
+            if self._unpublished is not None:
+                # Whoever has the turn has seen all of them, so this one never was.
+                seq, turn = self._unpublished
+                await self._void(seq, turn, "the order could not be reached when it was made")
+                self._unpublished = None
+        except BaseException:
+            # Whoever cannot use the turn holds up nobody else.
+            await self._give()
+            raise
 
     async def _give(self) -> None:
         try:
@@ -359,4 +395,7 @@ class Replica(Records):
             if data is None:
                 _log.warning("the %s %s, which an entry names, is not kept with the order", kind, name)
             else:
-                await shelf.put(name, data)
+                try:
+                    await shelf.put(name, data)
+                except (ValueError, Unverifiable) as bad:
+                    _log.error("the %s %s, which an entry names, is another one in the database: %s", kind, name, bad)

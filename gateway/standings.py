@@ -139,7 +139,10 @@ class Standings:
             for _, line in lines
             if isinstance(line.entry, entries.Standing)
         )
+        void = {line.entry.seq for _, line in lines if isinstance(line.entry, entries.Void)}
         for index, line in lines:
+            if index in void:
+                continue
             await self._settle(index, line.stamp.wall_us // 1_000_000, line.entry, written)
 
     async def drain(self) -> None:

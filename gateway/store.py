@@ -104,7 +104,11 @@ class Store:
             return int(row[1])
         self._read.clear()
         self.mark = ""
-        self._db.execute("DELETE FROM document")
+        with self._db:
+            # Together: whoever comes back to what this was a projection of must not find it half there.
+            self._db.execute("BEGIN IMMEDIATE")
+            self._db.execute("DELETE FROM document")
+            self._db.execute("DELETE FROM progress")
         return 0
 
     def begin(self) -> None:

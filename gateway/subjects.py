@@ -66,7 +66,10 @@ class SubjectFile:
 
     async def put(self, key: str, data: bytes) -> None:
         subject, secret = msgspec.json.decode(self._shared.unseal(data, f"subject {key}"), type=tuple[str, bytes])
-        self.add(SubjectKey(key, secret), subject)
+        with self._db:
+            # Another one may be here that was made and never became the subject's.
+            self._db.execute("DELETE FROM subject WHERE subject = ?", (subject,))
+            self._db.execute("INSERT INTO subject VALUES (?, ?, ?)", (key, subject, secret))
 
     def close(self) -> None:
         self._db.close()

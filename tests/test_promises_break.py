@@ -536,6 +536,10 @@ BREAKS = {
         "gateway/injection.py", "    if own:", "    if False:",
         "tests/deploy/test_deploy.py::test_a_pod_that_would_act_without_its_sidecar_is_refused",
     ),
+    "13 a pod mounts its sidecar's volume": (
+        "gateway/injection.py", '        if any(mount.get("name") in (IDENTITY, DATA) for mount in one.get("volumeMounts") or []):', "        if False:",
+        "tests/deploy/test_deploy.py::test_a_pod_that_would_act_without_its_sidecar_is_refused",
+    ),
     "13 a pod is without a sidecar": (
         "gateway/injection.py", "    if not isinstance(agent, str) or _NAME.fullmatch(agent) is None:", "    if False:",
         "tests/deploy/test_deploy.py::test_a_pod_that_would_act_without_its_sidecar_is_refused",

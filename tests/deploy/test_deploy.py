@@ -123,7 +123,9 @@ def test_the_image_has_all_that_a_gateway_needs(tmp_path: Path) -> None:
             (tmp_path / "bin" / "licet").chmod(0o755)
             (tmp_path / "bin" / "python").symlink_to(sys.executable)
             (tmp_path / "enrol").mkdir()
-            script = (DEPLOY / "enrol.sh").read_text().replace("/enrol/", f"{tmp_path}/enrol/")
+            script = (DEPLOY / "enrol.sh").read_text()
+            for volume in ("/enrol/", "/people/"):
+                script = script.replace(volume, f"{tmp_path}/enrol/")
             there = environment | {"PATH": f"{tmp_path / 'bin'}:{environment['PATH']}"}
             for _ in range(2):  # it may be run again
                 done = subprocess.run(["sh", "-c", script], env=there, cwd=tmp_path, capture_output=True, text=True)
@@ -404,6 +406,25 @@ def test_a_pod_gets_a_sidecar_first_and_stays_restricted(asked: dict[str, Any]) 
         (pod(agent="UPPER"), "name the agent"),
         (pod(hostNetwork=True), "hostNetwork would go around"),
         (pod(hostPID=True), "hostPID"),
+        (pod(shareProcessNamespace=True), "shareProcessNamespace"),
+        (pod(securityContext={"runAsUser": 10001}), "the user 10001 is the sidecar's"),
+        (pod(containers=[{"name": "a", "image": "a:1", "securityContext": {"runAsUser": 10001}}]), "the user 10001"),
+        (
+            pod(
+                containers=[
+                    {"name": "a", "image": "a:1", "volumeMounts": [{"name": "licet-identity", "mountPath": "/k"}]}
+                ]
+            ),
+            "are the sidecar's",
+        ),
+        (
+            pod(
+                initContainers=[
+                    {"name": "a", "image": "a:1", "volumeMounts": [{"name": "licet-data", "mountPath": "/k"}]}
+                ]
+            ),
+            "are the sidecar's",
+        ),
         (pod(containers=[{"name": CONTAINER, "image": "mine:1"}]), "as only the injected one may be"),
         (pod(initContainers=[{"name": CONTAINER, "image": "mine:1"}]), "as only the injected one may be"),
         (pod(volumes=[{"name": "licet-identity", "emptyDir": {}}]), "are the sidecar's"),

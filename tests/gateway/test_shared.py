@@ -111,3 +111,10 @@ async def test_the_doctor_says_what_is_wrong_with_it(redis: Redis) -> None:
     assert set(await wrong()) == {"reached"}
     redis.start("--maxmemory-policy", "allkeys-lru")
     assert await wrong() == {"memory": "allkeys-lru"}
+    redis.stop()
+    redis.start("--save", "60 1")
+    assert await wrong() == {"snapshots": "alone"}
+    shared = Shared(redis.url, "aud")
+    with pytest.raises(Unverifiable, match="an old memory would come back"):
+        await shared.start()
+    await shared.close()
