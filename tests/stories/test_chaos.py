@@ -312,8 +312,10 @@ async def test_approvals_are_used_once_while_gateways_die(fleet: Fleet) -> None:
         for n in range(6):
             (fleet.sandbox / f"old-{n}.txt").write_text("x")
             call = {"tool": "workbench/delete_file", "args": {"path": f"old-{n}.txt"}}
-            async with http.post(url + "/v1/actions", json=call, headers=headers) as reply:
-                held.append((await reply.json(content_type=None))["approval"])
+            while len(held) <= n:  # what broke before may still be told of for a moment
+                async with http.post(url + "/v1/actions", json=call, headers=headers) as reply:
+                    told = await reply.json(content_type=None)
+                    held += [told["approval"]] if reply.status == 202 else []
         for approval in held:
             shown = await asked(fleet, "GET", f"/v1/approvals/{approval}", who="approver-1")
             ballot = {"decision": "approve", "reason": "", "presented": shown["presented"]}
