@@ -11,6 +11,7 @@ import socket
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from functools import lru_cache
+from pathlib import Path
 from ssl import SSLContext
 from typing import Any, Final
 
@@ -107,6 +108,11 @@ def _watched(about: tuple[Any, ...]) -> socket.socket:
             if hasattr(socket, option):
                 made.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)
     return made
+
+
+def over_socket(path: Path) -> aiohttp.BaseConnector:
+    """Connections to whoever listens at *path* on this machine, whatever the URL says."""
+    return aiohttp.UnixConnector(str(path), limit=MAX_CONNECTIONS)
 
 
 @lru_cache(maxsize=1024)

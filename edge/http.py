@@ -12,6 +12,7 @@ import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 from ssl import SSLContext
 from typing import Any, Final
 
@@ -308,6 +309,11 @@ class Listener:
         )
         await site.start()
         return int(self._runner.addresses[0][1])
+
+    async def open_socket(self, path: Path) -> None:
+        """Listen at *path* on this machine."""
+        await self._runner.setup()
+        await web.UnixSite(self._runner, str(path), backlog=1024).start()
 
     async def close(self) -> None:
         await self._runner.cleanup()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from itertools import accumulate
 from typing import Any, Final
 
@@ -11,7 +11,7 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 
 from edge.http import Incoming, Response
-from edge.tally import BUCKETS_S, Tally
+from edge.tally import BUCKETS_S, Labels, Tally, Told
 
 PATH: Final = "/metrics"
 HELP: Final = {
@@ -28,44 +28,50 @@ HELP: Final = {
 
 class Metrics:
     """Answers ``GET /metrics``. No label holds a name, an argument or an address, so it may be read by whoever reaches
-    the port."""
+    the port. ``of_workers``: what the workers of this part have counted, by number, if there are several."""
 
     def __init__(self, tally: Tally) -> None:
-        self._registry = CollectorRegistry(auto_describe=False)
-        self._registry.register(_Collector(tally))
+        self._tally = tally
+        self.of_workers: Callable[[], Awaitable[dict[str, Told]]] | None = None
 
     async def serve(self, _incoming: Incoming) -> Response:
-        body = generate_latest(self._registry)
+        told = {"": self._tally.told()} if self.of_workers is None else await self.of_workers()
+        registry = CollectorRegistry(auto_describe=False)
+        registry.register(_Collector(told))
+        body = generate_latest(registry)
         return Response(body=body, headers={"Content-Type": CONTENT_TYPE_LATEST, "Cache-Control": "no-store"})
 
 
 class _Collector:
-    def __init__(self, tally: Tally) -> None:
-        self._tally = tally
+    def __init__(self, told: dict[str, Told]) -> None:
+        self._told = told
 
     def describe(self) -> list[Metric]:
         return []
 
     def collect(self) -> Iterator[Metric]:
-        yield from self._counters()
-        yield from self._histograms()
-        for name, (what, read) in self._tally.watched.items():
-            yield GaugeMetricFamily(name, what, value=read())
-
-    def _counters(self) -> Iterator[Metric]:
         families: dict[str, Any] = {}
-        for (name, labels), value in list(self._tally.counts.items()):
-            family = families.setdefault(name, CounterMetricFamily(name, HELP[name], labels=[key for key, _ in labels]))
-            family.add_metric([text for _, text in labels], value)
+        for worker, told in self._told.items():
+            of: Labels = (("worker", worker),) if worker else ()
+            _add(families, of, told)
         yield from families.values()
 
-    def _histograms(self) -> Iterator[Metric]:
-        families: dict[str, Any] = {}
-        for (name, labels), known in list(self._tally.durations.items()):
-            family = families.setdefault(
-                name, HistogramMetricFamily(name, HELP[name], labels=[key for key, _ in labels])
-            )
-            ends = [*map(str, BUCKETS_S), "+Inf"]
-            buckets = list(zip(ends, map(float, accumulate(known.counts)), strict=True))
-            family.add_metric([text for _, text in labels], buckets, known.total_s)
-        yield from families.values()
+
+def _add(families: dict[str, Any], of: Labels, told: Told) -> None:
+    for name, labels, number in told.counts:
+        keys, texts = _split(of + labels)
+        families.setdefault(name, CounterMetricFamily(name, HELP[name], labels=keys)).add_metric(texts, number)
+    ends = [*map(str, BUCKETS_S), "+Inf"]
+    for name, labels, counts, total_s in told.durations:
+        keys, texts = _split(of + labels)
+        buckets = list(zip(ends, map(float, accumulate(counts)), strict=True))
+        families.setdefault(name, HistogramMetricFamily(name, HELP[name], labels=keys)).add_metric(
+            texts, buckets, total_s
+        )
+    for name, what, value in told.watched:
+        keys, texts = _split(of)
+        families.setdefault(name, GaugeMetricFamily(name, what, labels=keys)).add_metric(texts, value)
+
+
+def _split(labels: Labels) -> tuple[list[str], list[str]]:
+    return [key for key, _ in labels], [text for _, text in labels]

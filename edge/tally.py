@@ -7,9 +7,20 @@ from collections import defaultdict
 from collections.abc import Callable
 from typing import Final
 
+import msgspec
+
 BUCKETS_S: Final = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 """Upper ends; what takes longer is in none of them. A person's decision takes minutes and is no latency."""
 Labels = tuple[tuple[str, str], ...]
+
+
+class Told(msgspec.Struct, frozen=True):
+    """What a tally says at one moment. ``durations``: (name, labels, counts by bucket, seconds in all); ``watched``:
+    (name, what it is, value)."""
+
+    counts: list[tuple[str, Labels, int]]
+    durations: list[tuple[str, Labels, list[int], float]]
+    watched: list[tuple[str, str, float]]
 
 
 class Tally:
@@ -33,6 +44,14 @@ class Tally:
     def watch(self, name: str, what: str, read: Callable[[], float]) -> None:
         """A number that is read when somebody asks; *what* says what it is."""
         self.watched[name] = (what, read)
+
+    def told(self) -> Told:
+        """All of it, now."""
+        return Told(
+            [(name, labels, number) for (name, labels), number in self.counts.items()],
+            [(name, labels, list(one.counts), one.total_s) for (name, labels), one in self.durations.items()],
+            [(name, what, read()) for name, (what, read) in self.watched.items()],
+        )
 
 
 class Durations:

@@ -6,9 +6,11 @@ import asyncio
 import logging
 import secrets
 import traceback
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from functools import partial
 from pathlib import Path
+
+import msgspec
 
 from edge import metrics, tls
 from edge.backoff import Backoff
@@ -33,18 +35,22 @@ from edge.telemetry import Telemetry
 from edge.webhooks import TIMEOUT_S, Webhook
 from sidecar.answers import Refused
 from sidecar.callers import DELEGATION_HEADER, Callers
-from sidecar.config import SidecarConfig
+from sidecar.config import SidecarConfig, Worker
 from sidecar.decided import Decided
 from sidecar.guests import Guests
 from sidecar.identity import CURRENT_KEY, ENROLMENT, Identity, NotEnrolled
 from sidecar.ingress import actions
 from sidecar.ingress.common import require_run
 from sidecar.ingress.oauth import METADATA, OAuth
+from sidecar.journal import Journal, OwnJournal, Recall, SharedJournal
+from sidecar.left import KEYS, Left
 from sidecar.mandates import Mandates
+from sidecar.memories import Gone, Memories
 from sidecar.pipeline import Caller
-from sidecar.recovery import recover
+from sidecar.recovery import Before, Past
 from sidecar.served import Served
 from sidecar.shipping import Shipper
+from sidecar.siblings import Siblings
 from sidecar.world import View, World
 from trust.canonical import read_object
 from trust.identity import delegation
@@ -62,6 +68,8 @@ HEADER_NAME_BYTES = 64
 AGENT_FILE = "agent.token"
 MIN_TOKEN_CHARACTERS = 32
 RUN_LIVES_S = 86_400
+READY_WITHIN_S = 5.0
+LOOK_S = 0.02
 MAX_IN_FLIGHT = 1024
 """More would only wait inside; refusing early keeps answers quick."""
 _log = logging.getLogger("licet.sidecar")
@@ -80,7 +88,8 @@ class Sidecar:
 
     async def start(self) -> None:
         require_c_parser()
-        require_free(self.config.host, self.config.port)
+        if self.config.worker is None:
+            require_free(self.config.host, self.config.port)
         authority = self.config.gateway_ca
         self._tls = tls.client(authority, "gateway") if authority is not None else None
         self._client = Client(tls=self._tls)
@@ -94,38 +103,43 @@ class Sidecar:
         config, clock = self.config, SystemClock()
         home = config.home
         home.mkdir(parents=True, exist_ok=True, mode=0o700)
-        if config.identity_from is not None:
+        if config.identity_from is not None and config.is_first:
             _copy_identity(config.identity_from, home)
         self.identity = await Identity.obtain(
-            home, config.gateway_urls, config.enrolment, self._client, clock, config.key_service, config.instance
+            config.shared_home,
+            config.gateway_urls,
+            config.enrolment,
+            self._client,
+            clock,
+            config.key_service,
+            config.instance,
         )
+        self.identity.certificates = home
         await self.identity.certify(self._tls, config.tls_certificate, config.tls_key)
-        self.ledger = DurableLedger(
-            home / "ledger",
-            origin=log_of(self.identity.enrolment.trust_domain, "sidecar", self.identity.name, self.identity.instance),
-            key=SecretKey.load_or_create(home / "ledger.key"),
-            clock=clock,
-            segment_bytes=config.segment_bytes,
-            disk=self._disk,
-        )
+        self.ledger = self._open_ledger(home, config.instance)
         self.shipper = Shipper(self.identity, self.ledger.root, clock)
         found = self.ledger.size
-        self._before = recover(self.ledger, config.labels_keep_s, clock.now())
+        self._before = Before(Memories(config.labels_keep_s))
+        self._own = self._before.read(self.ledger.lines(), clock.now())
+        self._left = Left(config, self._open_ledger)
+        if config.is_first:
+            await self._left.read(self._before, self.identity, clock)
         await self.ledger.append(entries.Start(VERSION, found))
-        for outcome in self._before.unfinished:
+        for outcome in self._own.unfinished:
             await self.ledger.append(outcome)
+        self._journal, self._siblings = self._join(config.worker)
         self.world = World(
             self.identity,
             home / "bundles",
             self.ledger,
             self.shipper,
             clock,
-            self._before.newest_bundle,
+            self._own.newest_bundle,
             config.unwitnessed_s,
         )
         await self.world.load_last_good()
         self.token = _token(self.config)
-        self._blobs, self._run = Blobs(home / "blobs"), _run(home, clock)
+        self._blobs, self._run = Blobs(home / "blobs"), _run(config.shared_home, clock, keep=not config.is_first)
         self.own = self._serve_agent(self.identity.name, self.identity.own_keys, View(self.world, self.world.own))
         self.pipeline = self.own.pipeline
         self._decided: Decided | None = None
@@ -134,20 +148,53 @@ class Sidecar:
             webhook = Webhook(config.webhook.url, config.webhook.secret_file, client, clock)
             self._decided = Decided(home / "awaited", webhook, client, self.pipeline.states)
             self.pipeline.on_held = self._decided.follow
-        self._mandates = Mandates(self.own.chains, home / "mandates", self.token, clock)
+        self._mandates = Mandates(self.own.chains, config.shared_home / "mandates", self.token, clock)
         self._oauth = OAuth(config.oauth, self._client, clock) if config.oauth is not None else None
-        self._guests = Guests(config.guests, self.identity, self.world, clock, self._serve_agent)
+        self._guests = Guests(config.guests, self.identity, self.world, self._journal, clock, self._serve_agent)
         self._callers = Callers(self.own, self.token, self._mandates, self._oauth, self._guests)
         self._routes = self._make_routes()
         self._watch()
         self.telemetry.open(config.otlp or "", "licet-sidecar", self.identity.name, VERSION)
+        shippers = [self.shipper, *self._left.shippers]
+        work = [self.world.follow_bundle(), self.world.own.follow(), self._tick(), *(one.work() for one in shippers)]
+        self._tasks = [asyncio.create_task(one) for one in work]
+        if self._siblings is not None:
+            await self._siblings.open(self._act_for_sibling, self._refuse_unread, self.telemetry.tally)
+            self.telemetry.metrics.of_workers = partial(self._siblings.tallies, self.telemetry.tally)
+            await self._until_ready()
         await self._listen()
-        self._tasks = [
-            asyncio.create_task(self.world.follow_bundle()),
-            asyncio.create_task(self.world.own.follow()),
-            asyncio.create_task(self._tick()),
-            asyncio.create_task(self.shipper.work()),
-        ]
+
+    def _open_ledger(self, home: Path, instance: str) -> DurableLedger:
+        """That of one worker: its own, or what another has left."""
+        return DurableLedger(
+            home / "ledger",
+            origin=log_of(self.identity.enrolment.trust_domain, "sidecar", self.identity.name, instance),
+            key=SecretKey.load_or_create(home / "ledger.key"),
+            clock=SystemClock(),
+            segment_bytes=self.config.segment_bytes,
+            disk=self._disk,
+        )
+
+    def _join(self, worker: Worker | None) -> tuple[Journal, Siblings | None]:
+        """Be one of several: the first of them brings what all ledgers say, unless it was started again."""
+        if worker is None:
+            return OwnJournal(self._before.memories), None
+        kept = worker.family / KEYS
+        begins = worker.number == 1 and not kept.exists()
+        journal = SharedJournal(worker.family, worker.number, self._before.memories if begins else None)
+        if begins:
+            write_atomically(kept, msgspec.msgpack.encode(self._before.keys))
+        for agent, keys in msgspec.msgpack.decode(kept.read_bytes(), type=dict[str, dict[str, float]]).items():
+            self._before.keys[agent] = {**keys, **self._before.keys[agent]}
+        journal.tell(Gone(worker.number))
+        return journal, Siblings(worker.family, worker.number, worker.of)
+
+    async def _until_ready(self) -> None:
+        """Nothing comes to a worker that would only say that it has just begun; for some seconds, if it stays so."""
+        for _ in range(int(READY_WITHIN_S / LOOK_S)):
+            if all(self.checks().values()):
+                return
+            await asyncio.sleep(LOOK_S)
 
     def _serve_agent(self, agent: str, own_keys: Callable[[], frozenset[bytes]], view: View) -> Served:
         return Served(
@@ -155,7 +202,9 @@ class Sidecar:
             own_keys,
             self.identity,
             view,
-            self._before.of(agent),
+            Recall(agent, self._journal),
+            Past(self._before.keys[agent], self._own.refusals[agent]),
+            self._siblings,
             self.ledger,
             self._blobs,
             SystemClock(),
@@ -184,7 +233,7 @@ class Sidecar:
         longest = delegation.MAX_CHAIN_BYTES + HEADER_NAME_BYTES
         border = Border(hosts, frozenset({DELEGATION_HEADER}), max_header=longest)
         self._listener = Listener(Server(self._serve, self._refuse_unread, border))
-        self.port = await self._listener.open(self.config.host, self.config.port)
+        self.port = await self._listener.open(self.config.host, self.config.port, shared=self.config.worker is not None)
         if self._oauth is not None:
             self._oauth.base = f"http://{self.config.host}:{self.port}"
         names = (self.config.host, "localhost", *self.config.hostnames)
@@ -260,12 +309,24 @@ class Sidecar:
         }
 
     async def _serve(self, incoming: Incoming) -> StreamResponse:
+        return await self._answered(incoming, lambda: self._routes.find(incoming)())
+
+    async def _act_for_sibling(self, agent: str, incoming: Incoming, caller: Caller) -> StreamResponse:
+        """What another worker was asked for, under a key that is this one's."""
+
+        async def act() -> StreamResponse:
+            served = self.own if agent == self.own.agent else await self._guests.named(agent)
+            return await served.actions.act(incoming, caller)
+
+        return await self._answered(incoming, act)
+
+    async def _answered(self, incoming: Incoming, answer: Callable[[], Awaitable[StreamResponse]]) -> StreamResponse:
         if self._in_flight >= MAX_IN_FLIGHT:
             no = Refusal(1, Reason.OVERLOADED, f"{MAX_IN_FLIGHT} requests are in flight", retry_after_s=1)
             return await self._refuse(no, caller_of(incoming.raw))
         self._in_flight += 1
         try:
-            return await self._routes.find(incoming)()
+            return await answer()
         except Unverifiable as bad:
             step = 2 if bad.reason is Reason.UNAUTHENTICATED else 1
             no = Refusal.of(2 if step == 2 else 1, bad)
@@ -296,13 +357,15 @@ class Sidecar:
         while True:
             wait = 1.0
             try:
+                with self._journal:
+                    pass  # what others did is read now, and not all at once when somebody waits for a decision
                 if self.world.is_revoked():
                     await asyncio.sleep(wait)
                     continue
-                await self.identity.renew_when_due()
+                await self._look_after_identity()
                 await self.identity.certify_when_due(self._tls, self.config.tls_certificate)
                 await self.identity.open_session_when_due()
-                await self._follow_up()
+                await self.own.report()
                 backoff.reset()
             except (Unreachable, Broken) as bad:
                 _log.warning("the gateway did not answer, trying again: %s", bad)
@@ -313,14 +376,16 @@ class Sidecar:
                 _log.exception("what is done each second failed; it is tried again")
             await asyncio.sleep(wait)
 
-    async def _follow_up(self) -> None:
-        facts = self.world.facts
-        if facts is None:
+    async def _look_after_identity(self) -> None:
+        """Renew it, and rotate the key when the gateway asks for that; one worker does so for all."""
+        if not self.config.is_first:
+            if self.identity.follow_files():
+                self._mandates.read_again()
             return
-        if facts.rotate and facts.rotate == b64url(self.identity.key.public.raw):
+        await self.identity.renew_when_due()
+        facts = self.world.facts
+        if facts is not None and facts.rotate and facts.rotate == b64url(self.identity.key.public.raw):
             await self.identity.rotate(self._mandates.hand_over)
-            await self.identity.open_session_when_due()
-        await self.own.report()
 
     async def stop(self) -> None:
         await ended(self._tasks)
@@ -328,15 +393,19 @@ class Sidecar:
         if self._decided is not None:
             await self._decided.close()
         await self._listener.close()
+        if self._siblings is not None:
+            await self._siblings.close()
         await self._client.close()
+        await self._left.close()
         await self.ledger.close()
         await asyncio.to_thread(self.telemetry.close)
 
 
-def _run(home: Path, clock: SystemClock) -> str:
-    """The run of whoever names none. It outlives a restart, so that what waits for a person is found again."""
+def _run(home: Path, clock: SystemClock, keep: bool) -> str:
+    """The run of whoever names none. It outlives a restart, so that what waits for a person is found again; *keep*: and
+    for as long as the first worker has it."""
     path = home / "run"
-    if path.exists() and clock.now() - path.stat().st_mtime < RUN_LIVES_S:
+    if path.exists() and (keep or clock.now() - path.stat().st_mtime < RUN_LIVES_S):
         found = path.read_text("ascii").strip()
         if found:
             return require_run(found)
@@ -354,7 +423,7 @@ def _copy_identity(source: Path, home: Path) -> None:
 
 def _token(config: SidecarConfig) -> str:
     """The local token, made on the first start; whoever can read the file is the agent."""
-    path = config.home / AGENT_FILE
+    path = config.shared_home / AGENT_FILE
     if not path.exists():
         write_atomically(path, secrets.token_urlsafe(32).encode() + b"\n", flush=True)
     token = path.read_text("ascii").strip()

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal, Self
 
-from pydantic import Field, model_validator
+import msgspec
+from pydantic import Field, PrivateAttr, model_validator
 
 from edge.config import (
     BaseUrl,
@@ -88,6 +89,16 @@ class WebhookConfig(Section):
     secret_file: ExistingFile
 
 
+class Worker(msgspec.Struct, frozen=True):
+    """One of ``of`` processes that are one sidecar, from 1. They meet in ``family``, a directory that their parent made
+    for them; what they all have is in the home of the first."""
+
+    number: int
+    of: int
+    family: Path
+    first_home: Path
+
+
 class SidecarConfig(_Workload):
     """Section ``[sidecar]``. Times in seconds. ``hold_wait_s``: how long an MCP call is held open while a
     person decides; ``labels_keep_s``: how long what an agent has seen stays with it beyond a run. ``key_service``:
@@ -110,6 +121,39 @@ class SidecarConfig(_Workload):
     webhook: WebhookConfig | None = None
     guests: tuple[Name, ...] = ()
     segment_bytes: SegmentBytes = 64 << 20
+
+    _worker: Worker | None = PrivateAttr(default=None)
+
+    def as_worker(self, number: int, of: int, family: Path) -> Self:
+        """The configuration of one of several processes that share ``port``, from 1. All but the first have a home and
+        an instance of their own."""
+        changed = {"home": self.worker_home(number), "instance": self.worker_instance(number)} if number > 1 else {}
+        made = self.model_copy(update=changed)
+        made._worker = Worker(number, of, family, self.home)
+        return made
+
+    def worker_home(self, number: int) -> Path:
+        """Where the worker *number*, from 2, keeps its own."""
+        return self.home / f"worker-{number}"
+
+    def worker_instance(self, number: int) -> str:
+        """Under which name the worker *number*, from 2, has its log."""
+        return f"{self.instance}-w{number}" if self.instance else f"w{number}"
+
+    @property
+    def worker(self) -> Worker | None:
+        """Which of several processes this is; None: the only one."""
+        return self._worker
+
+    @property
+    def is_first(self) -> bool:
+        """Whether it looks after what all workers have."""
+        return self._worker is None or self._worker.number == 1
+
+    @property
+    def shared_home(self) -> Path:
+        """The home of the first of several workers."""
+        return self.home if self._worker is None else self._worker.first_home
 
 
 class SandboxConfig(Section):

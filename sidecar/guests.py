@@ -13,12 +13,13 @@ from typing import Final
 from edge.clock import SystemClock
 from edge.http import Incoming
 from sidecar.identity import Identity
+from sidecar.journal import Journal
+from sidecar.memories import Spent
 from sidecar.pipeline import Caller
 from sidecar.served import Served
 from sidecar.world import Ear, View, World
 from trust.identity import httpsig, wit
 from trust.identity.keys import b64url, unb64url
-from trust.identity.replay import Nonces
 from trust.identity.wit import Workload
 from trust.reasons import Reason, Unverifiable, visible
 from trust.wire import Proof
@@ -35,6 +36,7 @@ class Guests:
         names: tuple[str, ...],
         identity: Identity,
         world: World,
+        journal: Journal,
         clock: SystemClock,
         serve: Callable[[str, Callable[[], frozenset[bytes]], View], Served],
     ) -> None:
@@ -44,7 +46,7 @@ class Guests:
         self._clock = clock
         self._serve = serve
         self._started = clock.now()
-        self._nonces = Nonces()
+        self._journal = journal
         self._served: dict[str, Served] = {}
         self._ears: dict[str, asyncio.Task[None]] = {}
 
@@ -64,7 +66,9 @@ class Guests:
         if claim.session:
             raise Unverifiable(Reason.UNAUTHENTICATED, "sign with the key; this sidecar opens no sessions")
         httpsig.prove(claim, request, guest.key)
-        self._nonces.spend(claim.nonce, claim.expires_at, now)
+        with self._journal:
+            self._journal.memories.nonces.require_fresh(claim.nonce, now)
+            self._journal.tell(Spent(claim.nonce, claim.expires_at))
         served = await self._of(guest)
         body = incoming.body.decode("utf-8", "replace")
         return served, Caller("wit", chain, Proof(token, claim.base.decode("ascii"), b64url(claim.signature), body))
@@ -72,16 +76,21 @@ class Guests:
     async def _of(self, guest: Workload) -> Served:
         if guest.kind != "agent" or guest.name not in self._names:
             raise Unverifiable(Reason.NOT_YOURS, f"{visible(guest.name)} is no guest of this sidecar")
-        served = self._served.get(guest.name)
-        if served is None:
-            served = self._served[guest.name] = self._welcome(guest.name)
-        if not await served.view.heard(FIRST_FACTS_S):
-            raise Unverifiable(Reason.STALE_FACTS, f"the gateway says nothing about {guest.name} to this sidecar")
+        served = await self.named(guest.name)
         facts = served.view.facts
         if facts is None or guest.revision < facts.epoch or b64url(guest.key.raw) not in facts.keys:
             raise Unverifiable(Reason.REVOKED, f"{guest.name} has another key now")
         if f"key:{guest.key.thumbprint}" in served.view.revoked:
             raise Unverifiable(Reason.REVOKED, f"the key {guest.key.thumbprint} was revoked")
+        return served
+
+    async def named(self, name: str) -> Served:
+        """What serves the guest *name*, which somebody has identified."""
+        served = self._served.get(name)
+        if served is None:
+            served = self._served[name] = self._welcome(name)
+        if not await served.view.heard(FIRST_FACTS_S):
+            raise Unverifiable(Reason.STALE_FACTS, f"the gateway says nothing about {name} to this sidecar")
         return served
 
     def _welcome(self, name: str) -> Served:

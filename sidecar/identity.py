@@ -70,7 +70,8 @@ class Identity:
     """Signs requests to one gateway: within a session while one is open, else with the key.
 
     ``enrolment`` changes when the WIT is renewed. ``back_keys``: by session, the key of what the gateway sends on its
-    own, and when that ends. ``instance``: which of several processes with this identity.
+    own, and when that ends. ``instance``: which of several processes with this identity. ``certificates``: where this
+    process keeps those of its own; None: in ``home``.
     """
 
     key: Signer
@@ -83,7 +84,9 @@ class Identity:
     session: _Session | None = None
     back_keys: dict[str, tuple[bytes, int]] = field(default_factory=dict)
     instance: str = ""
+    certificates: Path | None = None
     _certified: float = 0.0
+    _read_at: int = 0
 
     @classmethod
     async def obtain(
@@ -140,7 +143,8 @@ class Identity:
             answer = await reply.read()
         if reply.status != 201:
             raise Unverifiable(Reason.UNAUTHENTICATED, f"no certificate was issued: {detail_of(answer)}")
-        paths = self.home / "tls.pem", self.home / "tls.key"
+        directory = self.certificates or self.home
+        paths = directory / "tls.pem", directory / "tls.key"
         write_atomically(paths[0], json.loads(answer)["certificate"].encode("ascii"), flush=True)
         write_atomically(paths[1], own.pem, flush=True)
         return paths
@@ -170,6 +174,26 @@ class Identity:
         if reply.status != 200:
             raise Unverifiable(Reason.UNAUTHENTICATED, f"the WIT was not renewed: {body[:200]!r}")
         self._keep(msgspec.structs.replace(self.enrolment, wit=json.loads(body)["wit"]))
+
+    def follow_files(self) -> bool:
+        """Have the enrolment and the key that another worker has now, who looks after them; whether the key is new."""
+        path = self.home / ENROLMENT
+        changed = path.stat().st_mtime_ns
+        if changed == self._read_at:
+            return False
+        enrolment, replaced = msgspec.json.decode(path.read_bytes(), type=Enrolment), False
+        if isinstance(self.key, SecretKey):
+            bound = jws.peek(enrolment.wit, wit.TYP).get("cnf")
+            files = (self.home / CURRENT_KEY, self.home / NEXT_KEY)  # while it is replaced, it may be in either
+            keys = (SecretKey.load(file) for file in files if file.exists())
+            key = next((one for one in keys if bound == {"jwk": dict(one.public.jwk)}), None)
+            if key is None:
+                return False
+            replaced = key.public != self.key.public
+            if replaced:
+                self.key, self.session = key, None
+        self.enrolment, self._read_at = enrolment, changed
+        return replaced
 
     def _keep(self, enrolment: Enrolment) -> None:
         write_atomically(self.home / ENROLMENT, msgspec.json.encode(enrolment), flush=True)

@@ -24,7 +24,10 @@ class Mandates:
         self._token = token
         self._clock = clock
         self._known: dict[str, str] = {}
-        self._load()
+        self._seen = 0
+        directory.mkdir(parents=True, exist_ok=True)
+        for path in self._load():
+            path.unlink(missing_ok=True)
 
     def accept(self, chain: str) -> tuple[str, Authority]:
         """A token with which a program acts under *chain*; the same one each time. It outlives a restart."""
@@ -34,7 +37,9 @@ class Mandates:
         return self._remember(name, chain), authority
 
     def chain_of(self, token: bytes) -> str | None:
-        """The chain that *token* stands for."""
+        """The chain that *token* stands for. Another worker of this sidecar may have made it, or replaced it."""
+        if self._directory.stat().st_mtime_ns != self._seen:
+            self.read_again()
         return self._known.get(hashlib.sha256(token).hexdigest())
 
     def _remember(self, name: str, chain: str) -> str:
@@ -54,12 +59,21 @@ class Mandates:
             write_atomically(path, handed.encode("ascii"), flush=True)
             self._remember(path.stem, handed)
 
-    def _load(self) -> None:
-        """Those of before a restart; what is over is removed."""
+    def read_again(self) -> None:
+        """Know what other workers made. What does not hold may do so soon, when this one knows the agent's new key."""
+        self._load()
+
+    def _load(self) -> list[Path]:
+        """Know those that are kept; which of them do not hold now."""
+        over = []
+        self._seen = self._directory.stat().st_mtime_ns
         for path in sorted(self._directory.glob("*.chain")):
-            chain = path.read_text("ascii").strip()
             try:
+                chain = path.read_text("ascii").strip()
                 self._chains.verified(chain)
                 self._remember(path.stem, chain)
+            except FileNotFoundError:
+                continue  # another worker removed it
             except Unverifiable:
-                path.unlink()
+                over.append(path)
+        return over

@@ -27,7 +27,7 @@ from sidecar.answers import Allowed, Answer, Audit, Held, Refused
 from sidecar.chains import Chains, Opened
 from sidecar.forward import Forwarded, forward, refusal_of
 from sidecar.identity import Identity
-from sidecar.memory import Memory
+from sidecar.journal import Recall
 from sidecar.reports import Reports
 from sidecar.stream import End, Stream
 from sidecar.subjects import Subjects
@@ -47,7 +47,7 @@ from trust.policy.engine import Finding
 from trust.policy.inventory import RISK_HIGH, Tool, pin_of
 from trust.reasons import NOTHING_HAPPENED, Reason, Unverifiable
 from trust.standing.score import lowest
-from trust.verdict import Hold, Permit, Refusal, decide
+from trust.verdict import Hold, Permit, Refusal, Verdict, decide
 from trust.wire import Dispatch, Place, Proof
 
 ANYWHERE: Final = Place()
@@ -97,7 +97,7 @@ class Pipeline:
         chains: Chains,
         subjects: Subjects,
         reports: Reports,
-        memory: Memory,
+        recall: Recall,
         ledger: DurableLedger,
         blobs: Blobs,
         clock: SystemClock,
@@ -111,7 +111,7 @@ class Pipeline:
         self._reports = reports
         self._identity = identity
         self._world = view
-        self._memory = memory
+        self._recalled = recall
         self._ledger = ledger
         self._blobs = blobs
         self._clock = clock
@@ -137,14 +137,12 @@ class Pipeline:
         try:
             delegated = await self._chains.open(caller.chain) if caller.chain else None  # 2
             action = await self._subjects.sealed(action, lambda: self._principal(delegated))
-            judged = self._judge(action, caller, delegated, place, approval, marks)
+            judged, verdict = self._judge_in_turn(action, caller, delegated, place, approval, marks)
         except Unverifiable as bad:
             no = Refusal.of(_step_of(bad.reason), bad)
             refused = await self._refuse(action, no, caller, None)
             marks.at("6 record")
             return refused
-        verdict = decide(action, judged.finding, approval)
-        marks.at("5 decide")
         if isinstance(verdict, Refusal):
             refused = await self._refuse(action, verdict, caller, judged)
             marks.at("6 record")
@@ -153,10 +151,21 @@ class Pipeline:
             held = await self._hold(judged, verdict)
             marks.at("7 hold")
             return held
-        manifest = judged.tool.manifest
-        self._memory.permitted(action.run, action.name, manifest.labels, self._clock.now(), manifest.cents)
-        self._memory.began()
         return await self._permitted(judged, verdict, marks)
+
+    def _judge_in_turn(
+        self, action: Action, caller: Caller, delegated: Opened | None, place: Place, approval: str | None, marks: Marks
+    ) -> tuple[Judged, Verdict]:
+        """Steps 2 to 5. What is permitted counts before anybody else decides, here or in another worker."""
+        with self._recalled.turn:
+            judged = self._judge(action, caller, delegated, place, approval, marks)
+            verdict = decide(action, judged.finding, approval)
+            marks.at("5 decide")
+            if isinstance(verdict, Permit):
+                manifest = judged.tool.manifest
+                now = self._clock.now()
+                self._recalled.permitted(action.run, action.name, tuple(manifest.labels), now, manifest.cents)
+        return judged, verdict
 
     def _principal(self, delegated: Opened | None) -> str:
         return self._identify().agent.owner if delegated is None else delegated.mandate.principal
@@ -286,8 +295,8 @@ class Pipeline:
         return Facts(
             agent=told.agent,
             standing=lowest(standings),
-            run=self._memory.run(action.run, now),
-            rate=self._memory.rate(action.name, now),
+            run=self._recalled.run(action.run, now),
+            rate=self._recalled.rate(action.name, now),
             mandate=Mandate(told.agent.owner) if delegated is None else delegated.mandate,
             now_s=int(now),
             risk=tool.manifest.risk,
@@ -297,7 +306,7 @@ class Pipeline:
 
     async def _refuse(self, action: Action, no: Refusal, caller: Caller, judged: Judged | None) -> Refused:
         """Durable before the agent hears it."""
-        self._memory.denied(action.run, self._clock.now())
+        self._recalled.denied(action.run, self._clock.now())
         known: dict[str, Any] = {"approval": judged.approval if judged else None, "caller": caller.authn}
         known["deed"] = await self._deed(action, caller, judged)
         if judged is not None:
@@ -356,10 +365,10 @@ class Pipeline:
                 )
             )
         except LedgerUnavailable as fault:
-            self._memory.ended()
+            self._recalled.ended()
             return Refused(action.decision_id, None, Refusal(6, Reason.LEDGER_UNAVAILABLE, str(fault)))
         except EntryTooLarge as bad:
-            self._memory.ended()
+            self._recalled.ended()
             return await self._refuse(action, Refusal(6, Reason.BODY_TOO_LARGE, str(bad)), judged.caller, None)
         marks.at("6 record")
         answer = await self._route(judged, permit, Audit(self._ledger.origin, stamp.seq))
@@ -515,7 +524,7 @@ class Pipeline:
         if isinstance(came, Refusal):
             if action.personal is not None and came.reason in (Reason.STALE_FACTS, Reason.PERMIT_INVALID):
                 self._subjects.forget()
-            self._memory.denied(action.run, self._clock.now())
+            self._recalled.denied(action.run, self._clock.now())
             status: Status = "refused" if came.reason in NOTHING_HAPPENED else "unknown"
             self._outcome(action, status, started, came.reason, came.detail)
             return Refused(action.decision_id, audit, came)
@@ -566,7 +575,7 @@ class Pipeline:
         size: int = 0,
     ) -> None:
         """Follows the effect, so nobody waits for it; if it cannot be written the ledger is poisoned anyway."""
-        self._memory.ended()
+        self._recalled.ended()
         entry = entries.Outcome(
             action_id=action.id,
             decision_id=action.decision_id,

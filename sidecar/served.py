@@ -13,9 +13,11 @@ from sidecar.identity import Identity
 from sidecar.ingress.actions import Actions
 from sidecar.ingress.mcp import Mcp
 from sidecar.ingress.repeats import Repeats
+from sidecar.journal import Recall
 from sidecar.pipeline import Pipeline
 from sidecar.recovery import Past
 from sidecar.reports import Reports
+from sidecar.siblings import Siblings
 from sidecar.subjects import Subjects
 from sidecar.world import View
 
@@ -29,7 +31,9 @@ class Served:
         own_keys: Callable[[], frozenset[bytes]],
         identity: Identity,
         view: View,
+        recall: Recall,
         past: Past,
+        siblings: Siblings | None,
         ledger: DurableLedger,
         blobs: Blobs,
         clock: SystemClock,
@@ -48,13 +52,13 @@ class Served:
             self.chains,
             Subjects(agent, identity, view, clock),
             self._reports,
-            past.memory,
+            recall,
             ledger,
             blobs,
             clock,
             telemetry,
         )
-        self.actions = Actions(self.pipeline, run, Repeats(past.keys, clock.now))
+        self.actions = Actions(agent, self.pipeline, run, Repeats(past.keys, clock.now), siblings)
         self.mcp = Mcp(self.pipeline, run, hold_wait_s)
 
     async def report(self) -> None:

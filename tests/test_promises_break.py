@@ -113,7 +113,7 @@ BREAKS = {
         STORY + "test_a_full_disk_refuses_everything_and_nothing_leaves",
     ),
     "3 unfinished intents stay unfinished": (
-        "sidecar/app.py", "        for outcome in self._before.unfinished:", "        for outcome in ():",
+        "sidecar/app.py", "        for outcome in self._own.unfinished:", "        for outcome in ():",
         "tests/stories/test_processes.py::test_kill_9_under_load_loses_no_answer_and_leaves_no_action_without_intent",
     ),
     "3 a failed write is tried again": (

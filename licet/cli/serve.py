@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import sys
+import tempfile
+from pathlib import Path
 
 import typer
 
 from edge import run, workers
 from edge.client import Broken, Unreachable
+from edge.http import require_free
 from edge.keyservice import KeyServiceFailed
 from gateway.app import Gateway
 from licet.cli.output import FAILED, UNREACHABLE, fail, reporting
@@ -55,8 +58,8 @@ def gateway(
     _supervise("gateway", count, f"{scheme}://{config.host}:{config.port}")
 
 
-def _supervise(name: str, count: int, url: str) -> None:
-    commands = [[sys.executable, "-m", "licet", name, "--worker", str(number)] for number in range(1, count + 1)]
+def _supervise(name: str, count: int, url: str, *more: str) -> None:
+    commands = [[sys.executable, "-m", "licet", name, "--worker", str(number), *more] for number in range(1, count + 1)]
     try:
         workers.run(commands, lambda: print(f"{name} listens on {url} ({count} workers)", flush=True))
     except workers.NeverReady as bad:
@@ -66,13 +69,24 @@ def _supervise(name: str, count: int, url: str) -> None:
 @reporting
 def sidecar(
     inbound: bool = typer.Option(False, "--inbound", help="Stand in front of tools (the same as `licet node`)."),
+    count: int = typer.Option(1, "--workers", min=1, max=64, help="So many processes share the port."),
+    worker: int = typer.Option(0, "--worker", hidden=True),
+    family: Path = typer.Option(Path(), "--family", hidden=True),
 ) -> None:
     """Run a sidecar beside one agent."""
     if inbound:
         node()
         return
     config = load().sidecar
-    _serve(Sidecar(config), "sidecar", config.host)
+    if worker:
+        _serve(Sidecar(config.as_worker(worker, count, family)), "sidecar", config.host)
+    elif count == 1:
+        _serve(Sidecar(config), "sidecar", config.host)
+    else:
+        require_free(config.host, config.port)
+        with tempfile.TemporaryDirectory(prefix="licet-") as meeting:
+            url = f"http://{config.host}:{config.port}"
+            _supervise("sidecar", count, url, "--workers", str(count), "--family", meeting)
 
 
 @reporting

@@ -16,6 +16,7 @@ from sidecar.answers import Allowed, Answer, Held, Refused
 from sidecar.ingress.common import audit_member, decision_headers, require_run
 from sidecar.ingress.repeats import Repeats, Told
 from sidecar.pipeline import Caller, Pipeline
+from sidecar.siblings import Siblings
 from trust import mcp
 from trust.action import Action
 from trust.canonical import JsonObject, digest_of, read_object
@@ -40,9 +41,13 @@ class _Asked(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Actions:
-    """Native requests against one pipeline."""
+    """Native requests against one pipeline. *siblings*: the other workers of this sidecar, if there are any."""
 
-    def __init__(self, pipeline: Pipeline, default_run: str, repeats: Repeats) -> None:
+    def __init__(
+        self, agent: str, pipeline: Pipeline, default_run: str, repeats: Repeats, siblings: Siblings | None
+    ) -> None:
+        self._agent = agent
+        self._siblings = siblings
         self._pipeline = pipeline
         self._default_run = default_run
         self._repeats = repeats
@@ -62,6 +67,8 @@ class Actions:
             return answer, Told(response.status, dict(response.headers), body)
 
         await self._pipeline.require_identified(caller)
+        if self._siblings is not None and (owner := self._siblings.owner(key)) is not None:
+            return await self._siblings.ask(owner, self._agent, caller, incoming)
         under = digest_of({"asked": msgspec.to_builtins(asked), "chain": caller.chain})
         told = await self._repeats.once(key, under, do)
         return Response(status=told.status, headers=told.headers, body=told.body)
