@@ -188,7 +188,7 @@ def measure_ledger(writers: list[int], count: int) -> dict[str, Any]:
 
 
 @contextmanager
-def part(name: str, core: int, log: Path, **given: Any) -> Iterator[tuple[int, int]]:
+def part(name: str, core: int | str, log: Path, **given: Any) -> Iterator[tuple[int, int]]:
     """(port, process id) of a started part."""
     with log.open("ab") as out:
         process = subprocess.Popen(

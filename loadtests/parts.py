@@ -1,4 +1,4 @@
-"""The processes of a benchmark, each pinned to a core: ``python -m loadtests.parts NAME CORE ARGUMENTS…``."""
+"""The processes of a benchmark, each pinned to a core (or ``any``): ``python -m loadtests.parts NAME CORE ARGUMENTS…``."""
 
 from __future__ import annotations
 
@@ -195,7 +195,8 @@ async def load(port: int, request: bytes, connections: int, seconds: float) -> d
 
 def main() -> None:
     name, core, *arguments = sys.argv[1:]
-    os.sched_setaffinity(0, {int(core) % (os.cpu_count() or 1)})
+    if core != "any":
+        os.sched_setaffinity(0, {int(core) % (os.cpu_count() or 1)})
     if name == "load":
         given = json.loads(arguments[0])
         request = bytes.fromhex(given["request"])

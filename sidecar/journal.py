@@ -1,14 +1,15 @@
 """How several workers of one sidecar decide as one: a lock, and a file of what each of them did.
 
-Who decides takes the turn, which is a lock that the system gives back when its process dies; reads what the others
-wrote since; decides; writes what it permitted; and gives the turn back. All of that is plain code, some hundred
-microseconds long, so a count is never read by two who would both be the last that it lets through. The file begins
+Who decides reads what the others wrote, and decides. To permit something it takes the turn, which is a lock that the
+system gives back when its process dies, and writes it; if others wrote anything meanwhile, it decides again first. So a
+count is never read by two who would both be the last that it lets through, and a turn is short. The file begins
 with a snapshot and is replaced by a fresh one when it has grown; a worker that starts reads it from there. It need not
 outlive the machine: after the first start everything is folded from the ledgers.
 """
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import fcntl
 import os
@@ -27,7 +28,8 @@ MAX_BYTES: Final = 16 << 20
 """Of one file; at 1,500 decisions a second it is full after a minute and a half."""
 WAIT_S: Final = 1.0
 """For the turn; whoever has it for longer hangs."""
-TRY_AGAIN_S: Final = 0.0001
+SOON_S: Final = 0.001
+"""Within this a turn ends that is not interrupted, many times over; it is not slept through."""
 LENGTH: Final = 4
 FILE: Final = "journal-"
 _AGAIN: Final = b""
@@ -35,10 +37,15 @@ _AGAIN: Final = b""
 
 
 class Journal(Protocol):
-    """Used as ``with journal:`` around what must be decided before anybody else decides."""
+    """Used as ``with journal:`` around what must be decided before anybody else decides. ``known`` is another number
+    whenever something became known of what others did."""
 
     worker: int
     memories: Memories
+    known: int
+
+    def look(self) -> int:
+        """Know what others did until about now, without the turn; ``known``."""
 
     def __enter__(self) -> Self: ...
 
@@ -49,16 +56,19 @@ class Journal(Protocol):
         """*event* happened, for everybody who decides after this; or :class:`Unverifiable`, and it did not."""
 
     def tell_later(self, event: AnyEvent) -> None:
-        """*event* happened; if nobody can be told of it now, the next time."""
+        """*event* happened; everybody is told soon. What is over counts for a moment longer, never shorter."""
 
 
 class OwnJournal:
     """Of a process that is the only one."""
 
-    worker = 0
+    worker = known = 0
 
     def __init__(self, memories: Memories) -> None:
         self.memories = memories
+
+    def look(self) -> int:
+        return 0
 
     def __enter__(self) -> Self:
         return self
@@ -78,6 +88,8 @@ class SharedJournal:
 
     def __init__(self, directory: Path, worker: int, memories: Memories | None = None) -> None:
         self.worker = worker
+        self.known = 0
+        self._soon: asyncio.Handle | None = None
         self._directory = directory
         self._lock = os.open(directory / "lock", os.O_RDWR | os.O_CREAT, 0o600)
         self._file = self._number = -1
@@ -95,6 +107,11 @@ class SharedJournal:
             self._read()
         finally:
             self._give_turn()
+
+    def look(self) -> int:
+        if self._depth == 0:
+            self._take_in(os.fstat(self._file).st_size)
+        return self.known
 
     def __enter__(self) -> Self:
         if self._depth == 0:
@@ -120,52 +137,65 @@ class SharedJournal:
             self._write(event)
 
     def tell_later(self, event: AnyEvent) -> None:
-        try:
-            self.tell(event)
-        except Unverifiable:
-            self._later.append(event)
+        self._later.append(event)
+        if self._soon is None:
+            self._soon = asyncio.get_running_loop().call_soon(self._tell_now)
+
+    def _tell_now(self) -> None:
+        """In one turn, whatever became over in one turn of the event loop; if that cannot be, with the next turn."""
+        self._soon = None
+        with contextlib.suppress(Unverifiable), self:
+            pass
 
     def close(self) -> None:
         """Give the files back."""
+        if self._soon is not None:
+            self._soon.cancel()
         os.close(self._file)
         os.close(self._lock)
 
     def _take_turn(self) -> None:
-        end = time.monotonic() + WAIT_S
+        begun = time.monotonic()
         while True:
             try:
                 fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 return
             except BlockingIOError:
-                if time.monotonic() > end:
+                waited = time.monotonic() - begun
+                if waited > WAIT_S:
                     told = f"another worker of this sidecar decides something since {WAIT_S:.0f} s; try again"
                     raise Unverifiable(Reason.OVERLOADED, told) from None
-                time.sleep(TRY_AGAIN_S)
+                time.sleep(0 if waited < SOON_S else SOON_S)
 
     def _give_turn(self) -> None:
         fcntl.flock(self._lock, fcntl.LOCK_UN)
 
     def _read(self) -> None:
-        """What others wrote since this was called last."""
+        """Know everything; only with the turn."""
         size = os.fstat(self._file).st_size
-        if size == self._end:
-            return
-        data = os.pread(self._file, size - self._end, self._end)
-        at = 0
-        while len(data) - at >= LENGTH:
-            end = at + LENGTH + int.from_bytes(data[at : at + LENGTH], "big")
-            if end > len(data):
-                break
-            record = data[at + LENGTH : end]
-            if record == _AGAIN:
-                self._go_on()
-                self._read()
-                return
-            self.memories.apply(self._decode(record))
-            at = end
-        self._end += at
+        while self._take_in(size):
+            self._go_on()
+            size = os.fstat(self._file).st_size
         if self._end != size:  # whoever wrote the rest died before its end, and so before it did anything
             os.ftruncate(self._file, self._end)
+
+    def _take_in(self, size: int) -> bool:
+        """Know what stands in the file up to *size*, whose last record may be half there; whether the journal goes on
+        in another file."""
+        if size == self._end:
+            return False
+        data = os.pread(self._file, size - self._end, self._end)
+        at, over = 0, False
+        while not over and len(data) - at >= LENGTH:
+            end = at + LENGTH + int.from_bytes(data[at : at + LENGTH], "big")
+            over = end == at + LENGTH
+            if over or end > len(data):
+                break
+            self.memories.apply(self._decode(data[at + LENGTH : end]))
+            self.known += 1
+            at = end
+        self._end += at
+        return over
 
     def _write(self, event: AnyEvent) -> None:
         self._append(self._encode(event))
@@ -216,6 +246,7 @@ class SharedJournal:
         length = int.from_bytes(os.pread(self._file, LENGTH, 0), "big")
         kept = msgspec.msgpack.decode(os.pread(self._file, length, LENGTH), type=Snapshot)
         self.memories = Memories.of_snapshot(kept)
+        self.known += 1
         self._end = LENGTH + length
 
 

@@ -157,10 +157,17 @@ class Pipeline:
         self, action: Action, caller: Caller, delegated: Opened | None, place: Place, approval: str | None, marks: Marks
     ) -> tuple[Judged, Verdict]:
         """Steps 2 to 5. What is permitted counts before anybody else decides, here or in another worker."""
-        with self._recalled.turn:
-            judged = self._judge(action, caller, delegated, place, approval, marks)
-            verdict = decide(action, judged.finding, approval)
-            marks.at("5 decide")
+        turn = self._recalled.turn
+        known = turn.look()
+        judged = self._judge(action, caller, delegated, place, approval, marks)
+        verdict = decide(action, judged.finding, approval)
+        marks.at("5 decide")
+        if not isinstance(verdict, Permit):
+            return judged, verdict
+        with turn:
+            if turn.known != known:
+                judged = self._judge(action, caller, delegated, place, approval, marks)
+                verdict = decide(action, judged.finding, approval)
             if isinstance(verdict, Permit):
                 manifest = judged.tool.manifest
                 now = self._clock.now()

@@ -544,6 +544,26 @@ BREAKS = {
         "gateway/injection.py", "    if not isinstance(agent, str) or _NAME.fullmatch(agent) is None:", "    if False:",
         "tests/deploy/test_deploy.py::test_a_pod_that_would_act_without_its_sidecar_is_refused",
     ),
+    "13 two workers have the turn": (
+        "sidecar/journal.py", "                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)", "                pass",
+        "tests/sidecar/test_journal.py::test_who_dies_in_its_turn_keeps_nobody_waiting_and_who_hangs_is_named",
+    ),
+    "13 what another worker permits meanwhile is not seen": (
+        "sidecar/pipeline.py", "            if turn.known != known:", "            if False:",
+        "tests/stories/test_workers.py::test_what_another_permits_meanwhile_is_reckoned_with",
+    ),
+    "13 a key is in the hands of two workers": (
+        "sidecar/siblings.py", "        return None if owner == self.worker else owner", "        return None",
+        "tests/stories/test_workers.py::test_a_key_is_in_one_hand_whoever_is_asked",
+    ),
+    "13 a guest is heard once by each worker": (
+        "sidecar/guests.py", "            self._journal.tell(Spent(claim.nonce, claim.expires_at))", "            self._journal.memories.apply(Spent(claim.nonce, claim.expires_at))",
+        "tests/stories/test_workers.py::test_a_guest_is_heard_once_whoever_hears_it",
+    ),
+    "13 fewer workers shed what the others did": (
+        "sidecar/left.py", "        for number in numbers:", "        for number in numbers[:0]:",
+        "tests/stories/test_workers.py::test_fewer_or_more_workers_know_what_all_did",
+    ),
 }  # fmt: skip
 
 

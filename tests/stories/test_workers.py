@@ -26,6 +26,7 @@ from loadtests.servers import free_port
 from sidecar.app import Sidecar
 from sidecar.config import SidecarConfig
 from sidecar.journal import Recall
+from sidecar.memories import Permitted
 from tests.mesh import REPOSITORY, SEGMENT, Answer, Mesh, policy_files
 from trust.facts import Rate, Run
 from trust.ledger import entries
@@ -120,13 +121,35 @@ async def test_each_has_a_log_of_its_own_and_the_gateway_witnesses_both(team: Te
     }
 
 
-async def test_a_limit_is_of_all_of_them(team: Team) -> None:
+async def limited(team: Team) -> None:
     answer = await team.mesh.activate({**policy_files(), "five.cedar": FIVE})
     assert answer.status == 200, answer.body
     active = team.mesh.gateway.bundles.sealed
     async with asyncio.timeout(10):
         while any(w.world.bundle is None or w.world.bundle.digest != active.digest for w in team.workers.values()):
             await asyncio.sleep(0.02)
+
+
+async def test_what_another_permits_meanwhile_is_reckoned_with(team: Team, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The other's fifth call comes between what was read and the turn in which this one would be the fifth."""
+    await limited(team)
+    for _ in range(4):
+        assert (await team.act(1, READ, {"path": "notes.txt"}, run="limited")).status == 200
+    first, second = (team.workers[number]._journal for number in (1, 2))
+    look = first.look
+
+    def looks_first() -> int:
+        known = look()
+        second.tell(Permitted(2, "demo", "limited", READ, (), time.time(), 0))
+        return known
+
+    monkeypatch.setattr(first, "look", looks_first)
+    answer = await team.act(1, READ, {"path": "notes.txt"}, run="limited")
+    assert (answer.status, answer.json["policy_ids"]) == (403, ["five-a-day"])
+
+
+async def test_a_limit_is_of_all_of_them(team: Team) -> None:
+    await limited(team)
     calls = [team.act(1 + n % 2, READ, {"path": "notes.txt"}, run="limited") for n in range(30)]
     told = Counter(answer.status for answer in await asyncio.gather(*calls))
     assert told == {200: 5, 403: 25}
