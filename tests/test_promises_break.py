@@ -509,7 +509,7 @@ BREAKS = {
         "tests/gateway/test_order.py::test_a_database_that_lost_changes_is_noticed",
     ),
     "13 what never was is not void": (
-        "gateway/replica.py", '            await self._void(seq, turn, "the order could not be reached when it was made")\n', "",
+        "gateway/replica.py", '            await self._void(seq, turn, "the order could not be reached when it was made")\n', "            pass\n",
         "tests/gateway/test_order.py::test_an_entry_that_others_never_saw_is_void",
     ),
     "13 who does not hear the others goes on": (
@@ -517,7 +517,7 @@ BREAKS = {
         "tests/gateway/test_order.py::test_who_does_not_hear_the_others_relies_on_nothing",
     ),
     "13 what an entry names is not there yet": (
-        "gateway/replica.py", "            await self._borrow(line.entry)\n", "",
+        "gateway/replica.py", "            await self._borrow(line.entry)\n", "            pass\n",
         "tests/gateway/test_order.py::test_what_entries_name_is_on_every_disk_before_it_counts",
     ),
     "13 an action goes out at each gateway": (
