@@ -42,6 +42,7 @@ from gateway.challenger import Challenger
 from gateway.config import GatewayConfig
 from gateway.console.door import ROOT
 from gateway.console.site import Console
+from gateway.control import Control
 from gateway.delegations import Delegations
 from gateway.dispatch import Dispatcher
 from gateway.evidence import Packer
@@ -141,7 +142,7 @@ class Gateway:
         self._feed = Feed(self.records, registry, self.stops, self.standings, subjects, self.bundles, key, domain)
         self.desk = Desk(self.records, registry, self.stops, delegations, subjects, blobs, clock)
         asks = Asks(config.issuers, config.gpu, clock)
-        self.router = Router(self.records, servers, config.lease_ttl_s, asks.of)
+        self.router = Router(self.records, servers, config.lease_ttl_s, asks.of, self._policies)
         audience = f"wimse://{domain}/gateway/main"
         self._shared = Shared(config.redis, audience) if config.redis else None
         if self._shared is not None:
@@ -221,8 +222,11 @@ class Gateway:
             self._oidc = Oidc(config.oidc, self.records, clock, secret, lambda: self.console)
         votes = Votes(self.records, registry, self.desk, statements, self.bundles, passkeys, clock)
         await votes.conclude_the_rest()
+        control = Control(self.records)
+        self.ledgers.index.agents_of = control.agents_of
         services = Services(
             records=self.records,
+            control=control,
             registry=registry,
             servers=servers,
             stops=self.stops,

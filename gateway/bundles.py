@@ -4,26 +4,32 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import defaultdict
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
+
+import msgspec
 
 from edge.clock import SystemClock
-from gateway.fold import ACTIVE
+from gateway.fold import active_key
 from gateway.people import People
 from gateway.records import Records
 from gateway.servers import Servers
-from gateway.state import ActiveBundle
+from gateway.state import ActiveBundle, AgentRecord
 from trust.identity.keys import SecretKey
 from trust.ledger import entries
 from trust.ledger.entries import AnyEntry
 from trust.ledger.tiles import write_atomically
-from trust.policy import bundle, cases
+from trust.policy import bundle, cases, confined
 from trust.policy.bundle import BundleRejected, Compiled, Content, Sealed, Sources
+from trust.policy.inventory import Inventory
 from trust.policy.lint import Problem
 from trust.policy.terms import parse_terms
 from trust.reasons import Unverifiable
 
 MAX_WAIT_S: Final = 25.0
+NO_SOURCES: Final = Sources("", {}, {})
+Event = Literal["activated", "rolled_back"]
 _log = logging.getLogger("licet.gateway")
 
 
@@ -46,8 +52,53 @@ class BundleFiles:
         await asyncio.to_thread(write_atomically, self._path(digest), data, flush=True)
 
 
+class Prepared(msgspec.Struct, frozen=True):
+    """A bundle that could be active."""
+
+    namespace: str
+    content: Content
+    compiled: Compiled
+
+
+class Edition:
+    """What is active for one namespace; empty: for the mesh's own agents, and where nodes may run what."""
+
+    def __init__(self) -> None:
+        self.sealed: Sealed | None = None
+        self.compiled: Compiled | None = None
+        self.degraded = ""
+        self._changed = asyncio.Event()
+
+    def swap(self, sealed: Sealed) -> None:
+        self.compiled = bundle.compile_bundle(sealed.content, sealed.digest)
+        self.sealed = sealed
+        self.wake()
+
+    def wake(self) -> None:
+        """Whoever waits for another one looks again."""
+        changed, self._changed = self._changed, asyncio.Event()
+        changed.set()
+
+    def lose(self, why: str) -> None:
+        """With one that cannot be read nothing is decided."""
+        self.sealed = self.compiled = None
+        self.degraded = why
+
+    async def wait_for_other_than(self, digest: str, seconds: float) -> Sealed | None:
+        """The active bundle as soon as it is not *digest*; after *seconds*, whatever there is."""
+        if self.sealed is None or self.sealed.digest == digest:
+            try:
+                async with asyncio.timeout(min(seconds, MAX_WAIT_S)):
+                    await self._changed.wait()
+            except TimeoutError:
+                pass
+        return self.sealed
+
+
 class Bundles:
-    """A bundle becomes active only as a whole: one reference is swapped, or nothing changes."""
+    """A bundle becomes active only as a whole: one reference is swapped, or nothing changes. Each namespace has an
+    edition of its own: the policies of the mesh and its own, which permit on its own servers only, and the inventory of
+    what its agents may call. What the mesh activates is in every edition at once."""
 
     def __init__(
         self,
@@ -66,29 +117,59 @@ class Bundles:
         self._key = key
         self._clock = clock
         self._ttl_s = ttl_s
-        self._changed = asyncio.Event()
-        self.sealed: Sealed | None = None
-        self.compiled: Compiled | None = None
-        self.degraded = ""
-        self._load()
+        self._editions: defaultdict[str, Edition] = defaultdict(Edition)
+        for namespace in ("", *self._namespaces()):
+            self._load(namespace)
         records.listen(self._on_change)
 
+    @property
+    def sealed(self) -> Sealed | None:
+        """What the mesh itself has active."""
+        return self._editions[""].sealed
+
+    @property
+    def compiled(self) -> Compiled | None:
+        """The same, ready to answer."""
+        return self._editions[""].compiled
+
+    @property
+    def degraded(self) -> str:
+        """What is wrong with any edition."""
+        return "; ".join(one.degraded for _, one in sorted(self._editions.items()) if one.degraded)
+
+    def of(self, namespace: str) -> Edition:
+        """What is active in *namespace*."""
+        return self._editions[namespace]
+
+    def for_agent(self, name: str) -> Edition:
+        """What decides about the agent *name*."""
+        record = self._records.store.get(AgentRecord, name)
+        return self._editions[record.namespace if record is not None else ""]
+
     def _on_change(self, entry: AnyEntry) -> None:
-        """Whoever activated it: this gateway or another. With one that cannot be read nothing is decided."""
+        """Whoever activated it: this gateway or another."""
         if not isinstance(entry, entries.Bundle) or entry.event not in ("activated", "rolled_back"):
             return
+        edition = self._editions[entry.namespace]
         try:
-            self._load()
-            self.degraded = ""
+            self._load(entry.namespace)
+            edition.degraded = ""
         except (BundleRejected, Unverifiable) as bad:
-            self.sealed = self.compiled = None
-            self.degraded = f"the active bundle cannot be read: {bad}"
-            _log.error("%s", self.degraded)
+            edition.lose(f"the active bundle cannot be read: {bad}")
+            _log.error("%s", edition.degraded)
 
-    def _load(self) -> None:
-        active = self._records.store.get(ActiveBundle, ACTIVE)
-        if active is not None and (self.sealed is None or self.sealed.digest != active.digest):
-            self._swap(self._read(active.digest))
+    def _load(self, namespace: str) -> None:
+        active, edition = self._active(namespace), self._editions[namespace]
+        if active is not None and (edition.sealed is None or edition.sealed.digest != active.digest):
+            edition.swap(self._read(active.digest))
+
+    def _namespaces(self) -> list[str]:
+        """Those that have agents, in their order."""
+        found = {one.namespace for one in self._records.cached(AgentRecord)}
+        return sorted(found - {""})
+
+    def _active(self, namespace: str) -> ActiveBundle | None:
+        return self._records.store.get(ActiveBundle, active_key(namespace))
 
     def _read(self, digest: str) -> Sealed:
         data = self._files.get(digest)
@@ -99,49 +180,41 @@ class Bundles:
             raise BundleRejected([], f"the file of bundle {digest} holds another one")
         return sealed
 
-    def _swap(self, sealed: Sealed) -> None:
-        self.compiled = bundle.compile_bundle(sealed.content, sealed.digest)
-        self.sealed = sealed
-        changed, self._changed = self._changed, asyncio.Event()
-        changed.set()
-
-    async def wait_for_other_than(self, digest: str, seconds: float) -> Sealed | None:
-        """The active bundle as soon as it is not *digest*; after *seconds*, whatever there is."""
-        if self.sealed is None or self.sealed.digest == digest:
-            try:
-                async with asyncio.timeout(min(seconds, MAX_WAIT_S)):
-                    await self._changed.wait()
-            except TimeoutError:
-                pass
-        return self.sealed
-
     def close(self) -> None:
         """Nobody waits any more."""
-        self._changed.set()
+        for edition in self._editions.values():
+            edition.wake()
 
-    async def activate(self, sources: Sources, by: str) -> Sealed:
+    async def activate(self, sources: Sources, by: str, namespace: str = "") -> Sealed:
         """Check everything, then make it active, or :class:`BundleRejected` and nothing has changed."""
         async with self._records.deciding:
-            return await self._activate(sources, by, "activated")
+            return await self._activate(sources, by, "activated", namespace)
 
-    async def rollback(self, by: str) -> Sealed:
+    async def rollback(self, by: str, namespace: str = "") -> Sealed:
         """The sources of the bundle before this one, as a new version (versions only rise)."""
         async with self._records.deciding:
-            active = self._records.store.get(ActiveBundle, ACTIVE)
+            active = self._active(namespace)
             if active is None or not active.previous:
                 raise BundleRejected([], "there is no earlier bundle to roll back to")
-            sources = self._read(active.previous).content.sources
-            return await self._activate(sources, by, "rolled_back")
+            sources = _own(self._read(active.previous).content.sources, namespace)
+            return await self._activate(sources, by, "rolled_back", namespace)
 
     async def refresh(self, by: str) -> None:
         """The same sources with the inventory and time of now. If that fails, the last good one stays."""
         async with self._records.deciding:
-            if self.sealed is None:
+            sealed = self.sealed
+            if sealed is None:
                 return
             try:
-                await self._activate(self.sealed.content.sources, by, "activated")
+                await self._activate(sealed.content.sources, by, "activated", "")
             except BundleRejected as bad:
-                self.degraded = f"the bundle could not follow the inventory: {bad}"
+                self._editions[""].degraded = f"the bundle could not follow the inventory: {bad}"
+
+    async def ensure(self, namespace: str, by: str) -> None:
+        """Agents of *namespace* have policies: those of the mesh, until it has some of its own."""
+        async with self._records.deciding:
+            if namespace and self.sealed is not None and self._active(namespace) is None:
+                await self._write(self._prepared(namespace, NO_SOURCES, self.sealed.content.sources), by, "activated")
 
     async def renew_when_due(self) -> None:
         """Sign anew at half of its life, so that sidecars never see it end."""
@@ -150,40 +223,69 @@ class Bundles:
             if self._clock.now() >= half:
                 await self.refresh("gateway")
 
-    async def _activate(self, sources: Sources, by: str, event: str) -> Sealed:
-        now = int(self._clock.now())
-        active = self._records.store.get(ActiveBundle, ACTIVE)
-        version = (active.version if active else 0) + 1
-        content = Content(version, now, now + self._ttl_s, sources, self._servers.inventory())
+    async def _activate(self, sources: Sources, by: str, event: Event, namespace: str) -> Sealed:
+        """All editions that it concerns are prepared before the first of them is written."""
+        mesh = sources if not namespace else self.sealed.content.sources if self.sealed is not None else None
         try:
-            compiled = bundle.compile_bundle(content)
-            self._require_people(compiled)
-            cases.require(compiled)
+            if mesh is None:
+                raise BundleRejected([], "the mesh has no policies yet; what a namespace adds comes after them")
+            first = self._prepared(namespace, sources if namespace else NO_SOURCES, mesh)
+            self._require_people(first)
+            cases.require(first.compiled)
+            rest = [] if namespace else [self._follows(one, mesh) for one in self._namespaces()]
         except BundleRejected as bad:
-            await self._records.change(entries.Bundle("refused", version, "", by, str(bad)[:2000]))
+            version = self._next_version(namespace)
+            await self._records.change(entries.Bundle("refused", version, "", by, str(bad)[:2000], 0, namespace))
             raise
+        sealed = await self._write(first, by, event)
+        for one in rest:
+            await self._write(one, by, "activated")
+        return sealed
+
+    def _follows(self, namespace: str, mesh: Sources) -> Prepared:
+        """The edition of *namespace* over what the mesh activates now. Its cases are its own concern."""
+        known = self._editions[namespace].sealed
+        try:
+            return self._prepared(namespace, _own(known.content.sources, namespace) if known else NO_SOURCES, mesh)
+        except BundleRejected as bad:
+            raise BundleRejected(bad.problems, f"the namespace {namespace} could not follow: {bad}") from None
+
+    def _next_version(self, namespace: str) -> int:
+        active = self._active(namespace)
+        return (active.version if active else 0) + 1
+
+    def _prepared(self, namespace: str, own: Sources, mesh: Sources) -> Prepared:
+        now = int(self._clock.now())
+        inventory, servers = self._servers.inventory(namespace), self._servers.own(namespace)
+        sources = _merged(namespace, own, mesh, servers) if namespace else mesh
+        content = Content(self._next_version(namespace), now, now + self._ttl_s, sources, inventory)
+        compiled = bundle.compile_bundle(content)
+        if namespace and (free := confined.unconfined(compiled.read, _prefix(namespace), servers)):
+            raise BundleRejected(
+                [], f"it cannot be read without doubt what {', '.join(free)} permits; write it plainly"
+            )
+        return Prepared(namespace, content, compiled)
+
+    async def _write(self, made: Prepared, by: str, event: Event) -> Sealed:
+        content = made.content
         sealed = bundle.seal(content, self._key)
         await self._files.put(sealed.digest, sealed.data)
         await self._records.change(
             entries.Bundle(
-                "rolled_back" if event == "rolled_back" else "activated",
-                version,
-                sealed.digest,
-                by,
-                not_after=content.not_after,
+                event, content.version, sealed.digest, by, not_after=content.not_after, namespace=made.namespace
             )
         )
         return sealed
 
-    def _require_people(self, compiled: Compiled) -> None:
+    def _require_people(self, made: Prepared) -> None:
         """Every role that an ``@approval`` names must have as many people as its quorum, who can vote as asked."""
-        problems = []
+        problems, compiled, within = [], made.compiled, made.namespace
         for key, node in compiled.read.nodes.static_policies.items():
             if "approval" not in node.annotations:
                 continue
             terms = parse_terms(node.annotations["approval"])
             for group, quorum in {**dict.fromkeys(terms.escalate, 1), **terms.quorum}.items():
-                there, signing = len(self._people.of(group)), len(self._people.signing(group))
+                there, signing = len(self._people.of(group, within)), len(self._people.signing(group, within))
                 if there < quorum:
                     message = f'@approval asks for {quorum} of "{group}", but {there} people have that role'
                     option = f"--team {group.removeprefix('team:')}" if group.startswith("team:") else f"--role {group}"
@@ -199,16 +301,47 @@ class Bundles:
         if problems:
             raise BundleRejected(problems)
 
-    def status(self) -> dict[str, Any]:
-        if self.sealed is None:
+    def status(self, namespace: str = "") -> dict[str, Any]:
+        edition = self._editions[namespace]
+        if edition.sealed is None:
             return {"active": None, "degraded": "no bundle is active; every action is refused"}
-        content = self.sealed.content
+        content = edition.sealed.content
         return {
-            "active": self.sealed.digest,
+            "active": edition.sealed.digest,
             "version": content.version,
             "issued_at": content.issued_at,
             "not_after": content.not_after,
-            "policies": len(self.compiled.read.sources) if self.compiled else 0,
+            "policies": len(edition.compiled.read.sources) if edition.compiled else 0,
             "servers": sorted(content.inventory.servers),
-            "degraded": self.degraded,
+            "degraded": edition.degraded,
         }
+
+
+def _prefix(namespace: str) -> str:
+    return f"{namespace}/"
+
+
+def _merged(namespace: str, own: Sources, mesh: Sources, servers: list[str]) -> Sources:
+    """The policies of the mesh, and those of a namespace confined to its own *servers*."""
+    prefix = _prefix(namespace)
+    for file, text in own.policies.items():
+        if confined.MARK in text:
+            raise BundleRejected(
+                [], f'{file}: "{confined.MARK}" stands where Licet confined a policy, and nowhere else'
+            )
+    policies = {prefix + file: confined.confine(text, servers) for file, text in own.policies.items()}
+    expected = Inventory({**own.expected.servers, **mesh.expected.servers})
+    return Sources(mesh.schema, {**mesh.policies, **policies}, own.cases, expected)
+
+
+def _own(sources: Sources, namespace: str) -> Sources:
+    """What a namespace handed in, of what :func:`_merged` made of it."""
+    if not namespace:
+        return sources
+    prefix = _prefix(namespace)
+    own = {
+        file.removeprefix(prefix): confined.released(text)
+        for file, text in sources.policies.items()
+        if file.startswith(prefix)
+    }
+    return Sources(sources.schema, own, sources.cases, sources.expected)

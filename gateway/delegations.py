@@ -136,6 +136,8 @@ class Delegations:
         delegators: dict[str, Agent] = {}
         for key in authority.keys[:-1]:
             record = self._holder(key)
+            if record.namespace != self._registry.agent(agent).namespace:
+                raise Unverifiable(Reason.DELEGATION_INVALID, "authority is delegated within one namespace only")
             self._stops.require(record.agent, delegated_by(record.agent))
             if record.agent.name != agent:
                 delegators[record.agent.name] = record.agent

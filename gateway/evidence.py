@@ -15,6 +15,7 @@ from typing import Any, Final
 from edge.blobs import Blobs
 from gateway.ledgers import Ledgers, Sealed
 from gateway.questions import MAX_ROWS, Filter
+from gateway.state import Person
 from trust.canonical import JsonObject, jcs
 from trust.identity.keys import PublicKey, b64url
 from trust.ledger import entries
@@ -73,7 +74,7 @@ class Packer:
         self._bundles = ledgers.home / "bundles"
         self._blobs = Blobs(ledgers.home / "blobs")
 
-    async def pack(self, run: str, by: str, *, personal: bool = False) -> bytes:
+    async def pack(self, run: str, by: Person, *, personal: bool = False) -> bytes:
         """The evidence of *run*; that *by* took it is recorded first. *personal*: with what is sealed of it opened, as
         far as its keys are here; whoever has the pack then has that for ever."""
         async with self._one:
@@ -85,7 +86,7 @@ class Packer:
             until_us = max(row.wall_us for row in rows) + AFTER_US
             for kind in _CONTEXT:
                 rows += [row async for row in self._all(kind, until_us)]
-            return await asyncio.to_thread(self._write, run, rows, personal)
+            return await asyncio.to_thread(self._write, run, rows, by.namespace, personal)
 
     async def _all(self, kind: str, until_us: int) -> AsyncIterator[Row]:
         """Every entry of one kind in the gateways' own logs until then (Unix microseconds)."""
@@ -99,7 +100,7 @@ class Packer:
             if not after:
                 return
 
-    def _write(self, run: str, rows: list[Row], personal: bool) -> bytes:
+    def _write(self, run: str, rows: list[Row], namespace: str, personal: bool) -> bytes:
         files: dict[str, bytes] = {}
         listed: list[dict[str, Any]] = []
         bundles: set[str] = set()
@@ -108,7 +109,7 @@ class Packer:
         for origin in sorted({row.origin for row in rows}):
             log, read = self._ledgers.sealed(origin), _Reader()
             for index in sorted({row.index for row in rows if row.origin == origin and row.index < log.size}):
-                if origin.startswith(self._below) and _of_others(read(log, index), about):
+                if origin.startswith(self._below) and _of_others(read(log, index), about, namespace):
                     continue
                 name = f"{origin.replace('/', '_')}/{index}"
                 entry, proof = f"entries/{name}.json", f"proofs/{name}.tlog-proof"
@@ -188,9 +189,12 @@ def _named(data: bytes, bundles: set[str], arguments: set[str]) -> None:
         arguments.add(deed.arguments_sha256)
 
 
-def _of_others(data: bytes, about: set[str]) -> bool:
-    """Whether an entry tells of people who have nothing to do with it."""
+def _of_others(data: bytes, about: set[str], namespace: str) -> bool:
+    """Whether an entry tells of people who have nothing to do with it, or of policies of another namespace than that
+    of who asks."""
     entry = entries.decode(data).entry
+    if isinstance(entry, entries.Bundle) and namespace:
+        return entry.namespace not in ("", namespace) or entry.event == "refused"
     if isinstance(entry, entries.Person) and entry.event == "login":
         return True
     return isinstance(entry, entries.Person | entries.Deputy | entries.Passkey) and entry.person not in about

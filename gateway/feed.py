@@ -70,7 +70,7 @@ class Feed:
             version=self._records.told_version,
             agent=record.agent,
             standing=self._standings.standing(agent),
-            bundle=self._bundles.sealed.digest if self._bundles.sealed else "",
+            bundle=sealed.digest if (sealed := self._bundles.of(record.namespace).sealed) else "",
             stopped=self._stops.of(record.agent),
             rotate=record.rotate,
             heard=self._standings.heard(agent, log_of(self._trust_domain, "sidecar", record.via or agent, instance)),
@@ -93,13 +93,20 @@ class Feed:
             yield feed.seal(facts, self._key)
             told = revoked
 
+    def _told_to(self, node: str, stopped: tuple[str, ...]) -> tuple[str, ...]:
+        """A node of one namespace hears of its agents."""
+        namespace = self._registry.node(node).namespace
+        if not namespace:
+            return stopped
+        return tuple(name for name in stopped if self._registry.agent(name).namespace == namespace)
+
     async def stops(self, node: str) -> AsyncIterator[bytes]:
         """For a node, until the gateway closes."""
         async for moment in self._moments():
             if moment is None:
                 yield ALIVE
                 continue
-            stopped = self._stops.everyone_stopped()
+            stopped = self._told_to(node, self._stops.everyone_stopped())
             yield feed.seal(feed.Stops(moment, self._records.told_version, node, stopped), self._key)
 
     async def _moments(self) -> AsyncIterator[int | None]:

@@ -12,7 +12,7 @@ import msgspec
 
 from edge.clock import SystemClock
 from edge.shared import Shared
-from gateway.people import new_token
+from gateway.people import new_token, require_namespace
 from gateway.records import Records
 from gateway.registry import Registry, require_name, taken
 from gateway.router.capabilities import Evidence, Level, held, level_of, require_given, words
@@ -55,6 +55,7 @@ class NewNode(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     weight: Weight = 1.0
     slots: Slots = 16
     reference: Annotated[str, msgspec.Meta(max_length=512)] = ""
+    namespace: str = ""
 
 
 class Joining(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -105,6 +106,7 @@ class Shown(msgspec.Struct, frozen=True):
     did: str = ""
     key: str = ""
     reference: str = ""
+    namespace: str = ""
 
 
 class Fleet:
@@ -179,11 +181,12 @@ class Fleet:
             did=did.of(self._trust_domain, "node", node.name),
             key=thumbprint(node.key) if node.key else "",
             reference=node.reference,
+            namespace=node.namespace,
         )
 
     def candidates(self) -> list[Candidate]:
         """Every registered node as it is now, in the order of their names."""
-        return self._router.candidates(self._policies(), self.now())
+        return self._router.candidates(self.now())
 
     # Registration
 
@@ -210,6 +213,7 @@ class Fleet:
                     servers=[require_server_name(server) for server in new.servers],
                     token_sha256=sha256_hex(token.encode()),
                     reference=new.reference,
+                    namespace=require_namespace(new.namespace),
                 )
             )
         return token
@@ -223,6 +227,7 @@ class Fleet:
             _require_bound(node, asked)
             for server in asked.servers:
                 require_sound(server)
+                self._servers.require_free(node, server.name)
             self._require_admitted(node, asked)
             epoch = node.epoch + 1
             await self._records.change(

@@ -46,7 +46,12 @@ from trust.ledger.entries import AnyEntry, Stamp
 from trust.standing import fold as standing
 from trust.standing.score import Book
 
-ACTIVE: Final = "active"
+
+def active_key(namespace: str) -> str:
+    """Under which the active bundle of a namespace is kept."""
+    return f"active:{namespace}" if namespace else "active"
+
+
 CHANGES: Final = (
     entries.Agent,
     entries.Approval,
@@ -141,7 +146,7 @@ def _person(store: Store, entry: entries.Person) -> None:
             if visit.person == entry.person and visit.how == "oidc":
                 store.delete(Visit, visit.visit)
     else:
-        made = (entry.person, tuple(entry.roles), entry.token_sha256, tuple(entry.teams), entry.login)
+        made = (entry.person, tuple(entry.roles), entry.token_sha256, tuple(entry.teams), entry.login, entry.namespace)
         store.put(entry.person, Person(*made))
 
 
@@ -208,7 +213,7 @@ def _agent(store: Store, stamp: Stamp, entry: entries.Agent) -> None:
             tuple(entry.teams),
             entry.attested,
         )
-        store.put(entry.agent, AgentRecord(agent, entry.token_sha256, via=entry.via))
+        store.put(entry.agent, AgentRecord(agent, entry.token_sha256, via=entry.via, namespace=entry.namespace))
         _may_enrol(store, "", entry.token_sha256, Enrolling("agent", entry.agent))
         _tell(store, stamp, standing.registered(Shelf(store), stamp.seq, entry.agent, entry.owner, _second(stamp)))
         sponsored = store.get(Sponsored, entry.owner) or Sponsored(())
@@ -236,7 +241,7 @@ def _changed(known: AgentRecord, entry: entries.Agent) -> AgentRecord:
             # Whoever held the key before may be the one whom this is to keep out: nothing of before counts.
             epoch = known.epoch + bool(known.keys)
             agent = replace(known.agent, key=entry.key)
-            return AgentRecord(agent, "", epoch, (AgentKey(entry.key),), via=known.via)
+            return AgentRecord(agent, "", epoch, (AgentKey(entry.key),), via=known.via, namespace=known.namespace)
         case "rotated":
             drains = tuple(replace(key, until_us=key.until_us or entry.until_us) for key in known.keys)
             agent = replace(known.agent, key=entry.key)
@@ -323,6 +328,7 @@ def _node(store: Store, stamp: Stamp, entry: entries.Node) -> None:
                 may_offer=tuple(entry.servers),
                 may_live_at=entry.url,
                 reference=entry.reference,
+                namespace=entry.namespace,
             ),
         )
         _may_enrol(store, "", entry.token_sha256, Enrolling("node", entry.node))
@@ -359,7 +365,10 @@ def _node(store: Store, stamp: Stamp, entry: entries.Node) -> None:
 def _server(store: Store, entry: entries.Server) -> None:
     known = store.get(ServerRecord, entry.server)
     if known is None or entry.event == "accepted":
-        known = ServerRecord(entry.server, entry.offer, known.offers if known else {})
+        offers = known.offers if known else {}
+        first = store.get(NodeRecord, entry.node) if known is None else None
+        namespace = known.namespace if known else first.namespace if first else ""
+        known = ServerRecord(entry.server, entry.offer, offers, namespace)
     if entry.event == "offered" and (node := store.get(NodeRecord, entry.node)) is not None:
         servers = tuple(sorted({*node.servers, entry.server}))
         store.put(entry.node, replace(node, servers=servers))
@@ -376,8 +385,9 @@ def _kill(store: Store, entry: entries.Kill) -> None:
 
 def _bundle(store: Store, entry: entries.Bundle) -> None:
     if entry.event in ("activated", "rolled_back"):
-        before = store.get(ActiveBundle, ACTIVE)
-        store.put(ACTIVE, ActiveBundle(entry.version, entry.digest, before.digest if before else ""))
+        key = active_key(entry.namespace)
+        before = store.get(ActiveBundle, key)
+        store.put(key, ActiveBundle(entry.version, entry.digest, before.digest if before else ""))
 
 
 def _approval(store: Store, stamp: Stamp, entry: entries.Approval) -> None:

@@ -20,7 +20,7 @@ from typing import Any, Final, Protocol, TypeVar
 import msgspec
 
 from gateway import questions
-from gateway.questions import COLUMNS, MAX_ROWS, TEXTS, Filter, Page
+from gateway.questions import COLUMNS, MAX_ROWS, TEXTS, AgentsOf, Filter, Page
 from trust.canonical import sha256_hex
 from trust.ledger import entries, metering, rows
 from trust.ledger.entries import Line
@@ -90,6 +90,7 @@ _RUNS: Final = """
 SELECT run, max(agent), min(wall_us), max(wall_us), sum(kind = 'intent'), sum(kind = 'refusal'), sum(kind = 'hold'),
   count(DISTINCT CASE WHEN kind = 'outcome' AND decision = 'unknown' THEN action_id END)
 FROM entry WHERE wall_us >= ?1 AND run <> '' AND (?2 = '' OR agent = ?2 OR agent = '')
+  AND (?4 = '' OR agent IN (SELECT value FROM json_each(iif(?4 = '', '[]', ?4))))
 GROUP BY run HAVING ?2 = '' OR max(agent) = ?2 ORDER BY 4 DESC LIMIT ?3
 """
 
@@ -100,6 +101,7 @@ class Index:
 
     def __init__(self, path: Path, sources: Callable[[], Iterable[Source]]) -> None:
         self._sources = sources
+        self.agents_of: AgentsOf = lambda _namespace: []
         self.stuck: dict[str, str] = {}
         self.generation = 0
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="index")
@@ -230,7 +232,7 @@ class Index:
 
     def _find(self, asked: Filter) -> Page:
         limit = max(1, min(asked.limit, MAX_ROWS))
-        where, values = questions.conditions(asked)
+        where, values = questions.conditions(asked, self.agents_of)
         order = "ASC" if asked.oldest_first else "DESC"
         if asked.after:
             where.append(f"(e.wall_us, e.source, e.place) {'>' if asked.oldest_first else '<'} (?, ?, ?)")
@@ -244,23 +246,37 @@ class Index:
         found = self._db.execute(sql, (*values, limit + 1)).fetchall()
         return questions.page(found, limit)
 
-    async def run(self, run: str, after: str = "") -> Page:
-        """Everything of one run, the oldest first, with what names only its actions or approvals; page by page."""
-        return await self._in_thread(lambda: self._run(run, after))
+    async def run(self, run: str, after: str = "", namespace: str = "") -> Page:
+        """Everything of one run, the oldest first, with what names only its actions or approvals; page by page. With a
+        *namespace*: of its agents, whoever else calls a run so."""
+        own = questions.among(namespace, self.agents_of) if namespace else ""
+        return await self._in_thread(lambda: self._run(run, after, own))
 
-    def _run(self, run: str, after: str) -> Page:
+    def _run(self, run: str, after: str, own: str) -> Page:
         columns = ", ".join(f'e."{name}"' for name in COLUMNS)
-        named = "SELECT {0} FROM entry WHERE run = ?1 AND run <> '' AND {0} <> ''"
+        within = "(?6 = '' OR {0}agent IN (SELECT value FROM json_each(iif(?6 = '', '[]', ?6))))"
+        named = "SELECT {0} FROM entry WHERE run = ?1 AND run <> '' AND {0} <> '' AND "
+        named += within.format("")
         sql = (
             f"SELECT s.origin, e.source, {columns} FROM entry e JOIN source s ON s.id = e.source "  # noqa: S608
-            f"WHERE ((e.run = ?1 AND e.run <> '') "
+            f"WHERE ((e.run = ?1 AND e.run <> '' AND {within.format('e.')}) "
             f"OR (e.action_id <> '' AND e.action_id IN ({named.format('action_id')})) "
             f"OR (e.approval <> '' AND e.approval IN ({named.format('approval')}))) "
             f"AND (e.wall_us, e.source, e.place) > (?2, ?3, ?4) "
             f"ORDER BY e.wall_us, e.source, e.place LIMIT ?5"
         )
         start = questions.cursor(after) if after else [-1, -1, -1]
-        return questions.page(self._db.execute(sql, (run, *start, MAX_ROWS + 1)).fetchall(), MAX_ROWS)
+        return questions.page(self._db.execute(sql, (run, *start, MAX_ROWS + 1, own)).fetchall(), MAX_ROWS)
+
+    async def is_of(self, origin: str, place: int, namespace: str) -> bool:
+        """Whether an entry is of an agent of *namespace*, or of an action of one."""
+        own = questions.among(namespace, self.agents_of)
+        sql = (
+            "SELECT 1 FROM entry e JOIN source s ON s.id = e.source WHERE s.origin = ?1 AND e.place = ?2 AND ("
+            "e.agent IN (SELECT value FROM json_each(?3)) OR (e.agent = '' AND e.action_id <> '' AND EXISTS ("
+            "SELECT 1 FROM entry o WHERE o.action_id = e.action_id AND o.agent IN (SELECT value FROM json_each(?3)))))"
+        )
+        return bool(await self.ask(sql, (origin, place, own)))
 
     async def facets(self, asked: Filter, names: tuple[str, ...], most: int = 12) -> dict[str, list[tuple[str, int]]]:
         """For each of *names* the values that occur most among the newest of what is asked for, with how often."""
@@ -270,7 +286,7 @@ class Index:
         for name in names:
             if name not in TEXTS:
                 raise ValueError(f"{name}: expected one of {', '.join(TEXTS)}")
-        where, values = questions.conditions(asked)
+        where, values = questions.conditions(asked, self.agents_of)
         columns = ", ".join(f'e."{name}"' for name in names)
         sql = (
             f"SELECT {columns} FROM entry e JOIN source s ON s.id = e.source "  # noqa: S608
@@ -288,7 +304,7 @@ class Index:
         return await self._in_thread(lambda: self._news(asked, after_us))
 
     def _news(self, asked: Filter, after_us: int) -> int:
-        where, values = questions.conditions(asked)
+        where, values = questions.conditions(asked, self.agents_of)
         where += ["e.wall_us > ?", f"e.kind NOT IN ({', '.join('?' for _ in _NOISE)})"]
         values.append(after_us)
         sql = f"SELECT 1 FROM entry e JOIN source s ON s.id = e.source {questions.where(where)} LIMIT ?"  # noqa: S608
@@ -298,7 +314,7 @@ class Index:
         """How many entries answer *asked*."""
 
         def work() -> int:
-            where, values = questions.conditions(asked)
+            where, values = questions.conditions(asked, self.agents_of)
             sql = f"SELECT count(*) FROM entry e JOIN source s ON s.id = e.source {questions.where(where)}"  # noqa: S608
             return int(self._db.execute(sql, values).fetchone()[0])
 
@@ -330,9 +346,10 @@ class Index:
         begin = dict(await self.ask(sql, found[0]))
         return {origin: begin.get(origin, end) for origin, end in reach.items()}
 
-    async def runs(self, since_us: int, agent: str) -> list[RunSummary]:
-        """The runs that did something since then (Unix microseconds), the newest first."""
-        found = await self.ask(_RUNS, (since_us, agent, MAX_ROWS))
+    async def runs(self, since_us: int, agent: str, namespace: str = "") -> list[RunSummary]:
+        """The runs that did something since then (Unix microseconds), the newest first; of a *namespace*, if named."""
+        own = questions.among(namespace, self.agents_of) if namespace else ""
+        found = await self.ask(_RUNS, (since_us, agent, MAX_ROWS, own))
         return [RunSummary(*one) for one in found]
 
     async def ask(self, sql: str, values: tuple[object, ...] = ()) -> list[tuple[Any, ...]]:

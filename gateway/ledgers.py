@@ -21,6 +21,7 @@ from gateway.index import Index, RunSummary, Source
 from gateway.questions import Filter, Page
 from gateway.records import Records
 from gateway.sql import Answer, Room
+from gateway.state import Person
 from gateway.witness import Witness
 from trust.canonical import JsonObject
 from trust.ledger import checkpoint, entries, proofs
@@ -189,17 +190,17 @@ class Ledgers:
         except ValueError as bad:
             raise Unverifiable(Reason.MALFORMED_REQUEST, str(bad)) from None
 
-    async def whole_run(self, run: str, most: int, by: str, what: str) -> list[Row]:
+    async def whole_run(self, run: str, most: int, by: Person, what: str) -> list[Row]:
         """All of one run, for *what* it is wanted; at most one row more than *most*."""
         found: list[Row] = []
         after = ""
         while len(found) <= most:
-            page = await self.index.run(run, after)
+            page = await self.index.run(run, after, by.namespace)
             found += page.rows
             after = page.next
             if not after:
                 break
-        await self._records.note(entries.Query(by, what, run, len(found)))
+        await self._records.note(entries.Query(by.name, what, run, len(found)))
         return found[: most + 1]
 
     async def find(self, asked: Filter, by: str) -> Page:
@@ -208,16 +209,16 @@ class Ledgers:
         await self._records.note(entries.Query(by, "find", told(asked), len(page.rows)))
         return page
 
-    async def run(self, run: str, by: str, after: str = "") -> Page:
+    async def run(self, run: str, by: Person, after: str = "") -> Page:
         """Everything of one run in all logs, the oldest first; what only names the action or the approval too."""
-        page = await self._asked(self.index.run(run, after))
-        await self._records.note(entries.Query(by, "timeline", run, len(page.rows)))
+        page = await self._asked(self.index.run(run, after, by.namespace))
+        await self._records.note(entries.Query(by.name, "timeline", run, len(page.rows)))
         return page
 
-    async def runs(self, since_us: int, agent: str, by: str) -> list[RunSummary]:
+    async def runs(self, since_us: int, agent: str, by: Person) -> list[RunSummary]:
         """Which runs there were since then (Unix microseconds)."""
-        found = await self.index.runs(since_us, agent)
-        await self._records.note(entries.Query(by, "runs", f"since_us={since_us} agent={agent}", len(found)))
+        found = await self.index.runs(since_us, agent, by.namespace)
+        await self._records.note(entries.Query(by.name, "runs", f"since_us={since_us} agent={agent}", len(found)))
         return found
 
     async def prune(self, before_us: int, by: str) -> dict[str, int]:
@@ -285,10 +286,12 @@ class Ledgers:
             raise Unverifiable(Reason.NOT_FOUND, f'no log "{visible(origin)}" is here; here are: {", ".join(known)}')
         return known[origin]
 
-    async def read(self, origin: str, index: int, by: str) -> bytes:
-        """The exact bytes of one entry; that *by* read it is recorded."""
+    async def read(self, origin: str, index: int, by: Person) -> bytes:
+        """The exact bytes of one entry; that *by* read it is recorded. Of another namespace there is none."""
+        if by.namespace and not await self.index.is_of(origin, index, by.namespace):
+            raise Unverifiable(Reason.NOT_FOUND, f"nothing of {by.namespace} stands at {visible(origin)}#{index}")
         data = self.sealed(origin).entry(index)
-        await self._records.note(entries.Query(by, "entry", f"{origin}#{index}", 1))
+        await self._records.note(entries.Query(by.name, "entry", f"{origin}#{index}", 1))
         return data
 
     def opened(self, deed: Deed) -> Opened:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hmac
 import re
 import secrets
+from collections.abc import Iterable
 
 from gateway.records import Records
 from gateway.state import Passkey, Person
@@ -18,6 +19,8 @@ AUTHOR = "author"
 """The role that activates bundles."""
 AUDITOR = "auditor"
 """The role that reads the ledger."""
+VIEWER = "viewer"
+"""The role that sees agents, nodes, servers and policies."""
 
 
 MAX_LOGIN = 254
@@ -43,21 +46,30 @@ class People:
                 return person
         raise Unverifiable(Reason.UNAUTHENTICATED, "no person has this token")
 
-    def of(self, group: str) -> list[str]:
-        """The people of a role, or of ``team:NAME``."""
-        return [person.name for person in self._records.store.all(Person) if group in person.groups]
+    def of(self, group: str, namespace: str = "") -> list[str]:
+        """The people of a role, or of ``team:NAME``, who decide on what agents of *namespace* ask for."""
+        everybody = self._records.store.all(Person)
+        return [one.name for one in everybody if group in one.groups and one.namespace in ("", namespace)]
 
-    def signing(self, group: str) -> list[str]:
+    def signing(self, group: str, namespace: str = "") -> list[str]:
         """Those of them who have a passkey."""
         able = {key.person for key in self._records.store.all(Passkey)}
-        return [name for name in self.of(group) if name in able]
+        return [name for name in self.of(group, namespace) if name in able]
 
     async def register(
-        self, name: str, roles: list[str], by: str, teams: list[str] | None = None, login: str = ""
+        self,
+        name: str,
+        roles: list[str],
+        by: str,
+        teams: list[str] | None = None,
+        login: str = "",
+        namespace: str = "",
     ) -> str:
         """The new person's token; shown once. *login*: how the issuer of single sign-on calls them."""
         for one in (name, *roles, *(teams or ())):
             require_name(one)
+        require_namespace(namespace)
+        teams = within(namespace, teams or ())
         if not roles:
             raise Unverifiable(Reason.MALFORMED_REQUEST, f"{name}: expected at least one role")
         token = new_token()
@@ -67,7 +79,7 @@ class People:
             self._require_free(login)
             digest = sha256_hex(token.encode())
             await self._records.change(
-                entries.Person("registered", name, by, sorted(roles), sorted(teams or ()), digest)
+                entries.Person("registered", name, by, sorted(roles), sorted(teams), digest, namespace=namespace)
             )
             if login:  # an entry of its own: it is an address, and evidence tells nobody's
                 await self._records.change(entries.Person("login", name, by, login=login))
@@ -98,9 +110,15 @@ def require_name(name: str) -> str:
     return name
 
 
-def require_role(person: Person, roles: tuple[str, ...]) -> str:
-    """The first of *roles* that *person* has, or :class:`Unverifiable`."""
-    for role in roles:
-        if role in person.roles:
-            return role
-    raise Unverifiable(Reason.NOT_YOURS, f"{person.name} has not the role {' or '.join(roles)}")
+def require_namespace(namespace: str) -> str:
+    """*namespace* if one may be called so (empty: none), or :class:`Unverifiable`."""
+    return require_name(namespace) if namespace else ""
+
+
+def within(namespace: str, teams: Iterable[str]) -> list[str]:
+    """Teams as those of a namespace are called everywhere: nobody puts an agent into somebody else's team."""
+    return [f"{namespace}/{team}" if namespace else team for team in teams]
+
+
+EVERYBODY = "everybody"
+"""The team in which all agents of a namespace are, as ``NAMESPACE/everybody``."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from typing import Any, Final
 
 import msgspec
@@ -23,7 +24,7 @@ COLUMNS: Final = ("place", "wall_us", "step", *TEXTS, "policies", "words")
 class Filter(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What is asked for; what is empty is not asked. ``since_us`` and ``until_us``: Unix microseconds, the latter
     excluded. ``origin``: a log, or all below a name (``licet.local/gateway/*``). ``tool`` is a name, or
-    ``server/tool``. ``after``: the ``next`` of the page before."""
+    ``server/tool``. ``namespace``: of its agents only. ``after``: the ``next`` of the page before."""
 
     origin: str = ""
     kind: str = ""
@@ -42,6 +43,7 @@ class Filter(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     by: str = ""
     subject: str = ""
     policy: str = ""
+    namespace: str = ""
     since_us: int = 0
     until_us: int = 0
     limit: int = 50
@@ -62,7 +64,11 @@ class Page(msgspec.Struct, frozen=True):
     next: str = ""
 
 
-def conditions(asked: Filter) -> tuple[list[str], list[Any]]:
+AgentsOf = Callable[[str], list[str]]
+"""The agents of a namespace."""
+
+
+def conditions(asked: Filter, agents_of: AgentsOf) -> tuple[list[str], list[Any]]:
     """What SQL says of *asked*; every value is a parameter."""
     where: list[str] = []
     values: list[Any] = []
@@ -89,7 +95,15 @@ def conditions(asked: Filter) -> tuple[list[str], list[Any]]:
     if asked.policy:
         where.append("(e.source, e.place) IN (SELECT source, place FROM policy WHERE policy = ?)")
         values.append(asked.policy)
+    if asked.namespace:
+        where.append("e.agent <> '' AND e.agent IN (SELECT value FROM json_each(?))")
+        values.append(among(asked.namespace, agents_of))
     return where, values
+
+
+def among(namespace: str, agents_of: AgentsOf) -> str:
+    """The agents of *namespace*, as a value of ``json_each``."""
+    return msgspec.json.encode(agents_of(namespace)).decode()
 
 
 def page(found: list[tuple[Any, ...]], limit: int) -> Page:

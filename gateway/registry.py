@@ -8,7 +8,8 @@ from typing import Any, Final
 import msgspec
 
 from edge.clock import SystemClock, new_id
-from gateway.people import new_token
+from gateway.people import EVERYBODY as EVERYBODY_THERE
+from gateway.people import new_token, require_namespace, within
 from gateway.records import Records
 from gateway.state import AgentKey, AgentRecord, Enrolling, NodeRecord
 from gateway.stops import EVERYBODY, Stops, thumbprint
@@ -33,6 +34,7 @@ class NewAgent(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     teams: tuple[str, ...] = ()
     attested: bool = False
     via: str = ""
+    namespace: str = ""
 
 
 class Registry:
@@ -66,8 +68,8 @@ class Registry:
         async with self._records.deciding:
             if self._store.get(AgentRecord, new.name) is not None:
                 raise taken("agent", new.name)
-            if new.via:
-                self.known_agent(new.via)
+            if new.via and self.known_agent(new.via).namespace != new.namespace:
+                raise Unverifiable(Reason.NOT_FOUND, f'no agent "{visible(new.via)}" is registered')
             self._stops.require_believed([("principal", new.owner)])
             await self._records.change(
                 entries.Agent(
@@ -78,9 +80,10 @@ class Registry:
                     owner=new.owner,
                     purpose=new.purpose,
                     environment=new.environment,
-                    teams=list(new.teams),
+                    teams=_teams(new),
                     attested=new.attested,
                     via=new.via,
+                    namespace=new.namespace,
                     token_sha256=sha256_hex(token.encode()),
                 )
             )
@@ -214,8 +217,7 @@ class Registry:
     def known_agent(self, name: str) -> AgentRecord:
         """For whoever asks about an agent, and is not it."""
         if self._store.get(AgentRecord, name) is None:
-            known = ", ".join(record.agent.name for record in self.agents()[:10]) or "none"
-            raise Unverifiable(Reason.NOT_FOUND, f'no agent "{visible(name)}" is registered; registered: {known}')
+            raise Unverifiable(Reason.NOT_FOUND, f'no agent "{visible(name)}" is registered')
         return self.agent(name)
 
     def require_speaks_for(self, workload: Workload, agent: str) -> AgentRecord:
@@ -268,6 +270,13 @@ class Registry:
         if kind == "agent" and self._stops.revoked("agent", name) is not None:
             believed = []
         return did.document(did.of(self._trust_domain, kind, name), believed, delegates=kind == "agent")
+
+
+def _teams(new: NewAgent) -> list[str]:
+    """All agents of a namespace are in a team, by which a policy of the mesh can name them."""
+    if not require_namespace(new.namespace):
+        return list(new.teams)
+    return within(new.namespace, sorted({*new.teams, EVERYBODY_THERE}))
 
 
 def require_name(name: str) -> None:

@@ -41,6 +41,13 @@ class Servers:
         )
         return known is None
 
+    def require_free(self, node: NodeRecord, name: str) -> None:
+        """Nothing, if the server *name* is of the namespace of *node*, or new; else :class:`Unverifiable`."""
+        known = self._store.get(ServerRecord, name)
+        if known is not None and known.namespace != node.namespace:
+            taken = f"{node.name} cannot offer {visible(name)}: that is the name of another's server"
+            raise Unverifiable(Reason.NOT_YOURS, taken)
+
     async def accept(self, name: str, offer: str, by: str) -> list[str]:
         """Admit what a node offers, exactly as it was looked at; what this changes."""
         async with self._records.deciding:
@@ -87,9 +94,14 @@ class Servers:
         digest = record.offers.get(node) if record is not None else None
         return digest is not None and offers.same(self._inventories.get(digest), admitted, tool)
 
-    def inventory(self) -> Inventory:
-        """What may be called."""
-        return Inventory({record.name: self.admitted(record) for record in self._store.all(ServerRecord)})
+    def inventory(self, namespace: str = "") -> Inventory:
+        """What agents of *namespace* may call: its own servers, and those of the mesh."""
+        found = (record for record in self._store.all(ServerRecord) if record.namespace in ("", namespace))
+        return Inventory({record.name: self.admitted(record) for record in found})
+
+    def own(self, namespace: str) -> list[str]:
+        """The names of the servers of *namespace*."""
+        return [record.name for record in self._store.all(ServerRecord) if record.namespace == namespace]
 
 
 def require_sound(server: Server) -> None:

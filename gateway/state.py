@@ -14,13 +14,14 @@ from trust.wire import OUTBOUND
 
 class Person(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """``token_sha256`` is all that is kept of the token that signs a person in; ``login``: how the issuer of single
-    sign-on calls them."""
+    sign-on calls them; ``namespace``: in which alone it may do anything; empty: in the whole mesh."""
 
     name: str
     roles: tuple[str, ...]
     token_sha256: str
     teams: tuple[str, ...] = ()
     login: str = ""
+    namespace: str = ""
 
     @property
     def groups(self) -> frozenset[str]:
@@ -79,7 +80,7 @@ class AgentRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """``token_sha256`` belongs to the one-time enrolment token and is empty once it was used. ``keys``: the current
     one first, then those that drain. What was issued under an earlier ``epoch`` is not believed any more.
     ``rotate``: the key that somebody asked to be replaced. ``via``: the agent whose sidecar it shares, if it has no
-    sidecar of its own."""
+    sidecar of its own. ``namespace``: whose it is; empty: the mesh's own."""
 
     agent: Agent
     token_sha256: str
@@ -87,6 +88,7 @@ class AgentRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     keys: tuple[AgentKey, ...] = ()
     rotate: str = ""
     via: str = ""
+    namespace: str = ""
 
 
 class Enrolling(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -109,7 +111,8 @@ class NodeRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """``epoch`` rises with each lease; ``servers`` are those that the node offered in this epoch;
     ``may_offer`` and ``may_live_at`` are what an operator bound it to. ``capabilities`` are the operator's word,
     ``claims`` the node's, ``evidence`` what was found; ``suspended``: capabilities that do not count at present.
-    ``reason``: why somebody put it into its state; ``reference``: what it is called where it is managed."""
+    ``reason``: why somebody put it into its state; ``reference``: what it is called where it is managed; ``namespace``:
+    whose calls it takes; empty: everybody's."""
 
     name: str
     token_sha256: str
@@ -130,6 +133,7 @@ class NodeRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     suspended: tuple[str, ...] = ()
     reason: str = ""
     reference: str = ""
+    namespace: str = ""
 
     @property
     def outbound(self) -> bool:
@@ -138,11 +142,13 @@ class NodeRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 class ServerRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """``admitted`` and ``offers`` (by node) are digests of inventories. What was admitted is what may be called;
-    a node that offers something else gets no calls of it."""
+    a node that offers something else gets no calls of it. ``namespace``: whose agents may call it, which is that of
+    its nodes; empty: everybody's."""
 
     name: str
     admitted: str
     offers: dict[str, str] = {}
+    namespace: str = ""
 
 
 class Killed(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

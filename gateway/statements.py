@@ -113,7 +113,7 @@ class Statements:
             raise
 
     def _may_be_personal(self, dispatch: Dispatch) -> bool:
-        bundle = self._bundles.compiled
+        bundle = self._bundles.for_agent(dispatch.agent).compiled
         server = bundle.inventory.servers.get(dispatch.server) if bundle is not None else None
         tool = server.tools.get(dispatch.tool) if server is not None else None
         if bundle is None or tool is None:
@@ -122,7 +122,7 @@ class Statements:
 
     async def _in_vain(self, dispatch: Dispatch, sender: Sender, bad: Unverifiable) -> None:
         """Only against who signed this itself: what its sidecar says of a guest proves nothing."""
-        bundle = self._bundles.compiled
+        bundle = self._bundles.for_agent(dispatch.agent).compiled
         if sender.workload.kind != "agent" or sender.workload.name != dispatch.agent or bundle is None:
             return
         if bad.reason in COUNTED:
@@ -133,7 +133,7 @@ class Statements:
 
     async def _believed(self, dispatch: Dispatch, body: bytes, sender: Sender) -> Asked:
         record = self._registry.require_speaks_for(sender.workload, dispatch.agent)
-        bundle = self._bundles.compiled
+        bundle = self._bundles.of(record.namespace).compiled
         if bundle is None:
             raise Unverifiable(Reason.NO_BUNDLE, "no bundle is active")
         agent = record.agent
@@ -167,7 +167,7 @@ class Statements:
     async def edited(self, dispatch: Dispatch, body: bytes, arguments: JsonObject) -> Edited:
         """The stored request with other *arguments*, judged as if the agent asked for that now; or
         :class:`Unverifiable` if that is nothing that a person could permit."""
-        bundle = self._bundles.compiled
+        bundle = self._bundles.for_agent(dispatch.agent).compiled
         if bundle is None:
             raise Unverifiable(Reason.NO_BUNDLE, "no bundle is active")
         agent = self._registry.agent(dispatch.agent).agent
@@ -298,7 +298,7 @@ class Statements:
     def require_unchanged(self, asked: Asked) -> None:
         """What was awaited may have taken long: a kill, a revocation or another bundle since then ends this attempt."""
         self.require_believed(asked)
-        if asked.bundle is not self._bundles.compiled:
+        if asked.bundle is not self._bundles.for_agent(asked.agent.name).compiled:
             raise Unverifiable(Reason.PERMIT_INVALID, "policy was changed while this waited; ask again")
 
     def present_terms(self, asked: Asked) -> Terms | None:

@@ -7,6 +7,7 @@ from typing import Final
 import msgspec
 
 from gateway.ledgers import Ledgers
+from gateway.state import Person
 from trust.identity import did
 from trust.ledger import entries
 from trust.ledger.rows import Row
@@ -46,7 +47,7 @@ class Trail(msgspec.Struct, frozen=True):
     hops: list[Hop]
 
 
-async def trail(ledgers: Ledgers, run: str, by: str, trust_domain: str) -> Trail:
+async def trail(ledgers: Ledgers, run: str, by: Person, trust_domain: str) -> Trail:
     """Of a run, as far as its logs are sealed; :class:`Unverifiable` if nothing of it ran anywhere."""
     rows = await ledgers.whole_run(run, MAX_HOPS * 8, by, "trail")
     ended = {

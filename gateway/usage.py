@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import msgspec
@@ -26,11 +26,13 @@ _ONLY: Final = (
     "AND o.status IN ('done', 'tool_error'))"
 )
 """No other attempt of the action brought the answer."""
-_DECIDED: Final = """
+_WITHIN: Final = "wall_us >= ? AND wall_us < ? AND (? OR agent IN (SELECT value FROM json_each(?)))"
+"""From, until, whether of all agents, of which."""
+_DECIDED: Final = f"""
 SELECT agent, wall_us / 86400000000, kind, count(*) FROM entry
-WHERE agent <> '' AND kind IN ('intent', 'refusal', 'hold', 'dispatch') AND step <> 9 AND wall_us >= ? AND wall_us < ?
+WHERE agent <> '' AND kind IN ('intent', 'refusal', 'hold', 'dispatch') AND step <> 9 AND {_WITHIN}
 GROUP BY 1, 2, 3
-"""
+"""  # noqa: S608
 
 
 class Sum(msgspec.Struct):
@@ -76,8 +78,16 @@ class Usage:
         self._index = index
         self._origin = origin
 
-    async def sums(self, by: tuple[str, ...], since_us: int, until_us: int, teams: Mapping[str, str]) -> list[Sum]:
-        """Each group of *by*, the one with most attempts first."""
+    async def sums(
+        self,
+        by: tuple[str, ...],
+        since_us: int,
+        until_us: int,
+        teams: Mapping[str, str],
+        agents: Sequence[str] | None = None,
+    ) -> list[Sum]:
+        """Each group of *by*, the one with most attempts first; of these *agents* only, unless it is None."""
+        within = (agents is None, msgspec.json.encode(list(agents or ())).decode())
         for name in by:
             if name not in BY:
                 raise Unverifiable(Reason.MALFORMED_REQUEST, f"by {visible(name)}: expected some of {', '.join(BY)}")
@@ -87,10 +97,10 @@ class Usage:
         ended = "sum(status IN ('done', 'tool_error')), sum(status = 'unknown'), sum(status = 'refused')"
         sql = (
             f"SELECT {', '.join(groups)}, count(*), {ended}, {sums} FROM metered "  # noqa: S608 (names of ours only)
-            f"WHERE wall_us >= ? AND wall_us < ? GROUP BY {', '.join(map(str, range(1, len(groups) + 1)))}"
+            f"WHERE {_WITHIN} GROUP BY {', '.join(map(str, range(1, len(groups) + 1)))}"
         )
         found: dict[tuple[str, ...], Sum] = {}
-        for row in await self._index.ask(sql, (since_us, until_us)):
+        for row in await self._index.ask(sql, (since_us, until_us, *within)):
             names = tuple(_named(name, value, teams) for name, value in zip(by, row, strict=False))
             one = found.setdefault(names, Sum(dict(zip(by, names, strict=True))))
             counts = row[len(groups) :]
@@ -101,18 +111,18 @@ class Usage:
             for name, value in zip(_SUMMED, counts[4:], strict=True):
                 if value is not None:
                     setattr(one, name, (getattr(one, name) or 0) + value)
-        await self._evaluations(by, since_us, until_us, teams, found)
+        await self._evaluations(by, (since_us, until_us, *within), teams, found)
         return sorted(found.values(), key=lambda one: (-one.attempts, sorted(one.group.items())))
 
     async def _evaluations(
-        self, by: tuple[str, ...], since_us: int, until_us: int, teams: Mapping[str, str], found: dict[Any, Sum]
+        self, by: tuple[str, ...], which: tuple[object, ...], teams: Mapping[str, str], found: dict[Any, Sum]
     ) -> None:
         """Each decision of a sidecar is one, and each that the gateway makes again; refused ones are nothing else."""
         if not set(by) <= {"agent", "team", "day"}:
             return
         counts: defaultdict[tuple[str, ...], int] = defaultdict(int)
         refused: defaultdict[tuple[str, ...], int] = defaultdict(int)
-        for agent, day, kind, count in await self._index.ask(_DECIDED, (since_us, until_us)):
+        for agent, day, kind, count in await self._index.ask(_DECIDED, which):
             known = {"agent": agent, "team": agent, "day": day}
             names = tuple(_named(name, known[name], teams) for name in by)
             counts[names] += count

@@ -213,7 +213,7 @@ BREAKS = {
         "tests/attacks/test_changed_tools.py::test_a_replaced_http_server_is_listed_before_it_is_called",
     ),
     "2 policy of before is good enough": (
-        "gateway/statements.py", "        if asked.bundle is not self._bundles.compiled:", "        if False:",
+        "gateway/statements.py", "        if asked.bundle is not self._bundles.for_agent(asked.agent.name).compiled:", "        if False:",
         "tests/attacks/test_races_and_riders.py::test_a_claim_runs_under_the_policy_of_the_moment_in_which_it_is_spent",
     ),
     "4 cargo rides along": (
@@ -449,7 +449,7 @@ BREAKS = {
         "tests/console/test_pages.py::test_what_agents_say_is_shown_and_never_done",
     ),
     "12 pages are for everybody": (
-        "gateway/console/door.py", "            _require(guest, roles)\n            return await handler(incoming, guest, **parameters)", "            return await handler(incoming, guest, **parameters)",
+        "gateway/console/door.py", "            self._require(guest, act, of, parameters)\n            return await handler(incoming, guest, **parameters)", "            return await handler(incoming, guest, **parameters)",
         "tests/console/test_door.py::test_pages_are_for_their_roles",
     ),
     '12 an unsigned yes counts': (

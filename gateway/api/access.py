@@ -26,6 +26,7 @@ from gateway.approvals.votes import Votes
 from gateway.bundles import Bundles
 from gateway.callers import Callers, Sender
 from gateway.certificates import Certificates
+from gateway.control import ANYBODY, Act, Control, Of
 from gateway.delegations import Delegations
 from gateway.dispatch import Dispatcher
 from gateway.evidence import Packer
@@ -35,7 +36,7 @@ from gateway.ledgers import Ledgers
 from gateway.oidc import Oidc
 from gateway.passkeys import Passkeys
 from gateway.peers import Peers
-from gateway.people import People, require_role
+from gateway.people import People
 from gateway.proving import Prover
 from gateway.records import Records
 from gateway.registry import Registry
@@ -61,6 +62,7 @@ class Services:
     """Everything that one gateway consists of."""
 
     records: Records
+    control: Control
     registry: Registry
     servers: Servers
     stops: Stops
@@ -101,6 +103,7 @@ class Access:
         self._callers = services.callers
         self._people = services.people
         self._records = services.records
+        self._control = services.control
         self.routes = Routes()
 
     def anyone(self, method: str, path: str, handler: Handler) -> None:
@@ -128,15 +131,14 @@ class Access:
 
         self.routes.add(method, path, handle)
 
-    def person(self, method: str, path: str, handler: Handler, *roles: str) -> None:
-        """For people; with *roles*, only for those who have one of them, and what they do in it is recorded before it
-        is done."""
+    def person(self, method: str, path: str, handler: Handler, act: Act, of: Of = "own") -> None:
+        """For people who may do *act* to what it is *of*; whatever changes something is recorded before it is done."""
 
         async def handle(incoming: Incoming, **parameters: str) -> StreamResponse:
             person: Person = self._people.identify(incoming.bearer)
             with _attributed(f"person {person.name}"):
-                role = require_role(person, roles) if roles else ""
-                if role and method != "GET":
+                role = self._control.require_for(person, act, of, parameters)
+                if method != "GET" and role != ANYBODY:
                     await self._records.note(entries.Admin(f"{method} {incoming.path}", person.name, role))
                 return await handler(incoming, person, **parameters)
 

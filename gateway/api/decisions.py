@@ -13,7 +13,8 @@ from gateway.api.access import Access, Services, decode
 from gateway.approvals import rules
 from gateway.approvals.desk import denial
 from gateway.approvals.votes import Ballot
-from gateway.people import AUDITOR, AUTHOR, OPERATOR
+from gateway.control import Act
+from gateway.people import AUDITOR, OPERATOR, require_namespace
 from gateway.state import ApprovalRecord, Deputy, Grant, Person
 from trust.policy.bundle import BundleRejected, Sources
 
@@ -53,25 +54,31 @@ class Decisions:
         self._votes = services.votes
         self._bundles = services.bundles
         self._feed = services.feed
+        self._control = services.control
 
     def add_to(self, access: Access) -> None:
         person = access.person
-        person("GET", "/v1/approvals", self._list_approvals)
-        person("GET", "/v1/approvals/{approval}", self._show_approval)
-        person("POST", "/v1/approvals/{approval}/votes", self._vote)
-        person("POST", "/v1/approvals/{approval}/edits", self._edit)
-        person("POST", "/v1/approvals/{approval}/revocation", self._revoke)
-        person("GET", "/v1/deputies", self._deputies)
-        person("POST", "/v1/deputies", self._name_deputy)
-        person("POST", "/v1/deputies/end", self._end_deputy)
-        person("GET", "/v1/bundles", self._bundle_status)
-        person("POST", "/v1/bundles", self._activate, AUTHOR)
-        person("POST", "/v1/bundles/rollback", self._rollback, AUTHOR)
+        person("GET", "/v1/approvals", self._list_approvals, "approvals.see")
+        person("GET", "/v1/approvals/{approval}", self._show_approval, "approvals.see", "approval")
+        person("POST", "/v1/approvals/{approval}/votes", self._vote, "approvals.decide", "approval")
+        person("POST", "/v1/approvals/{approval}/edits", self._edit, "approvals.decide", "approval")
+        person("POST", "/v1/approvals/{approval}/revocation", self._revoke, "approvals.decide", "approval")
+        person("GET", "/v1/deputies", self._deputies, "approvals.see")
+        person("POST", "/v1/deputies", self._name_deputy, "deputies.name")
+        person("POST", "/v1/deputies/end", self._end_deputy, "deputies.name")
+        person("GET", "/v1/bundles", self._bundle_status, "policies.see")
+        person("POST", "/v1/bundles", self._activate, "policies.activate")
+        person("POST", "/v1/bundles/rollback", self._rollback, "policies.activate")
 
     async def _list_approvals(self, incoming: Incoming, person: Person) -> Response:
         """Those in the states that are asked for; all if none is named. What is personal is shown one by one only."""
         wanted = parse_qs(incoming.query).get("state")
-        found = [one for one in self._desk.all() if wanted is None or one.state in wanted]
+        found = [
+            one
+            for one in self._desk.all()
+            if (wanted is None or one.state in wanted)
+            and self._control.sees(person, self._control.whose("agent", one.agent) or "")
+        ]
         return json_response({"approvals": [self._shown(one, person, opened=False) for one in found]})
 
     async def _show_approval(self, _incoming: Incoming, person: Person, approval: str) -> Response:
@@ -89,8 +96,13 @@ class Decisions:
         record = await self._votes.revoke(approval, person, decode(incoming, _Revoke).reason)
         return json_response(self._shown(record, person))
 
-    async def _deputies(self, _incoming: Incoming, _person: Person) -> Response:
-        return json_response({"deputies": msgspec.to_builtins(list(self._records.store.all(Deputy)))})
+    async def _deputies(self, _incoming: Incoming, person: Person) -> Response:
+        seen = [
+            one
+            for one in self._records.store.all(Deputy)
+            if self._control.sees(person, self._control.whose("person", one.person) or "")
+        ]
+        return json_response({"deputies": msgspec.to_builtins(seen)})
 
     async def _name_deputy(self, incoming: Incoming, person: Person) -> Response:
         asked = decode(incoming, _Deputy)
@@ -103,29 +115,37 @@ class Decisions:
 
     def _shown(self, record: ApprovalRecord, person: Person, *, opened: bool = True) -> dict[str, Any]:
         """What is personal of it, for those who decide or who read the ledger."""
-        may = bool((rules.wanted(record) | {AUDITOR, OPERATOR}) & self._desk.electorate().reach(person.name))
+        may = bool((rules.wanted(record) | {AUDITOR, OPERATOR}) & self._desk.electorate(record).reach(person.name))
         sealed = "sealed_by" in record.request and not (opened and may)
         payload = "" if sealed else self._desk.text(record)
         return {**shown(record, self._desk.granted(record)), "payload": payload, "sealed": sealed}
 
-    async def _bundle_status(self, _incoming: Incoming, _person: Person) -> Response:
-        return json_response(self._bundles.status())
+    async def _bundle_status(self, incoming: Incoming, person: Person) -> Response:
+        return json_response(self._bundles.status(self._namespace(incoming, person, "policies.see")))
+
+    def _namespace(self, incoming: Incoming, person: Person, act: Act) -> str:
+        """Whose policies it is about: those of the query's ``namespace``, or of the own one."""
+        asked = parse_qs(incoming.query).get("namespace", [person.namespace])[0]
+        self._control.require(person, act, require_namespace(asked))
+        return asked
 
     async def _activate(self, incoming: Incoming, person: Person) -> Response:
         sources = decode(incoming, _Activate).sources
-        return await self._activation(self._bundles.activate(sources, person.name))
+        namespace = self._namespace(incoming, person, "policies.activate")
+        return await self._activation(self._bundles.activate(sources, person.name, namespace), namespace)
 
-    async def _rollback(self, _incoming: Incoming, person: Person) -> Response:
-        return await self._activation(self._bundles.rollback(person.name))
+    async def _rollback(self, incoming: Incoming, person: Person) -> Response:
+        namespace = self._namespace(incoming, person, "policies.activate")
+        return await self._activation(self._bundles.rollback(person.name, namespace), namespace)
 
-    async def _activation(self, doing: Awaitable[Any]) -> Response:
+    async def _activation(self, doing: Awaitable[Any], namespace: str) -> Response:
         try:
             await doing
         except BundleRejected as bad:
             problems = [msgspec.to_builtins(p) for p in bad.problems]
-            return json_response({"rejected": str(bad), "problems": problems, **self._bundles.status()}, 422)
+            return json_response({"rejected": str(bad), "problems": problems, **self._bundles.status(namespace)}, 422)
         self._feed.wake()
-        return json_response(self._bundles.status())
+        return json_response(self._bundles.status(namespace))
 
 
 def state_of(record: ApprovalRecord) -> dict[str, Any]:

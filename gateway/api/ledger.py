@@ -12,7 +12,6 @@ from edge.http import Incoming, Response, StreamResponse, json_response, relay
 from gateway import exporting
 from gateway.api.access import Access, Services, decode
 from gateway.ledgers import Ledgers
-from gateway.people import AUDITOR, OPERATOR
 from gateway.questions import MAX_ROWS, Filter
 from gateway.state import Person
 from trust.ledger import entries
@@ -51,46 +50,44 @@ class Ledger:
         self._s = services
 
     def add_to(self, access: Access) -> None:
-        def add(method: str, path: str, handler: Any) -> None:
-            access.person(method, path, handler, AUDITOR, OPERATOR)
-
-        add("GET", "/v1/ledger/entries", self._entries)
-        add("GET", "/v1/ledger/facets", self._facets)
-        add("GET", "/v1/ledger/entry", self._entry)
-        add("GET", "/v1/ledger/logs", self._logs)
-        add("GET", "/v1/ledger/gaps", self._gaps)
-        add("GET", "/v1/ledger/export", self._export)
-        add("GET", "/v1/runs/{run}/evidence", self._evidence)
-        access.person("POST", "/v1/ledger/sql", self._sql, AUDITOR, OPERATOR)
-        add("GET", "/v1/runs/{run}/timeline", self._timeline)
-        access.person("POST", "/v1/ledger/prune", self._prune, OPERATOR)
-        access.person("POST", "/v1/ledger/renew", self._renew, OPERATOR)
-        access.person("POST", "/v1/subjects/find", self._find_subject, AUDITOR, OPERATOR)
-        access.person("POST", "/v1/subjects/erase", self._erase, OPERATOR)
+        person = access.person
+        person("GET", "/v1/ledger/entries", self._entries, "ledger.read")
+        person("GET", "/v1/ledger/facets", self._facets, "ledger.read")
+        person("GET", "/v1/ledger/entry", self._entry, "ledger.read")
+        person("GET", "/v1/ledger/logs", self._logs, "ledger.read", "mesh")
+        person("GET", "/v1/ledger/gaps", self._gaps, "ledger.read", "mesh")
+        person("GET", "/v1/ledger/export", self._export, "ledger.export")
+        person("GET", "/v1/runs/{run}/evidence", self._evidence, "ledger.export")
+        person("POST", "/v1/ledger/sql", self._sql, "ledger.sql", "mesh")
+        person("GET", "/v1/runs/{run}/timeline", self._timeline, "ledger.read")
+        person("POST", "/v1/ledger/prune", self._prune, "ledger.prune", "mesh")
+        person("POST", "/v1/ledger/renew", self._renew, "ledger.renew", "mesh")
+        person("POST", "/v1/subjects/find", self._find_subject, "subjects.find", "mesh")
+        person("POST", "/v1/subjects/erase", self._erase, "subjects.erase", "mesh")
 
     async def _entries(self, incoming: Incoming, person: Person) -> Response:
-        page = await self._s.ledgers.find(asked_in(incoming), person.name)
+        page = await self._s.ledgers.find(asked_in(incoming, person), person.name)
         return json_response(msgspec.to_builtins(page))
 
-    async def _facets(self, incoming: Incoming, _person: Person) -> Response:
-        return json_response(await self._s.ledgers.index.facets(asked_in(incoming), FACETS))
+    async def _facets(self, incoming: Incoming, person: Person) -> Response:
+        return json_response(await self._s.ledgers.index.facets(asked_in(incoming, person), FACETS))
 
     async def _timeline(self, incoming: Incoming, person: Person, run: str) -> Response:
         """Everything of one run, the oldest first; what nodes and gateway know by the action is found through it."""
         after = parse_qs(incoming.query).get("after", [""])[0]
-        page = await self._s.ledgers.run(run, person.name, after)
+        page = await self._s.ledgers.run(run, person, after)
         return json_response(msgspec.to_builtins(page))
 
     async def _evidence(self, incoming: Incoming, person: Person, run: str) -> Response:
         personal = parse_qs(incoming.query).get("personal", [""])[0] == "true"
-        return evidence_file(run, await self._s.packer.pack(run, person.name, personal=personal))
+        return evidence_file(run, await self._s.packer.pack(run, person, personal=personal))
 
     async def _entry(self, incoming: Incoming, person: Person) -> Response:
         asked = {name: values[0] for name, values in parse_qs(incoming.query).items()}
         origin, index = asked.get("origin", ""), asked.get("index", "")
         if not index.isdecimal() or len(index) > 12:
             raise Unverifiable(Reason.MALFORMED_REQUEST, f"index {visible(index)}: expected a number")
-        data = await self._s.ledgers.read(origin, int(index), person.name)
+        data = await self._s.ledgers.read(origin, int(index), person)
         deed = getattr(entries.decode(data).entry, "deed", None)
         opened = self._s.ledgers.opened(deed) if deed is not None else None
         return json_response(
@@ -119,7 +116,7 @@ class Ledger:
         return json_response({"logs": logs, "witness": self._s.witness.vkey})
 
     async def _gaps(self, incoming: Incoming, person: Person) -> Response:
-        since = asked_in(incoming).since_us
+        since = asked_in(incoming, person).since_us
         return json_response({"gaps": msgspec.to_builtins(await self._s.ledgers.gaps(since, person.name))})
 
     async def _sql(self, incoming: Incoming, person: Person) -> Response:
@@ -129,7 +126,7 @@ class Ledger:
         """Everything that answers the question, as a file."""
         fields = parse_qs(incoming.query, keep_blank_values=True)
         wanted = exporting.form(fields.pop("format", [""])[0])
-        return await export(self._s.ledgers, incoming, asked_of(fields), wanted, person.name)
+        return await export(self._s.ledgers, incoming, asked_of(fields, person), wanted, person.name)
 
     async def _prune(self, incoming: Incoming, person: Person) -> Response:
         asked = decode(incoming, _Prune)
@@ -187,13 +184,13 @@ async def export(
 _NUMBERS: Final = frozenset({"since_us", "until_us", "limit"})
 
 
-def asked_in(incoming: Incoming) -> Filter:
+def asked_in(incoming: Incoming, person: Person) -> Filter:
     """The filter in a query, or :class:`Unverifiable` that says what is wrong with it."""
-    return asked_of(parse_qs(incoming.query, keep_blank_values=True))
+    return asked_of(parse_qs(incoming.query, keep_blank_values=True), person)
 
 
-def asked_of(fields: dict[str, list[str]]) -> Filter:
-    """The filter in the fields of a query."""
+def asked_of(fields: dict[str, list[str]], person: Person) -> Filter:
+    """The filter in the fields of a query; who is of a namespace asks about its agents."""
     given: dict[str, Any] = {}
     for name, values in fields.items():
         if name not in Filter.__struct_fields__ or len(values) > 1:
@@ -209,4 +206,4 @@ def asked_of(fields: dict[str, list[str]]) -> Filter:
             given[name] = values[0] == "true" if name == "oldest_first" else values[0]
     if not 1 <= given.get("limit", 1) <= MAX_ROWS:
         raise Unverifiable(Reason.MALFORMED_REQUEST, f"limit: expected 1 to {MAX_ROWS}")
-    return Filter(**given)
+    return Filter(**given | ({"namespace": person.namespace} if person.namespace else {}))

@@ -10,7 +10,6 @@ import msgspec
 from edge.http import Incoming, Response, json_response
 from gateway.api.access import Access, Services, decode
 from gateway.fleet import NewNode
-from gateway.people import AUDITOR, OPERATOR
 from gateway.questions import Filter
 from gateway.router import trace
 from gateway.state import NodeState, Person
@@ -35,19 +34,24 @@ class NodesApi:
         self._s = services
 
     def add_to(self, access: Access) -> None:
-        access.person("GET", "/v1/nodes", self._list, OPERATOR, AUDITOR)
-        access.person("POST", "/v1/nodes", self._register, OPERATOR)
-        access.person("GET", "/v1/nodes/{name}", self._show, OPERATOR, AUDITOR)
-        access.person("POST", "/v1/nodes/{name}/state", self._put, OPERATOR)
-        access.person("POST", "/v1/nodes/{name}/verify", self._verify, OPERATOR)
-        access.person("POST", "/v1/nodes/{name}/restore", self._restore, OPERATOR)
-        access.person("GET", "/v1/decisions/{decision}/routing", self._explain, OPERATOR, AUDITOR)
+        access.person("GET", "/v1/nodes", self._list, "nodes.see")
+        access.person("POST", "/v1/nodes", self._register, "nodes.change")
+        access.person("GET", "/v1/nodes/{name}", self._show, "nodes.see", "node")
+        access.person("POST", "/v1/nodes/{name}/state", self._put, "nodes.change", "node")
+        access.person("POST", "/v1/nodes/{name}/verify", self._verify, "nodes.change", "node")
+        access.person("POST", "/v1/nodes/{name}/restore", self._restore, "nodes.change", "node")
+        access.person("GET", "/v1/decisions/{decision}/routing", self._explain, "ledger.read")
 
-    async def _list(self, _incoming: Incoming, _person: Person) -> Response:
-        return json_response({"nodes": [msgspec.to_builtins(one) for one in self._s.fleet.shown()]})
+    async def _list(self, _incoming: Incoming, person: Person) -> Response:
+        seen = [one for one in self._s.fleet.shown() if self._s.control.sees(person, one.namespace)]
+        return json_response({"nodes": [msgspec.to_builtins(one) for one in seen]})
 
     async def _register(self, incoming: Incoming, person: Person) -> Response:
         new = decode(incoming, NewNode)
+        if person.namespace:
+            if new.namespace not in ("", person.namespace):
+                raise Unverifiable(Reason.NOT_YOURS, f"{person.name} registers in {person.namespace} only")
+            new = msgspec.structs.replace(new, namespace=person.namespace)
         token = await self._s.fleet.register(new, person.name)
         return json_response({"name": new.name, "enrolment_token": token}, 201)
 
@@ -73,20 +77,21 @@ class NodesApi:
 
     async def _explain(self, _incoming: Incoming, person: Person, decision: str) -> Response:
         """Every routed attempt of one decision, with its trace and whether the same choice comes out again."""
-        attempts = [attempt async for attempt in self._attempts(decision, person.name)]
+        attempts = [attempt async for attempt in self._attempts(decision, person)]
         if not attempts:
             missing = f"no routed action has the decision {visible(decision)}; `licet audit query` finds decisions"
             raise Unverifiable(Reason.NOT_FOUND, missing)
         return json_response({"decision_id": decision, "attempts": attempts})
 
-    async def _attempts(self, decision: str, by: str) -> AsyncIterator[dict[str, Any]]:
+    async def _attempts(self, decision: str, person: Person) -> AsyncIterator[dict[str, Any]]:
         """In the gateways' own logs, as far as they are sealed: a decision of this moment may be a second away."""
         ledgers = self._s.ledgers
-        page = await ledgers.find(Filter(kind="dispatch", decision_id=decision, oldest_first=True), by)
+        asked = Filter(kind="dispatch", decision_id=decision, oldest_first=True, namespace=person.namespace)
+        page = await ledgers.find(asked, person.name)
         for row in page.rows:
             if not row.origin.startswith(f"{self._s.trust_domain}/gateway/"):
                 continue
-            line = entries.decode(await ledgers.read(row.origin, row.index, by))
+            line = entries.decode(await ledgers.read(row.origin, row.index, person))
             if isinstance(line.entry, entries.Dispatch) and line.entry.trace:
                 yield {
                     "action_id": line.entry.action_id,

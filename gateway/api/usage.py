@@ -9,7 +9,6 @@ import msgspec
 
 from edge.http import Incoming, Response, json_response
 from gateway.api.access import Access, Services
-from gateway.people import AUDITOR, OPERATOR
 from gateway.state import Person
 from gateway.trails import trail
 from gateway.usage import Usage
@@ -28,16 +27,17 @@ class UsageApi:
         self._usage = Usage(services.ledgers.index, services.witness.name)
 
     def add_to(self, access: Access) -> None:
-        access.person("GET", "/v1/usage", self._sums, AUDITOR, OPERATOR)
-        access.person("GET", "/v1/usage/events", self._events, AUDITOR, OPERATOR)
-        access.person("GET", "/v1/usage/reconciliation", self._reconcile, AUDITOR, OPERATOR)
-        access.person("GET", "/v1/runs/{run}/trail", self._trail, AUDITOR, OPERATOR)
+        access.person("GET", "/v1/usage", self._sums, "usage.see")
+        access.person("GET", "/v1/usage/events", self._events, "ledger.read", "mesh")
+        access.person("GET", "/v1/usage/reconciliation", self._reconcile, "ledger.read", "mesh")
+        access.person("GET", "/v1/runs/{run}/trail", self._trail, "ledger.read")
 
-    async def _sums(self, incoming: Incoming, _person: Person) -> Response:
+    async def _sums(self, incoming: Incoming, person: Person) -> Response:
         asked = _asked(incoming)
         by = tuple(filter(None, asked.get("by", "agent").split(",")))
         teams = {one.agent.name: ",".join(one.agent.teams) for one in self._s.registry.agents()}
-        found = await self._usage.sums(by, *self._span(asked), teams)
+        own = self._s.control.agents_of(person.namespace) if person.namespace else None
+        found = await self._usage.sums(by, *self._span(asked), teams, own)
         return json_response({"by": list(by), "sums": [msgspec.to_builtins(one) for one in found]})
 
     async def _events(self, incoming: Incoming, _person: Person) -> Response:
@@ -51,7 +51,7 @@ class UsageApi:
         return json_response({**msgspec.to_builtins(found), "agrees": found.agrees})
 
     async def _trail(self, _incoming: Incoming, person: Person, run: str) -> Response:
-        return json_response(msgspec.to_builtins(await trail(self._s.ledgers, run, person.name, self._s.trust_domain)))
+        return json_response(msgspec.to_builtins(await trail(self._s.ledgers, run, person, self._s.trust_domain)))
 
     def _span(self, asked: dict[str, str]) -> tuple[int, int]:
         """From and until (Unix microseconds); by default the last day."""

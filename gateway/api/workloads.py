@@ -175,7 +175,7 @@ class Workloads:
 
     async def _issue_root(self, incoming: Incoming, sender: Sender) -> Response:
         _require(sender, "agent", "only agents delegate")
-        bundle = self._s.bundles.compiled
+        bundle = self._s.bundles.for_agent(sender.workload.name).compiled
         if bundle is None:
             raise Unverifiable(Reason.NO_BUNDLE, "no bundle is active")
         token = await self._s.delegations.issue(sender.workload, decode(incoming, NewRoot), bundle.inventory)
@@ -190,7 +190,8 @@ class Workloads:
 
     async def _report(self, incoming: Incoming, sender: Sender) -> Response:
         """What a sidecar refused its own agent."""
-        told, bundle = decode(incoming, _Report), self._s.bundles.compiled
+        told = decode(incoming, _Report)
+        bundle = self._s.bundles.for_agent(sender.workload.name).compiled
         name = self._s.registry.require_speaks_for(sender.workload, told.agent).agent.name
         if bundle is None:
             raise Unverifiable(Reason.NO_BUNDLE, "no bundle is active, so nobody can say how bad that was")
@@ -238,9 +239,11 @@ class Workloads:
 
     # Facts
 
-    async def _bundle(self, incoming: Incoming, _sender: Sender) -> Response:
+    async def _bundle(self, incoming: Incoming, sender: Sender) -> Response:
+        _require(sender, "agent", "only sidecars decide by policies")
         known = (incoming.header("if-none-match") or "").strip('"')
-        sealed = await self._s.bundles.wait_for_other_than(known, seconds(incoming))
+        edition = self._s.bundles.for_agent(sender.workload.name)
+        sealed = await edition.wait_for_other_than(known, seconds(incoming))
         if sealed is None:
             raise Unverifiable(Reason.NO_BUNDLE, "no bundle is active")
         headers = {"ETag": f'"{sealed.digest}"', "Content-Type": "application/octet-stream"}

@@ -73,7 +73,7 @@ class Desk:
         self._chains: dict[str, str] = {}
         self._of_action: dict[tuple[str, str], list[str]] = {}
         self._past: dict[str, str] = {}
-        self._alike: dict[tuple[str, str], deque[str]] = {}
+        self._alike: dict[tuple[str, str, str], deque[str]] = {}
         for record in self.all():
             self._index(record)
         records.listen(self._on_change)
@@ -94,7 +94,7 @@ class Desk:
     def _remember(self, record: ApprovalRecord) -> None:
         """What is over, for whoever looks back."""
         if record.id not in self._past:
-            name = (record.request["server"], record.request["tool"])
+            name = (self._namespace(record), record.request["server"], record.request["tool"])
             self._alike.setdefault(name, deque(maxlen=ALIKE)).append(record.id)
         self._past[record.id] = record.state
 
@@ -123,14 +123,22 @@ class Desk:
 
     def waiting_for(self, person: Person) -> tuple[list[ApprovalRecord], list[ApprovalRecord]]:
         """(what *person* can decide on, what others must), each with what ends first first."""
-        all_, now = self.electorate(), self._clock.wall_us()
+        now = self._clock.wall_us()
+        electorates: dict[str, Electorate] = {}
         mine: list[ApprovalRecord] = []
         others: list[ApprovalRecord] = []
         for record in self._live():
-            if record.state == "pending" and record.expires_at_us > now:
-                owner = self._registry.agent(record.agent).agent.owner
-                (mine if may_vote(record, person.name, owner, all_) else others).append(record)
+            if record.state == "pending" and record.expires_at_us > now and self._sees(person, record):
+                asking = self._registry.agent(record.agent)
+                all_ = electorates.setdefault(asking.namespace, self.electorate(record))
+                (mine if may_vote(record, person.name, asking.agent.owner, all_) else others).append(record)
         return sorted(mine, key=_by_end), sorted(others, key=_by_end)
+
+    def _sees(self, person: Person, record: ApprovalRecord) -> bool:
+        return person.namespace in ("", self._namespace(record))
+
+    def _namespace(self, record: ApprovalRecord) -> str:
+        return self._registry.agent(record.agent).namespace
 
     async def since(self, when_us: int) -> list[ApprovalRecord]:
         """What was asked since then (Unix microseconds), read little by little: who decides must not wait for it."""
@@ -148,14 +156,21 @@ class Desk:
         """How many wait for a person, and no longer than until then (Unix microseconds)."""
         return sum(one.state == "pending" and one.expires_at_us < when_us for one in self._live())
 
-    def past(self, state: str, before: str, most: int) -> list[ApprovalRecord]:
-        """What is over, the latest first: in this *state* if one is named, and asked before the request *before*."""
-        ids = (one for one, ended in self._past.items() if state in ("", ended) and (not before or one < before))
+    def past(self, state: str, before: str, most: int, person: Person) -> list[ApprovalRecord]:
+        """What is over, the latest first: in this *state* if one is named, and asked before the request *before*; as
+        far as it is there for *person*."""
+        ids = (
+            one
+            for one, ended in self._past.items()
+            if state in ("", ended)
+            and (not before or one < before)
+            and (not person.namespace or self._sees(person, self.get(one)))
+        )
         return [self.get(one) for one in heapq.nlargest(most, ids)]
 
     def like(self, record: ApprovalRecord, most: int) -> list[ApprovalRecord]:
         """The last that asked for the same tool and are over, the latest first."""
-        found = self._alike.get((record.request["server"], record.request["tool"]), ())
+        found = self._alike.get((self._namespace(record), record.request["server"], record.request["tool"]), ())
         return [self.get(one) for one in reversed(found) if one != record.id][:most]
 
     def original(self, record: ApprovalRecord) -> tuple[Dispatch, bytes] | None:
@@ -409,13 +424,14 @@ class Desk:
             return bad.detail
         return "what it rested on was taken back" if record.under and self.get(record.under).revoked else ""
 
-    def electorate(self) -> Electorate:
-        """Who may vote now, for themselves and for others."""
-        people = {person.name: person for person in self._records.cached(Person)}
+    def electorate(self, record: ApprovalRecord) -> Electorate:
+        """Who may vote on it now, for themselves and for others: people of the agent's namespace, and of the mesh."""
+        within = ("", self._namespace(record))
+        people = {person.name: person for person in self._records.cached(Person) if person.namespace in within}
         return Electorate(people, self._records.cached(Deputy), self._clock.wall_us())
 
     def _enough(self, record: ApprovalRecord, terms: Terms) -> bool:
-        return enough(record.votes, terms.quorum, record.groups, self.electorate(), step_up=terms.step_up)
+        return enough(record.votes, terms.quorum, record.groups, self.electorate(record), step_up=terms.step_up)
 
     async def attend(self) -> None:
         """Called every second: what nobody decided, or nobody used, in time is over; before that, others are asked too,

@@ -69,7 +69,7 @@ class Votes:
             record = self._open(approval)
             approves = ballot.decision == "approve"
             signs = approves and bool(record.terms["step_up"])
-            all_ = self._desk.electorate()
+            all_ = self._desk.electorate(record)
             seat = rules.seat(record, person.name, self._owner(record), all_, ballot.seat, signs=signs)
             _require_seen(record, ballot.presented)
             scope = rules.require_scope(ballot.scope, record, self._risk(record)) if approves else ONCE
@@ -105,7 +105,7 @@ class Votes:
 
     async def _conclude(self, record: ApprovalRecord) -> None:
         """Write what the votes come to, if they come to something; it is the last voter's doing."""
-        verdict = rules.outcome(record, self._desk.electorate())
+        verdict = rules.outcome(record, self._desk.electorate(record))
         last = record.votes[-1].by
         if verdict == "approved":
             scope = rules.narrowest(record.votes)
@@ -146,7 +146,7 @@ class Votes:
         return record
 
     def _require_may_decide(self, record: ApprovalRecord, person: Person) -> None:
-        rules.require_may_decide(record, person.name, self._owner(record), self._desk.electorate())
+        rules.require_may_decide(record, person.name, self._owner(record), self._desk.electorate(record))
 
     async def _asked(self, record: ApprovalRecord, edited: Edited) -> dict[str, Any]:
         """Where policy asks for nobody any more, those decide who were asked before: somebody is asked already."""
@@ -182,7 +182,8 @@ class Votes:
     async def name_deputy(self, person: Person, deputy: str, since_us: int, until_us: int) -> Deputy:
         """Let *deputy* vote in the seat of *person* for a while."""
         async with self._records.deciding:
-            if deputy == person.name or deputy not in self._desk.electorate().people:
+            known = self._records.store.get(Person, deputy)
+            if deputy == person.name or known is None or known.namespace != person.namespace:
                 raise Unverifiable(Reason.NOT_FOUND, f'"{visible(deputy)}" is nobody else who could vote')
             now = self._clock.wall_us()
             longest = MAX_DEPUTY_DAYS * 86_400 * 1_000_000
@@ -211,7 +212,7 @@ class Votes:
 
     def _risk(self, record: ApprovalRecord) -> int:
         """What policy says today; what is not known is of the highest."""
-        bundle = self._bundles.compiled
+        bundle = self._bundles.for_agent(record.agent).compiled
         server = bundle.inventory.servers.get(record.request["server"]) if bundle is not None else None
         tool = server.tools.get(record.request["tool"]) if server is not None else None
         return tool.manifest.risk if tool is not None else RISK_CRITICAL

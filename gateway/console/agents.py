@@ -11,10 +11,8 @@ from edge.http import Incoming, Response
 from gateway.api.access import Services
 from gateway.console.charts import RECENT, Chart, Series, spark
 from gateway.console.door import ROOT, Door, pairs
-from gateway.console.ledger import READERS
 from gateway.console.pages import redirect
 from gateway.console.visits import Guest
-from gateway.people import OPERATOR
 from gateway.state import AgentRecord, Moved
 from trust.standing.score import HIGHEST, Standing
 
@@ -47,11 +45,11 @@ class AgentPages:
 
     def add_to(self, door: Door) -> None:
         self._door = door
-        door.section(HERE, "Agents", *READERS)
-        door.page(HERE, self._list, *READERS)
-        door.page(HERE + "/{name}", self._one, *READERS)
-        door.form(HERE + "/{name}/stop", self._stop, OPERATOR)
-        door.form(HERE + "/{name}/lift", self._lift, OPERATOR)
+        door.section(HERE, "Agents", "agents.see")
+        door.page(HERE, self._list, "agents.see")
+        door.page(HERE + "/{name}", self._one, "agents.see", "agent")
+        door.form(HERE + "/{name}/stop", self._stop, "agents.stop", "agent")
+        door.form(HERE + "/{name}/lift", self._lift, "agents.stop", "agent")
 
     async def _list(self, incoming: Incoming, guest: Guest) -> Response:
         counts: dict[str, dict[str, int]] = defaultdict(dict)
@@ -61,7 +59,8 @@ class AgentPages:
             counts[agent][decision] = count
             last[agent] = max(last[agent], at_us)
         after = pairs(incoming.query).get("after", "")
-        names = sorted((one for one in self._s.registry.agents() if one.agent.name > after), key=_name)
+        seen = (one for one in self._s.registry.agents() if self._s.control.sees(guest.person, one.namespace))
+        names = sorted((one for one in seen if one.agent.name > after), key=_name)
         found = [self._listed(one, counts[one.agent.name], last[one.agent.name]) for one in names[:PAGE]]
         following = found[-1].record.agent.name if len(names) > PAGE else ""
         return self._door.show("agents", incoming, guest, agents=found, next=following)
@@ -79,7 +78,8 @@ class AgentPages:
         killed = self._s.stops.killed(record.agent)
         return self._door.show(
             "agent", incoming, guest, one=self._listed(record, {}, 0), moved=moved[::-1], chart=_trust(moved),
-            stopped=self._s.stops.of(record.agent), killed=killed, stops=guest.may(OPERATOR),
+            stopped=self._s.stops.of(record.agent), killed=killed,
+            stops=self._door.may(guest, "agents.stop", "agent", name),
         )  # fmt: skip
 
     async def _stop(self, _incoming: Incoming, guest: Guest, fields: dict[str, str], name: str) -> Response:

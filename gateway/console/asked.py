@@ -6,6 +6,7 @@ from typing import Any, Final
 from urllib.parse import urlencode
 
 from gateway.questions import MAX_ROWS, Filter
+from gateway.state import Person
 from trust.ledger import moments
 from trust.reasons import Reason, Unverifiable, visible
 
@@ -34,9 +35,10 @@ _OTHERS: Final = ("since", "until", "after", "oldest_first", "limit")
 
 
 class Asked:
-    """What a page was asked, as it was asked (``since`` may be ``7d``), and as the index understands it."""
+    """What a page was asked, as it was asked (``since`` may be ``7d``), and as the index understands it; who is of a
+    namespace asks about its agents."""
 
-    def __init__(self, fields: dict[str, str], now_us: int) -> None:
+    def __init__(self, fields: dict[str, str], now_us: int, person: Person) -> None:
         unknown = [name for name in fields if name not in (*TEXTS, *_OTHERS)]
         if unknown:
             known = ", ".join((*TEXTS, *_OTHERS))
@@ -52,6 +54,7 @@ class Asked:
             raise Unverifiable(Reason.MALFORMED_REQUEST, visible(str(bad))) from None
         self.filter = Filter(
             **given,
+            namespace=person.namespace,
             since_us=since,
             until_us=until,
             after=fields.get("after", ""),

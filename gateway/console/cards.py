@@ -105,10 +105,10 @@ class Cards:
 
     def of(self, record: ApprovalRecord, person: Person) -> Card:
         """*record* as *person* sees it."""
-        all_ = self._desk.electorate()
+        all_ = self._desk.electorate(record)
         agent = self._registry.agent(record.agent).agent
         standing = self._standings.standing(record.agent)
-        bundle = self._bundles.compiled
+        bundle = self._bundles.for_agent(record.agent).compiled
         server = bundle.inventory.servers.get(record.request["server"]) if bundle is not None else None
         seat, barred = "", ""
         try:
@@ -145,7 +145,7 @@ class Cards:
 
     def _opened(self, record: ApprovalRecord, person: Person) -> tuple[JsonObject | None, JsonObject | None, str]:
         """(its arguments, those of before somebody edited them, why they are not here), as far as *person* may see."""
-        reach = self._desk.electorate().reach(person.name)
+        reach = self._desk.electorate(record).reach(person.name)
         opens = bool(rules.wanted(record) & reach) or bool({"auditor", "operator"} & person.groups)
         if "sealed_by" in record.request and not opens:
             return None, None, "personal"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Final
 from urllib.parse import parse_qsl, quote
 
@@ -12,8 +12,9 @@ from edge.http import Incoming, Response, StreamResponse
 from edge.routes import Routes
 from gateway.console.pages import Pages, redirect
 from gateway.console.visits import Guest, Visits, require_own_form, require_own_look
-from gateway.people import require_role
+from gateway.control import MESH, Act, Control, Kind, Of
 from gateway.records import Records
+from gateway.state import Person
 from trust.ledger import entries
 from trust.reasons import TABLE, Reason, Unverifiable
 from trust.verdict import Refusal
@@ -28,15 +29,23 @@ class Section(msgspec.Struct, frozen=True):
 
     path: str
     title: str
-    roles: tuple[str, ...]
+    act: Act
+    of: Of
 
 
 class Door:
     """Adds pages and forms behind the question who is signed in."""
 
     def __init__(
-        self, routes: Routes, pages: Pages, visits: Visits, records: Records, origin: Callable[[], str]
+        self,
+        routes: Routes,
+        pages: Pages,
+        visits: Visits,
+        records: Records,
+        control: Control,
+        origin: Callable[[], str],
     ) -> None:
+        self._control = control
         self._origin = origin
         self._routes = routes
         self._pages = pages
@@ -61,24 +70,24 @@ class Door:
 
         self._routes.add(method, ROOT + path, handle)
 
-    def section(self, path: str, title: str, *roles: str) -> None:
+    def section(self, path: str, title: str, act: Act, of: Of = "own") -> None:
         """A place in the navigation."""
-        self.sections.append(Section(ROOT + path, title, roles))
+        self.sections.append(Section(ROOT + path, title, act, of))
 
-    def page(self, path: str, handler: Handler, *roles: str) -> None:
-        """For who is signed in with one of *roles*; who is not is sent to sign in."""
+    def page(self, path: str, handler: Handler, act: Act, of: Of = "own") -> None:
+        """For who is signed in and may do *act* to what it is *of*; who is not signed in is sent to do so."""
 
         async def handle(incoming: Incoming, **parameters: str) -> StreamResponse:
             guest = self._visits.guest(incoming)
             if guest is None:
                 return redirect(f"{ROOT}/sign-in?next={quote(incoming.target, safe='')}")
             require_own_look(incoming)
-            _require(guest, roles)
+            self._require(guest, act, of, parameters)
             return await handler(incoming, guest, **parameters)
 
         self._add("GET", path, handle)
 
-    def form(self, path: str, handler: Handler, *roles: str) -> None:
+    def form(self, path: str, handler: Handler, act: Act, of: Of = "own") -> None:
         """What a page sends. That somebody did it is recorded before it is done."""
 
         async def handle(incoming: Incoming, **parameters: str) -> StreamResponse:
@@ -87,19 +96,41 @@ class Door:
                 raise Unverifiable(Reason.UNAUTHENTICATED, "nobody is signed in here any more; sign in again")
             fields = form(incoming)
             require_own_form(incoming, guest, fields.pop("csrf", ""))
-            role = _require(guest, roles)
+            role = self._require(guest, act, of, parameters)
             await self._records.note(entries.Admin(f"POST {incoming.path}", guest.person.name, role))
             return await handler(incoming, guest, fields, **parameters)
 
         self._add("POST", path, handle)
 
+    def _require(self, guest: Guest, act: Act, of: Of, named: Mapping[str, str]) -> str:
+        try:
+            return self._control.require_for(guest.person, act, of, named)
+        except Unverifiable as bad:
+            bad.caller = f"person {guest.person.name}"
+            raise
+
+    def _shows(self, person: Person, section: Section) -> bool:
+        return bool(self._control.may(person, section.act, MESH if section.of == "mesh" else person.namespace))
+
+    def may(self, guest: Guest, act: Act, kind: Kind, name: str) -> bool:
+        """Whether a page shows the button for it."""
+        whose = self._control.whose(kind, name)
+        return whose is not None and bool(self._control.may(guest.person, act, whose))
+
+    def sees(self, guest: Guest, kind: Kind, name: str) -> bool:
+        """Whether what is called so is there for who looks."""
+        whose = self._control.whose(kind, name)
+        return self._control.sees(guest.person, whose or "")
+
     def show(
         self, template: str, incoming: Incoming, guest: Guest | None, status: int = 200, **values: Any
     ) -> Response:
         """A page with everything that stands around it."""
-        seen = [s for s in self.sections if guest is not None and (not s.roles or guest.may(*s.roles))]
+        seen = [s for s in self.sections if guest is not None and self._shows(guest.person, s)]
         here = incoming.path
-        return self._pages.page(template, status, guest=guest, sections=seen, here=here, **values)
+        own = guest.person.namespace if guest is not None else ""
+        reads = guest is not None and bool(self._control.may(guest.person, "ledger.read", own))
+        return self._pages.page(template, status, guest=guest, sections=seen, here=here, reads=reads, **values)
 
     def refusal(self, incoming: Incoming, no: Refusal, decision_id: str) -> Response:
         """A refusal as a page; it is recorded already."""
@@ -107,16 +138,6 @@ class Door:
         guest = self._visits.guest(incoming)
         values = {"sentence": row.sentence, "detail": no.detail, "reason": str(no.reason), "decision_id": decision_id}
         return self.show("refusal", incoming, guest, row.status, **values)
-
-
-def _require(guest: Guest, roles: tuple[str, ...]) -> str:
-    if not roles:
-        return guest.person.roles[0]
-    try:
-        return require_role(guest.person, roles)
-    except Unverifiable as bad:
-        bad.caller = f"person {guest.person.name}"
-        raise
 
 
 def form(incoming: Incoming) -> dict[str, str]:

@@ -31,7 +31,7 @@ class Entrance:
         door.anyone("GET", "/sign-in/oidc/back", self._from_issuer)
         door.anyone("GET", "/enter", self._ask_to_enter)
         door.anyone("POST", "/enter", self._enter)
-        door.form("/sign-out", self._leave)
+        door.form("/sign-out", self._leave, "own.change")
 
     async def _sign_in(self, incoming: Incoming) -> Response:
         following = own_path(pairs(incoming.query).get("next", ""))

@@ -8,7 +8,6 @@ from edge.clock import SystemClock
 from edge.http import Incoming, Response
 from gateway.console.asked import Asked
 from gateway.console.door import Door, pairs
-from gateway.console.ledger import READERS
 from gateway.console.visits import Guest
 from gateway.gaps import KINDS
 from gateway.ledgers import Ledgers
@@ -26,11 +25,11 @@ class GapPages:
 
     def add_to(self, door: Door) -> None:
         self._door = door
-        door.section(HERE, "Gaps", *READERS)
-        door.page(HERE, self._gaps, *READERS)
+        door.section(HERE, "Gaps", "ledger.read", "mesh")
+        door.page(HERE, self._gaps, "ledger.read", "mesh")
 
     async def _gaps(self, incoming: Incoming, guest: Guest) -> Response:
-        asked = Asked(pairs(incoming.query), self._clock.wall_us())
+        asked = Asked(pairs(incoming.query), self._clock.wall_us(), guest.person)
         since = asked.filter.since_us or self._clock.wall_us() - WEEK_US
         found = await self._ledgers.gaps(since, guest.person.name)
         by_kind = {kind: [gap for gap in found if gap.kind == kind] for kind in KINDS}

@@ -16,7 +16,7 @@ from gateway.console.placed import placed
 from gateway.console.visits import Guest
 from gateway.console.why import Whys
 from gateway.ledgers import Ledgers, Opened
-from gateway.people import AUDITOR, OPERATOR, require_name
+from gateway.people import require_name
 from gateway.records import Records
 from gateway.state import SavedQuery
 from trust.ledger import entries
@@ -24,7 +24,6 @@ from trust.ledger.rows import row
 from trust.reasons import Reason, Unverifiable, visible
 
 HERE: Final = "/ledger"
-READERS: Final = (AUDITOR, OPERATOR)
 FACETS: Final = ("decision", "agent", "tool", "reason", "owner", "node", "kind")
 MAX_SAVED: Final = 200
 MAX_QUERY: Final = 2_000
@@ -41,17 +40,17 @@ class LedgerPages:
 
     def add_to(self, door: Door) -> None:
         self._door = door
-        door.section(HERE, "Ledger", *READERS)
-        door.page(HERE, self._search, *READERS)
-        door.page(f"{HERE}/news", self._news, *READERS)
-        door.page(f"{HERE}/entry", self._entry, *READERS)
-        door.page(f"{HERE}/proof", self._proof, *READERS)
-        door.page(f"{HERE}/export", self._export, *READERS)
-        door.form(f"{HERE}/saved", self._save, *READERS)
-        door.form(f"{HERE}/forget", self._forget, *READERS)
+        door.section(HERE, "Ledger", "ledger.read")
+        door.page(HERE, self._search, "ledger.read")
+        door.page(f"{HERE}/news", self._news, "ledger.read")
+        door.page(f"{HERE}/entry", self._entry, "ledger.read")
+        door.page(f"{HERE}/proof", self._proof, "ledger.read")
+        door.page(f"{HERE}/export", self._export, "ledger.export")
+        door.form(f"{HERE}/saved", self._save, "ledger.read")
+        door.form(f"{HERE}/forget", self._forget, "ledger.read")
 
     async def _search(self, incoming: Incoming, guest: Guest) -> Response:
-        asked = Asked(pairs(incoming.query), self._clock.wall_us())
+        asked = Asked(pairs(incoming.query), self._clock.wall_us(), guest.person)
         page = await self._ledgers.find(asked.filter, guest.person.name)
         facets = await self._ledgers.index.facets(asked.filter, FACETS)
         return self._door.show(
@@ -64,10 +63,14 @@ class LedgerPages:
             rows=page.rows,
             next=page.next,
             facets=facets,
-            logs=await self._ledgers.state(),
-            saved=list(self._records.store.all(SavedQuery)),
+            logs=[] if guest.person.namespace else await self._ledgers.state(),
+            saved=self._saved(guest),
             newest_us=max((one.wall_us for one in page.rows), default=self._clock.wall_us()),
         )
+
+    def _saved(self, guest: Guest) -> list[SavedQuery]:
+        """What people of the same namespace saved, for who is of one."""
+        return [one for one in self._records.store.all(SavedQuery) if self._door.sees(guest, "person", one.by)]
 
     async def _news(self, incoming: Incoming, guest: Guest) -> Response:
         """How much is new; only a number, and so not recorded as reading."""
@@ -75,13 +78,13 @@ class LedgerPages:
         shown = fields.pop("shown_us", "")
         if not shown.isdecimal() or len(shown) > 17:
             raise Unverifiable(Reason.MALFORMED_REQUEST, "shown_us: expected the time of the newest entry shown")
-        asked = Asked(fields, self._clock.wall_us())
+        asked = Asked(fields, self._clock.wall_us(), guest.person)
         count = await self._ledgers.index.news(asked.filter, int(shown))
         return self._door.show("ledger_news", incoming, guest, count=count, asked=asked)
 
     async def _entry(self, incoming: Incoming, guest: Guest) -> Response:
         origin, index = place(incoming)
-        data = await self._ledgers.read(origin, index, guest.person.name)
+        data = await self._ledgers.read(origin, index, guest.person)
         line = entries.decode(data)
         return self._door.show(
             "entry",
@@ -104,7 +107,7 @@ class LedgerPages:
     async def _proof(self, incoming: Incoming, guest: Guest) -> StreamResponse:
         """The proof as a file."""
         origin, index = place(incoming)
-        await self._records.note(entries.Query(guest.person.name, "proof", f"{origin}#{index}", 1))
+        await self._ledgers.read(origin, index, guest.person)
         name = f"{origin.replace('/', '_')}-{index}.tlog-proof"
         headers = {
             "Content-Type": "text/plain; charset=utf-8",
@@ -117,7 +120,7 @@ class LedgerPages:
     async def _export(self, incoming: Incoming, guest: Guest) -> StreamResponse:
         fields = pairs(incoming.query)
         wanted = exporting.form(fields.pop("format", ""))
-        asked = Asked(fields, self._clock.wall_us())
+        asked = Asked(fields, self._clock.wall_us(), guest.person)
         return await export(self._ledgers, incoming, asked.filter, wanted, guest.person.name)
 
     async def _save(self, _incoming: Incoming, guest: Guest, fields: dict[str, str]) -> Response:
@@ -125,9 +128,11 @@ class LedgerPages:
         name, asked = require_name(fields.get("name", "")), fields.get("asked", "")
         if len(asked) > MAX_QUERY:
             raise Unverifiable(Reason.MALFORMED_REQUEST, f"the query has {len(asked)} characters of {MAX_QUERY}")
-        asked = Asked(pairs(asked), self._clock.wall_us()).query()
+        asked = Asked(pairs(asked), self._clock.wall_us(), guest.person).query()
         async with self._records.deciding:
-            known = {one.name for one in self._records.store.all(SavedQuery)}
+            known = {one.name: one for one in self._records.store.all(SavedQuery)}
+            if name in known and not self._door.sees(guest, "person", known[name].by):
+                raise Unverifiable(Reason.NOT_YOURS, f'somebody else saved a query as "{visible(name)}"')
             if name not in known and len(known) >= MAX_SAVED:
                 raise Unverifiable(Reason.OVERLOADED, f"{MAX_SAVED} queries are saved; remove one first")
             await self._records.change(entries.SavedQuery("saved", name, guest.person.name, asked))
@@ -136,7 +141,7 @@ class LedgerPages:
     async def _forget(self, _incoming: Incoming, guest: Guest, fields: dict[str, str]) -> Response:
         name = fields.get("name", "")
         async with self._records.deciding:
-            if self._records.store.get(SavedQuery, name) is None:
+            if name not in {one.name for one in self._saved(guest)}:
                 raise Unverifiable(Reason.NOT_FOUND, f'no query is saved as "{visible(name)}"')
             await self._records.change(entries.SavedQuery("removed", name, guest.person.name))
         return redirect(f"{ROOT}{HERE}")

@@ -12,7 +12,6 @@ from gateway.approvals.desk import Desk
 from gateway.approvals.oversight import GLANCE_US, Oversight, oversight
 from gateway.console.charts import Chart, Series, Tone
 from gateway.console.door import Door, pairs
-from gateway.console.ledger import READERS
 from gateway.console.visits import Guest
 from gateway.state import ApprovalRecord
 from trust.reasons import Reason, Unverifiable, visible
@@ -40,8 +39,8 @@ class OversightPage:
 
     def add_to(self, door: Door) -> None:
         self._door = door
-        door.section(HERE, "Oversight", *READERS)
-        door.page(HERE, self._show, *READERS)
+        door.section(HERE, "Oversight", "ledger.read", "mesh")
+        door.page(HERE, self._show, "ledger.read", "mesh")
 
     async def _show(self, incoming: Incoming, guest: Guest) -> Response:
         span = pairs(incoming.query).get("span", "30d")

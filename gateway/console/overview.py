@@ -11,7 +11,6 @@ from gateway.api.access import Services
 from gateway.condition import Seen, troubles
 from gateway.console.charts import Chart, Series, slots
 from gateway.console.door import Door, pairs
-from gateway.console.ledger import READERS
 from gateway.console.visits import Guest
 from gateway.state import Killed, Tripped
 from trust.reasons import Reason, Unverifiable, visible
@@ -53,8 +52,8 @@ class OverviewPage:
 
     def add_to(self, door: Door) -> None:
         self._door = door
-        door.section(HERE, "Overview", *READERS)
-        door.page(HERE, self._show, *READERS)
+        door.section(HERE, "Overview", "ledger.read", "mesh")
+        door.page(HERE, self._show, "ledger.read", "mesh")
 
     async def _show(self, incoming: Incoming, guest: Guest) -> Response:
         span = pairs(incoming.query).get("span", "1d")

@@ -12,18 +12,20 @@ from edge.http import Incoming, Response
 from gateway.api.access import Services
 from gateway.candidate import Candidate, compared
 from gateway.console.door import Door
-from gateway.console.ledger import READERS
 from gateway.console.visits import Guest
 from gateway.coverage import Coverage, Coverages
-from gateway.people import AUTHOR
-from gateway.questions import Filter
+from gateway.questions import Filter, among
 from trust.ledger.rows import Row
 from trust.policy.bundle import Compiled
 
 HERE: Final = "/policies"
 WEEK_US: Final = 7 * 86_400 * 1_000_000
 ACTIVATIONS: Final = 20
-_DECIDED: Final = "SELECT policy, count(*), max(wall_us) FROM policy WHERE wall_us >= ? GROUP BY 1"
+_DECIDED: Final = """
+SELECT policy, count(*), max(wall_us) FROM policy p WHERE wall_us >= ?1 AND (?2 = '' OR EXISTS (
+  SELECT 1 FROM entry e WHERE e.source = p.source AND e.place = p.place
+  AND e.agent IN (SELECT value FROM json_each(iif(?2 = '', '[]', ?2))))) GROUP BY 1
+"""
 
 
 Covered = Literal["", "unknown", "case", "none", "idle"]
@@ -54,27 +56,31 @@ class PoliciesPage:
 
     def add_to(self, door: Door) -> None:
         self._door = door
-        door.section(HERE, "Policies", *READERS, AUTHOR)
-        door.page(HERE, self._show, *READERS, AUTHOR)
+        door.section(HERE, "Policies", "policies.see")
+        door.page(HERE, self._show, "policies.see")
 
     async def _show(self, incoming: Incoming, guest: Guest) -> Response:
-        compiled = self._s.bundles.compiled
+        namespace = guest.person.namespace
+        compiled = self._s.bundles.of(namespace).compiled
         index = self._s.ledgers.index
-        activations = await index.find(
-            Filter(kind="bundle", origin=f"{self._s.trust_domain}/gateway/*", limit=ACTIVATIONS)
-        )
+        activations: list[Row] = []
+        if not namespace:  # the index does not know whose they are
+            asked = Filter(kind="bundle", origin=f"{self._s.trust_domain}/gateway/*", limit=ACTIVATIONS)
+            activations = (await index.find(asked)).rows
         policies: list[Policy] = []
-        candidate = Candidate(str(self._directory), missing="no policies are active")
+        missing = "authors of the mesh compare here" if namespace else "no policies are active"
+        candidate = Candidate(str(self._directory), missing=missing)
         if compiled is not None:
             since = self._s.clock.wall_us() - WEEK_US
-            counted = {name: (count, last) for name, count, last in await index.ask(_DECIDED, (since,))}
+            own = among(namespace, index.agents_of) if namespace else ""
+            counted = {name: (count, last) for name, count, last in await index.ask(_DECIDED, (since, own))}
             coverage = self._coverages.of(compiled.digest)
             policies = [_policy(compiled, name, counted, coverage) for name in compiled.read.sources]
-            candidate = await asyncio.to_thread(compared, self._directory, compiled.content.sources)
-        rows: list[Row] = activations.rows
+            if not namespace:
+                candidate = await asyncio.to_thread(compared, self._directory, compiled.content.sources)
         return self._door.show(
-            "policies", incoming, guest, status_=self._s.bundles.status(), policies=policies, activations=rows,
-            candidate=candidate,
+            "policies", incoming, guest, status_=self._s.bundles.status(namespace), policies=policies,
+            activations=activations, candidate=candidate,
         )  # fmt: skip
 
     def close(self) -> None:

@@ -58,15 +58,15 @@ class QueuePages:
 
     def add_to(self, door: Door) -> None:
         self._door = door
-        door.section(HERE, "Queue")
-        door.section(PAST, "History")
-        door.page(HERE, self._queue)
-        door.page(f"{HERE}-cards", self._live)
-        door.page(f"{HERE}/{{approval}}", self._one)
-        door.form(f"{HERE}/{{approval}}/vote", self._vote)
-        door.form(f"{HERE}/{{approval}}/edit", self._edit)
-        door.form(f"{HERE}/{{approval}}/revoke", self._revoke)
-        door.page(PAST, self._history)
+        door.section(HERE, "Queue", "approvals.see")
+        door.section(PAST, "History", "approvals.see")
+        door.page(HERE, self._queue, "approvals.see")
+        door.page(f"{HERE}-cards", self._live, "approvals.see")
+        door.page(f"{HERE}/{{approval}}", self._one, "approvals.see", "approval")
+        door.form(f"{HERE}/{{approval}}/vote", self._vote, "approvals.decide", "approval")
+        door.form(f"{HERE}/{{approval}}/edit", self._edit, "approvals.decide", "approval")
+        door.form(f"{HERE}/{{approval}}/revoke", self._revoke, "approvals.decide", "approval")
+        door.page(PAST, self._history, "approvals.see")
 
     def changed(self) -> None:
         """Something about some request, or about who may decide, is new: pages hear of it at once, but not more often
@@ -105,7 +105,8 @@ class QueuePages:
     async def _show(self, template: str, incoming: Incoming, guest: Guest) -> Response:
         """In a thread: a long page must hold up nobody, least of all a kill."""
         full, rest = await self._waiting(guest)
-        said = self._desk.find(pairs(incoming.query).get("done", ""))
+        done = pairs(incoming.query).get("done", "")
+        said = self._desk.find(done) if self._door.sees(guest, "approval", done) else None
         return await asyncio.to_thread(
             self._door.show,
             template, incoming, guest, cards=full, rest=rest[:LISTED], more=max(0, len(rest) - LISTED), said=said,
@@ -169,7 +170,7 @@ class QueuePages:
         """What was decided, the latest first."""
         fields = pairs(incoming.query)
         state, before = fields.get("state", ""), fields.get("before", "")
-        found = self._desk.past(state, before, PAGE + 1)
+        found = self._desk.past(state, before, PAGE + 1, guest.person)
         following = found[PAGE - 1].id if len(found) > PAGE else ""
         ended = await self._ended(found[:PAGE])
         past = [self._cards.past(one, guest.person, ended.get(one.claim, "")) for one in found[:PAGE]]

@@ -11,7 +11,6 @@ from edge.http import Incoming, Response
 from gateway.api.ledger import evidence_file
 from gateway.console.asked import Asked
 from gateway.console.door import Door, pairs
-from gateway.console.ledger import READERS
 from gateway.console.placed import Placed, placed
 from gateway.console.visits import Guest
 from gateway.console.why import Why, Whys
@@ -61,20 +60,20 @@ class RunPages:
 
     def add_to(self, door: Door) -> None:
         self._door = door
-        door.section(HERE, "Runs", *READERS)
-        door.page(HERE, self._list, *READERS)
-        door.page(HERE + "/{run}", self._one, *READERS)
-        door.page(HERE + "/{run}/evidence", self._evidence, *READERS)
+        door.section(HERE, "Runs", "ledger.read")
+        door.page(HERE, self._list, "ledger.read")
+        door.page(HERE + "/{run}", self._one, "ledger.read")
+        door.page(HERE + "/{run}/evidence", self._evidence, "ledger.export")
 
     async def _list(self, incoming: Incoming, guest: Guest) -> Response:
-        asked = Asked(pairs(incoming.query), self._clock.wall_us())
+        asked = Asked(pairs(incoming.query), self._clock.wall_us(), guest.person)
         since = asked.filter.since_us or self._clock.wall_us() - DAY_US
-        runs = await self._ledgers.runs(since, asked.filter.agent, guest.person.name)
+        runs = await self._ledgers.runs(since, asked.filter.agent, guest.person)
         return self._door.show("runs", incoming, guest, runs=runs, asked=asked)
 
     async def _one(self, incoming: Incoming, guest: Guest, run: str) -> Response:
         after = pairs(incoming.query).get("after", "")
-        page = await self._ledgers.run(run, guest.person.name, after)
+        page = await self._ledgers.run(run, guest.person, after)
         if not page.rows:
             raise Unverifiable(Reason.NOT_FOUND, f"no log has a run {run} (the index is about a second behind)")
         explained: dict[tuple[str, int], Why | Placed | None] = {}
@@ -89,7 +88,7 @@ class RunPages:
         return entries.decode(self._ledgers.sealed(row.origin).entry(row.index))
 
     async def _evidence(self, _incoming: Incoming, guest: Guest, run: str) -> Response:
-        return evidence_file(run, await self._packer.pack(run, guest.person.name))
+        return evidence_file(run, await self._packer.pack(run, guest.person))
 
 
 def gathered(rows: list[Row], explained: dict[tuple[str, int], Why | Placed | None]) -> list[Act]:

@@ -24,7 +24,6 @@ from gateway.console.sql import SqlPage
 from gateway.console.visits import LINK_S, Guest, Visits
 from gateway.console.why import Whys
 from gateway.console.you import YourPage
-from gateway.people import OPERATOR
 from gateway.state import Person
 from trust.ledger.entries import AnyEntry, Approval, Deputy, Passkey
 from trust.ledger.entries import Person as PersonEntry
@@ -46,12 +45,14 @@ class Console:
 
     def add_to(self, access: Access) -> None:
         s = self._services
-        door = self._door = Door(access.routes, Pages(self._assets), self._visits, s.records, lambda: self.origin)
-        access.person("POST", "/v1/console/links", self._link)
-        access.person("POST", "/v1/people/{name}/sign-out", self._sign_out, OPERATOR)
+        door = self._door = Door(
+            access.routes, Pages(self._assets), self._visits, s.records, s.control, lambda: self.origin
+        )
+        access.person("POST", "/v1/console/links", self._link, "own.change")
+        access.person("POST", "/v1/people/{name}/sign-out", self._sign_out, "people.change", "person")
         door.anyone("GET", "/assets/{digest}/{name}", self._asset)
-        door.page("", self._home)
-        door.page("/events", self._events)
+        door.page("", self._home, "approvals.see")
+        door.page("/events", self._events, "own.see")
         Entrance(self._visits, s.passkeys, s.oidc).add_to(door)
         YourPage(s.passkeys).add_to(door)
         whys = Whys(s.ledgers.home, s.subjects.key_of)

@@ -9,7 +9,6 @@ import msgspec
 
 from edge.http import Incoming, Response
 from gateway.console.door import Door
-from gateway.console.ledger import READERS
 from gateway.console.visits import Guest
 from gateway.ledgers import Ledgers
 from gateway.sql import COLUMNS, SECONDS, Answer
@@ -33,9 +32,9 @@ class SqlPage:
 
     def add_to(self, door: Door) -> None:
         self._door = door
-        door.section(HERE, "SQL", *READERS)
-        door.page(HERE, self._page, *READERS)
-        door.form(HERE, self._ask, *READERS)
+        door.section(HERE, "SQL", "ledger.sql", "mesh")
+        door.page(HERE, self._page, "ledger.sql", "mesh")
+        door.form(HERE, self._ask, "ledger.sql", "mesh")
 
     async def _page(self, incoming: Incoming, guest: Guest) -> Response:
         return await self._show(incoming, guest, EXAMPLE)

@@ -36,9 +36,6 @@ class Guest(msgspec.Struct, frozen=True):
     csrf: str
     credential: str = ""
 
-    def may(self, *roles: str) -> bool:
-        return any(role in self.person.roles for role in roles)
-
 
 class _Link(msgspec.Struct, frozen=True):
     person: str

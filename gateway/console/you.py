@@ -21,9 +21,9 @@ class YourPage:
 
     def add_to(self, door: Door) -> None:
         self._door = door
-        door.page(HERE, self._show)
-        door.form(f"{HERE}/passkeys", self._add)
-        door.form(f"{HERE}/passkeys/remove", self._remove)
+        door.page(HERE, self._show, "own.see")
+        door.form(f"{HERE}/passkeys", self._add, "own.change")
+        door.form(f"{HERE}/passkeys/remove", self._remove, "own.change")
 
     async def _show(self, incoming: Incoming, guest: Guest) -> Response:
         known = self._passkeys.of(guest.person.name)

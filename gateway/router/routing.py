@@ -82,8 +82,12 @@ Shows = Callable[[NodeRecord], Iterable[str]]
 class Router:
     """One per gateway."""
 
-    def __init__(self, records: Records, servers: Servers, lease_ttl_s: float, shows: Shows) -> None:
+    def __init__(
+        self, records: Records, servers: Servers, lease_ttl_s: float, shows: Shows, mesh: Callable[[], Compiled | None]
+    ) -> None:
+        """*mesh*: the policies of the mesh, which alone say which node may run what."""
         self.shows = shows
+        self._mesh = mesh
         self._store = records.store
         self._servers = servers
         self.leases = Leases(int(lease_ttl_s * 1e6))
@@ -95,9 +99,9 @@ class Router:
         self._found: dict[tuple[str, Wanted], Eligible] = {}
         self._open: dict[tuple[str, Wanted], tuple[int, tuple[str, ...]]] = {}
 
-    def candidates(self, bundle: Compiled | None, now: Moment) -> list[Candidate]:
+    def candidates(self, now: Moment) -> list[Candidate]:
         """Every registered node as it is now, in the order of their names."""
-        self._look(bundle, now)
+        self._look(self._mesh(), now)
         return list(self._candidates.values())
 
     def route(
@@ -114,7 +118,7 @@ class Router:
     ) -> Routed:
         """The node for one attempt. *without*: those that are not tried again, and why; *only*: the one that knows what
         it did."""
-        self._look(bundle, now)
+        self._look(self._mesh(), now)
         key = (agent.name, wanted)
         found = self._found.get(key)
         if found is None:
@@ -148,15 +152,18 @@ class Router:
 
     def _eligible(self, bundle: Compiled, agent: Agent, wanted: Wanted) -> Eligible:
         work = wanted.work
-        judged = bundle.inventory.servers[work.server]
+        judged, mesh = bundle.inventory.servers[work.server], self._mesh()
 
         def offered(one: Candidate) -> bool:
             return self._servers.offers_exactly(one.node.name, judged, work.tool)
 
         def permitted(one: Candidate) -> bool:
-            return self.placement.permits(bundle, agent, work, one.node, one.holds)
+            return mesh is not None and self.placement.permits(mesh, agent, work, one.node, one.holds)
 
-        return eligible(self._candidates.values(), wanted, offered, permitted)
+        asking = self._store.get(AgentRecord, agent.name)
+        within = ("", asking.namespace if asking is not None else "")
+        there = [one for one in self._candidates.values() if one.node.namespace in within]
+        return eligible(there, wanted, offered, permitted)
 
     def _remember(self, key: tuple[str, Wanted], found: Eligible) -> Eligible:
         if len(self._found) >= MAX_ANSWERS:

@@ -271,7 +271,8 @@ class Deputy(_Entry, frozen=True, tag="deputy"):
 
 
 class Bundle(_Entry, frozen=True, tag="bundle"):
-    """A policy bundle was activated, rolled back to or refused."""
+    """A policy bundle was activated, rolled back to or refused; for the agents of one ``namespace``, or (empty) for
+    those of none."""
 
     event: Literal["activated", "rolled_back", "refused", "loaded"]
     version: int
@@ -279,6 +280,7 @@ class Bundle(_Entry, frozen=True, tag="bundle"):
     by: str = ""
     reason: str = ""
     not_after: int = 0
+    namespace: str = ""
 
 
 class Agent(_Entry, frozen=True, tag="agent"):
@@ -300,6 +302,7 @@ class Agent(_Entry, frozen=True, tag="agent"):
     via: str = ""
     key: str = ""
     token_sha256: str = ""
+    namespace: str = ""
 
 
 class Node(_Entry, frozen=True, tag="node"):
@@ -327,6 +330,7 @@ class Node(_Entry, frozen=True, tag="node"):
     until_us: Microseconds = 0
     reason: str = ""
     reference: str = ""
+    namespace: str = ""
 
 
 class Session(_Entry, frozen=True, tag="session"):
@@ -364,6 +368,7 @@ class Person(_Entry, frozen=True, tag="person"):
     teams: list[str] = []
     token_sha256: str = ""
     login: str = ""
+    namespace: str = ""
 
 
 class Passkey(_Entry, frozen=True, tag="passkey"):
