@@ -28,6 +28,7 @@ from trust.policy.terms import parse_terms
 from trust.reasons import Unverifiable
 
 MAX_WAIT_S: Final = 25.0
+PREFIX: Final = ":"
 NO_SOURCES: Final = Sources("", {}, {})
 Event = Literal["activated", "rolled_back"]
 _log = logging.getLogger("licet.gateway")
@@ -206,7 +207,7 @@ class Bundles:
             if sealed is None:
                 return
             try:
-                await self._activate(sealed.content.sources, by, "activated", "")
+                await self._activate(sealed.content.sources, by, "activated", "", renewed=True)
             except BundleRejected as bad:
                 self._editions[""].degraded = f"the bundle could not follow the inventory: {bad}"
 
@@ -223,24 +224,42 @@ class Bundles:
             if self._clock.now() >= half:
                 await self.refresh("gateway")
 
-    async def _activate(self, sources: Sources, by: str, event: Event, namespace: str) -> Sealed:
+    async def _activate(
+        self, sources: Sources, by: str, event: Event, namespace: str, *, renewed: bool = False
+    ) -> Sealed:
         """All editions that it concerns are prepared before the first of them is written."""
         mesh = sources if not namespace else self.sealed.content.sources if self.sealed is not None else None
         try:
+            if (odd := next((name for name in sources.policies if name.startswith(PREFIX)), "")) != "":
+                raise BundleRejected([], f'{odd}: no file begins with "{PREFIX}"')
             if mesh is None:
                 raise BundleRejected([], "the mesh has no policies yet; what a namespace adds comes after them")
             first = self._prepared(namespace, sources if namespace else NO_SOURCES, mesh)
             self._require_people(first)
             cases.require(first.compiled)
-            rest = [] if namespace else [self._follows(one, mesh) for one in self._namespaces()]
+            rest = [] if namespace else self._rest(mesh, renewed=renewed)
         except BundleRejected as bad:
             version = self._next_version(namespace)
             await self._records.change(entries.Bundle("refused", version, "", by, str(bad)[:2000], 0, namespace))
             raise
-        sealed = await self._write(first, by, event)
+        sealed = await self._write(first, by, event, renewed=renewed)
         for one in rest:
-            await self._write(one, by, "activated")
+            await self._write(one, by, "activated", renewed=True)
         return sealed
+
+    def _rest(self, mesh: Sources, *, renewed: bool) -> list[Prepared]:
+        """The editions of all namespaces over what the mesh activates. One that cannot follow refuses an author of the
+        mesh, and holds up nobody else when nothing but inventory and time are new: its last good one ends by itself."""
+        found = []
+        for namespace in self._namespaces():
+            try:
+                found.append(self._follows(namespace, mesh))
+            except BundleRejected as bad:
+                if not renewed:
+                    raise
+                self._editions[namespace].degraded = str(bad)
+                _log.error("%s", bad)
+        return found
 
     def _follows(self, namespace: str, mesh: Sources) -> Prepared:
         """The edition of *namespace* over what the mesh activates now. Its cases are its own concern."""
@@ -266,13 +285,19 @@ class Bundles:
             )
         return Prepared(namespace, content, compiled)
 
-    async def _write(self, made: Prepared, by: str, event: Event) -> Sealed:
+    async def _write(self, made: Prepared, by: str, event: Event, *, renewed: bool = False) -> Sealed:
         content = made.content
         sealed = bundle.seal(content, self._key)
         await self._files.put(sealed.digest, sealed.data)
         await self._records.change(
             entries.Bundle(
-                event, content.version, sealed.digest, by, not_after=content.not_after, namespace=made.namespace
+                event,
+                content.version,
+                sealed.digest,
+                by,
+                not_after=content.not_after,
+                namespace=made.namespace,
+                renewed=renewed,
             )
         )
         return sealed
@@ -318,7 +343,8 @@ class Bundles:
 
 
 def _prefix(namespace: str) -> str:
-    return f"{namespace}/"
+    """Before the names of a namespace's files, beside those of the mesh, of which none begins so."""
+    return f"{PREFIX}{namespace}/"
 
 
 def _merged(namespace: str, own: Sources, mesh: Sources, servers: list[str]) -> Sources:
@@ -329,6 +355,8 @@ def _merged(namespace: str, own: Sources, mesh: Sources, servers: list[str]) -> 
             raise BundleRejected(
                 [], f'{file}: "{confined.MARK}" stands where Licet confined a policy, and nowhere else'
             )
+    if own.schema.strip() not in ("", mesh.schema.strip()):
+        raise BundleRejected([], "schema.cedarschema: the schema is that of the mesh; leave the file out")
     policies = {prefix + file: confined.confine(text, servers) for file, text in own.policies.items()}
     expected = Inventory({**own.expected.servers, **mesh.expected.servers})
     return Sources(mesh.schema, {**mesh.policies, **policies}, own.cases, expected)

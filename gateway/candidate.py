@@ -12,6 +12,7 @@ import msgspec
 from trust.policy.bundle import BundleRejected, Sources, sources_from_files
 
 SUFFIXES: Final = (".cedar", ".cedarschema", ".json", ".yaml")
+SCHEMA: Final = "schema.cedarschema"
 MAX_COMPARED: Final = 200_000
 """Characters of one file: comparing takes the square of its lines."""
 MAX_LINES: Final = 400
@@ -44,8 +45,10 @@ def read_directory(directory: Path) -> dict[str, str]:
     }
 
 
-def to_request(files: Mapping[str, str]) -> dict[str, Any]:
-    """The body of ``POST /v1/bundles``."""
+def to_request(files: Mapping[str, str], namespace: str = "") -> dict[str, Any]:
+    """The body of ``POST /v1/bundles``. Policies of a *namespace* have the schema of the mesh."""
+    if namespace:
+        files = {SCHEMA: "", **files}
     return {"sources": msgspec.to_builtins(sources_from_files(files))}
 
 
@@ -70,4 +73,4 @@ def compared(directory: Path, active: Sources) -> Candidate:
 
 
 def _texts(sources: Sources) -> dict[str, str]:
-    return {"schema.cedarschema": sources.schema, **sources.policies, **sources.cases}
+    return {SCHEMA: sources.schema, **sources.policies, **sources.cases}

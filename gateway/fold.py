@@ -387,7 +387,8 @@ def _bundle(store: Store, entry: entries.Bundle) -> None:
     if entry.event in ("activated", "rolled_back"):
         key = active_key(entry.namespace)
         before = store.get(ActiveBundle, key)
-        store.put(key, ActiveBundle(entry.version, entry.digest, before.digest if before else ""))
+        previous = "" if before is None else before.previous if entry.renewed else before.digest
+        store.put(key, ActiveBundle(entry.version, entry.digest, previous))
 
 
 def _approval(store: Store, stamp: Stamp, entry: entries.Approval) -> None:

@@ -212,9 +212,11 @@ class Mesh:
         self.url = f"http://127.0.0.1:{self.sidecar.port}"
         await self.ready()
 
-    async def add_agent(self, name: str, owner: str, *, teams: Sequence[str] = (), **more: Any) -> Sidecar:
+    async def add_agent(
+        self, name: str, owner: str, *, teams: Sequence[str] = (), namespace: str = "", **more: Any
+    ) -> Sidecar:
         """Another agent with a sidecar of its own, as on another machine."""
-        new = {"name": name, "owner": owner, "teams": list(teams)}
+        new = {"name": name, "owner": owner, "teams": list(teams), "namespace": namespace}
         answer = await self.admin("POST", "/v1/agents", new)
         assert answer.status == 201, answer.body
         token = answer.json["enrolment_token"]

@@ -45,6 +45,7 @@ def register(
     team: list[str] = typer.Option([], help="A team it belongs to; may be given more than once."),
     attested: bool = typer.Option(False, help="Its build or host was attested; needed for the tier verified."),
     via: str = typer.Option("", help="It holds its key itself and shares the sidecar of this agent."),
+    namespace: str = typer.Option("", help="To which it belongs; without one: to the mesh, or to your own."),
     token_file: Path | None = As,
     as_json: bool = Json,
 ) -> None:
@@ -57,6 +58,7 @@ def register(
         "teams": team,
         "attested": attested,
         "via": via,
+        "namespace": namespace,
     }
     told = gateway(token_file).call("POST", "/v1/agents", body).body
 

@@ -38,6 +38,8 @@ def register(
     weight: float = typer.Option(1.0, help="How much of the work it should get beside others of equal speed."),
     slots: int = typer.Option(16, help="How many actions it runs at once."),
     reference: str = typer.Option("", help="What it is called where it is managed, such as an Azure Arc resource id."),
+    namespace: str = typer.Option("", help="To which it belongs; without one: to the mesh, or to your own."),
+    signed_in: Path | None = As,
     as_json: bool = Json,
 ) -> None:
     """Register a node; prints the one-time token with which it enrols."""
@@ -52,8 +54,9 @@ def register(
         "weight": weight,
         "slots": slots,
         "reference": reference,
+        "namespace": namespace,
     }
-    told = gateway().call("POST", "/v1/nodes", body).body
+    told = gateway(signed_in).call("POST", "/v1/nodes", body).body
 
     def people() -> None:
         say(f"{name} is registered. It enrols once with")

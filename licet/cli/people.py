@@ -6,7 +6,7 @@ from pathlib import Path
 
 import typer
 
-from licet.cli.gateway_api import gateway
+from licet.cli.gateway_api import As, gateway
 from licet.cli.output import USAGE, Json, fail, reporting, say, show, table
 from trust.ledger.tiles import write_atomically
 from trust.ledger.words import moment
@@ -19,16 +19,19 @@ app = typer.Typer(name="people", help="People: who administers and who approves.
 @reporting
 def register(
     name: str,
-    role: list[str] = typer.Option(..., help="operator, author, or a role that policies name."),
+    role: list[str] = typer.Option(..., help="operator, author, auditor, viewer, or a role that policies name."),
     team: list[str] = typer.Option([], help="A team that policies name as team:NAME."),
     login: str = typer.Option("", help="How the issuer of single sign-on calls them, such as ada@example.com."),
+    namespace: str = typer.Option("", help="To which it belongs; without one: to the mesh, or to your own."),
     token_file: Path | None = typer.Option(None, "--token-file", help="Write the token there, for `--as`."),
+    signed_in: Path | None = As,
     as_json: bool = Json,
 ) -> None:
     """Register a person; the token that signs them in is shown once, or written to a file."""
     if token_file is not None and token_file.exists():
         raise fail(f"{token_file} is there already; name a file that is not", USAGE)
-    told = gateway().call("POST", "/v1/people", {"name": name, "roles": role, "teams": team, "login": login}).body
+    body = {"name": name, "roles": role, "teams": team, "login": login, "namespace": namespace}
+    told = gateway(signed_in).call("POST", "/v1/people", body).body
 
     def people() -> None:
         if token_file is not None:
@@ -48,8 +51,8 @@ def register(
 def list_people(as_json: bool = Json) -> None:
     """All people with their roles."""
     found = gateway().call("GET", "/v1/people").body["people"]
-    rows = [(p["name"], ", ".join(p["roles"]), ", ".join(p["teams"]), p["login"]) for p in found]
-    show(found, as_json, lambda: table(("PERSON", "ROLES", "TEAMS", "LOGIN"), rows, "no people"))
+    rows = [(p["name"], ", ".join(p["roles"]), ", ".join(p["teams"]), p["login"], p["namespace"]) for p in found]
+    show(found, as_json, lambda: table(("PERSON", "ROLES", "TEAMS", "LOGIN", "NAMESPACE"), rows, "no people"))
 
 
 @app.command("login")

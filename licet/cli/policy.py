@@ -30,6 +30,7 @@ from trust.policy.lint import Problem
 app = typer.Typer(name="policy", help="Policies: written, checked, tested, activated.", no_args_is_help=True)
 
 Directory = typer.Argument(None, help="The directory with policies; by default that of the configuration.")
+Namespace = typer.Option("", help="Whose policies; without it those of the mesh, or of your own namespace.")
 _OFFLINE_TTL_S: Final = 86_400
 
 
@@ -208,28 +209,34 @@ def make_bundle(
 
 @app.command("activate")
 @reporting
-def activate(directory: Path | None = Directory, token_file: Path | None = As, as_json: bool = Json) -> None:
-    """Hand the directory to the gateway: it becomes active if it parses, validates, lints and passes its cases."""
+def activate(
+    directory: Path | None = Directory,
+    namespace: str = Namespace,
+    token_file: Path | None = As,
+    as_json: bool = Json,
+) -> None:
+    """Hand the directory to the gateway: it becomes active if it parses, validates, lints and passes its cases.
+    Policies of a namespace come beside those of the mesh, without a schema."""
     where = _directory(directory)
     with _placed(where):
-        request = to_request(read_directory(where))
+        request = to_request(read_directory(where), namespace)
     try:
-        told = gateway(token_file).call("POST", "/v1/bundles", request).body
+        told = gateway(token_file).call("POST", f"/v1/bundles{_of(namespace)}", request).body
     except ApiError as bad:
         if bad.status != 422:
             raise
         found = [str(msgspec.convert(problem, Problem)) for problem in bad.problem["problems"]]
-        said = "\n".join(f"{where}/{problem}" for problem in found)
+        said = "\n".join(f"{where}/{problem.removeprefix(f':{namespace}/')}" for problem in found)
         raise fail(f"not activated, the last good bundle stays:\n{said}", BAD_POLICY) from None
     _show_status(told, as_json)
 
 
 @app.command("rollback")
 @reporting
-def rollback(token_file: Path | None = As, as_json: bool = Json) -> None:
+def rollback(namespace: str = Namespace, token_file: Path | None = As, as_json: bool = Json) -> None:
     """Make the policies before the active ones active again, as a new version."""
     try:
-        told = gateway(token_file).call("POST", "/v1/bundles/rollback", {}).body
+        told = gateway(token_file).call("POST", f"/v1/bundles/rollback{_of(namespace)}", {}).body
     except ApiError as bad:
         raise fail(str(bad), BAD_POLICY if bad.status == 422 else FAILED) from None
     _show_status(told, as_json)
@@ -237,9 +244,13 @@ def rollback(token_file: Path | None = As, as_json: bool = Json) -> None:
 
 @app.command("status")
 @reporting
-def status(token_file: Path | None = As, as_json: bool = Json) -> None:
+def status(namespace: str = Namespace, token_file: Path | None = As, as_json: bool = Json) -> None:
     """Which bundle is active, since when and until when."""
-    _show_status(gateway(token_file).call("GET", "/v1/bundles").body, as_json)
+    _show_status(gateway(token_file).call("GET", f"/v1/bundles{_of(namespace)}").body, as_json)
+
+
+def _of(namespace: str) -> str:
+    return f"?namespace={namespace}" if namespace else ""
 
 
 def _show_status(told: dict[str, Any], as_json: bool) -> None:

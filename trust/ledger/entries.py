@@ -272,7 +272,7 @@ class Deputy(_Entry, frozen=True, tag="deputy"):
 
 class Bundle(_Entry, frozen=True, tag="bundle"):
     """A policy bundle was activated, rolled back to or refused; for the agents of one ``namespace``, or (empty) for
-    those of none."""
+    those of none. ``renewed``: with the policies of before, so it is none to go back behind."""
 
     event: Literal["activated", "rolled_back", "refused", "loaded"]
     version: int
@@ -281,6 +281,7 @@ class Bundle(_Entry, frozen=True, tag="bundle"):
     reason: str = ""
     not_after: int = 0
     namespace: str = ""
+    renewed: bool = False
 
 
 class Agent(_Entry, frozen=True, tag="agent"):
