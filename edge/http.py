@@ -31,6 +31,9 @@ READ_TIMEOUT_S: Final = 30.0
 DISCONNECT_CHECK_S: Final = 1.0
 """How often an idle stream looks whether its reader is still there."""
 
+FOR_ANY_NAME: Final = frozenset({"/livez", "/readyz", "/metrics"})
+"""Asked by machines that know an address only, and tell no secrets."""
+
 StreamResponse = web.StreamResponse
 Response = web.Response
 
@@ -88,7 +91,10 @@ async def read(request: web.BaseRequest, border: Border) -> Incoming:
     headers = _headers(request.raw_headers, border.internal_headers)
     target = request.raw_path
     path, query = rules.split_target(target)
-    authority = rules.check_host(request.headers.get("Host"), border.hosts)
+    if request.method == "GET" and path in FOR_ANY_NAME:
+        authority = request.headers.get("Host") or ""
+    else:
+        authority = rules.check_host(request.headers.get("Host"), border.hosts)
     rules.check_origin(request.headers.get("Origin"), border.hosts, border.scheme)
     body = await _read_body(request, border.max_body)
     return Incoming(request.method, path, query, headers, body, authority, target, request)

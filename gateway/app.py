@@ -34,7 +34,7 @@ from gateway.api.access import Services
 from gateway.api.routes import Api
 from gateway.approvals.desk import Desk
 from gateway.approvals.votes import Votes
-from gateway.attempts import Attempts
+from gateway.attempts import Attempts, Credentials
 from gateway.bundles import BundleFiles, Bundles
 from gateway.callers import Callers
 from gateway.certificates import Certificates
@@ -133,14 +133,15 @@ class Gateway:
         await self._first_operator(people)
         domain = config.trust_domain
         self.stops = Stops(self.records, clock)
-        servers = Servers(self.records, Inventories(blobs))
+        reserved = {credential.server: credential.namespace for credential in config.credentials}
+        servers = Servers(self.records, Inventories(blobs), reserved)
         self.registry = registry = Registry(self.records, self.stops, key, domain, clock)
         self.standings = Standings(self.records, registry, self.stops, clock)
         await self.standings.settle_the_rest()
         delegations = Delegations(self.records, registry, self.stops, self.standings, key, clock, domain)
         self.bundles = Bundles(bundle_files, self.records, servers, people, key, clock, config.bundle_ttl_s)
         self._feed = Feed(self.records, registry, self.stops, self.standings, subjects, self.bundles, key, domain)
-        self.desk = Desk(self.records, registry, self.stops, delegations, subjects, blobs, clock)
+        self.desk = Desk(self.records, registry, self.stops, delegations, subjects, self.bundles, blobs, clock)
         asks = Asks(config.issuers, config.gpu, clock)
         self.router = Router(self.records, servers, config.lease_ttl_s, asks.of, self._policies)
         audience = f"wimse://{domain}/gateway/main"
@@ -444,10 +445,10 @@ MAX_DISPATCH_BYTES = 8 << 20
 """A payload of the largest size that a sidecar accepts, with its statement."""
 
 
-def _credentials(config: GatewayConfig) -> dict[str, dict[str, str]]:
-    """Header values by server, read once; a missing file stops the start, not the first call."""
-    found: dict[str, dict[str, str]] = {}
+def _credentials(config: GatewayConfig) -> Credentials:
+    """Header values by namespace and server, read once; a missing file stops the start, not the first call."""
+    found: Credentials = {}
     for credential in config.credentials:
         value = credential.value_file.read_text("utf-8").strip()
-        found.setdefault(credential.server, {})[credential.header] = value
+        found.setdefault((credential.namespace, credential.server), {})[credential.header] = value
     return found

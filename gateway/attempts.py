@@ -59,6 +59,10 @@ TURNED_AWAY: Final = frozenset(
 _log = logging.getLogger("licet.gateway")
 
 
+Credentials = dict[tuple[str, str], dict[str, str]]
+"""Headers with secrets, by namespace and server."""
+
+
 class TurnedAway(Exception):
     """The node took nothing on; ``answer`` says why, for whoever asked."""
 
@@ -105,7 +109,7 @@ class Attempts:
         reaching: Reaching,
         key: SecretKey,
         clock: SystemClock,
-        credentials: dict[str, dict[str, str]],
+        credentials: Credentials,
         telemetry: Telemetry,
     ) -> None:
         self._records = records
@@ -138,7 +142,7 @@ class Attempts:
             await self._records.note(self._entry(attempt))
             asked.marks.at("8 record")
             self._statements.require_unchanged(asked)
-            body = wire.encode(self._execute(asked), asked.action.payload.body)
+            body = wire.encode(self._execute(attempt), asked.action.payload.body)
             ticketed = self._sealed(self._ticket(attempt), asked)
         except BaseException:
             self._router.measured.abandoned(attempt.node.name, attempt.ticket)
@@ -229,13 +233,18 @@ class Attempts:
             return f"node {attempt.node.name} was quarantined"
         return self._statements.stopped(attempt.asked)
 
-    def _execute(self, asked: Asked) -> Execute:
+    def _secrets(self, attempt: Attempt) -> dict[str, str]:
+        """What the upstream is to get: of the namespace of the node, so that nobody takes a server's name to get it."""
+        return self._credentials.get((attempt.node.namespace, attempt.asked.action.server), {})
+
+    def _execute(self, attempt: Attempt) -> Execute:
+        asked = attempt.asked
         dispatch, action = asked.dispatch, asked.action
         return Execute(
             action.server,
             dispatch.method,
             dispatch.headers,
-            self._credentials.get(action.server, {}),
+            self._secrets(attempt),
             action.salt.hex(),
             asked.span.trace_id,
             asked.span.span_id,
@@ -261,7 +270,7 @@ class Attempts:
             tool_digest=asked.bundle.inventory.tool(action.server, action.tool).digest,
             action_digest=dispatch.action_digest,
             approval=dispatch.approval,
-            credentials=digest_of(dict(self._credentials.get(action.server, {}))),
+            credentials=digest_of(dict(self._secrets(attempt))),
             issued_at=now,
             deadline=now + TICKET_LIFE_S,
             authority=asked.mandate.tokens,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import defaultdict
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -149,25 +150,37 @@ class Bundles:
 
     def _on_change(self, entry: AnyEntry) -> None:
         """Whoever activated it: this gateway or another."""
-        if not isinstance(entry, entries.Bundle) or entry.event not in ("activated", "rolled_back"):
+        if not isinstance(entry, entries.Bundle) or entry.event not in ("activated", "rolled_back", "withdrawn"):
             return
         edition = self._editions[entry.namespace]
         try:
-            self._load(entry.namespace)
             edition.degraded = ""
+            self._load(entry.namespace)
         except (BundleRejected, Unverifiable) as bad:
             edition.lose(f"the active bundle cannot be read: {bad}")
             _log.error("%s", edition.degraded)
 
     def _load(self, namespace: str) -> None:
         active, edition = self._active(namespace), self._editions[namespace]
-        if active is not None and (edition.sealed is None or edition.sealed.digest != active.digest):
+        if active is not None and not active.digest:
+            edition.lose(f"the policies of {namespace} could not follow those of the mesh; activate some that can")
+        elif active is not None and (edition.sealed is None or edition.sealed.digest != active.digest):
             edition.swap(self._read(active.digest))
 
     def _namespaces(self) -> list[str]:
-        """Those that have agents, in their order."""
+        """Those that have agents or policies, in their order."""
         found = {one.namespace for one in self._records.cached(AgentRecord)}
+        found |= {one.namespace for one in self._records.cached(ActiveBundle)}
         return sorted(found - {""})
+
+    def asks_at_home(self, namespace: str, server: str, policies: Iterable[str]) -> bool:
+        """Whether *namespace* itself asks a person: for its own *server*, or by its own *policies* only."""
+        if not namespace or server in self._servers.own(namespace):
+            return True
+        compiled = self._editions[namespace].compiled
+        known = compiled.read.sources if compiled is not None else {}
+        files = [known[one].file if one in known else "" for one in policies]
+        return bool(files) and all(file.startswith(_prefix(namespace)) for file in files)
 
     def _active(self, namespace: str) -> ActiveBundle | None:
         return self._records.store.get(ActiveBundle, active_key(namespace))
@@ -186,10 +199,13 @@ class Bundles:
         for edition in self._editions.values():
             edition.wake()
 
-    async def activate(self, sources: Sources, by: str, namespace: str = "") -> Sealed:
-        """Check everything, then make it active, or :class:`BundleRejected` and nothing has changed."""
+    async def activate(
+        self, sources: Sources, by: str, namespace: str = "", without: frozenset[str] = frozenset()
+    ) -> Sealed:
+        """Check everything, then make it active, or :class:`BundleRejected` and nothing has changed. *without*:
+        namespaces of which nothing is active afterwards, if their own policies cannot follow."""
         async with self._records.deciding:
-            return await self._activate(sources, by, "activated", namespace)
+            return await self._activate(sources, by, "activated", namespace, without=without)
 
     async def rollback(self, by: str, namespace: str = "") -> Sealed:
         """The sources of the bundle before this one, as a new version (versions only rise)."""
@@ -225,7 +241,14 @@ class Bundles:
                 await self.refresh("gateway")
 
     async def _activate(
-        self, sources: Sources, by: str, event: Event, namespace: str, *, renewed: bool = False
+        self,
+        sources: Sources,
+        by: str,
+        event: Event,
+        namespace: str,
+        *,
+        renewed: bool = False,
+        without: frozenset[str] = frozenset(),
     ) -> Sealed:
         """All editions that it concerns are prepared before the first of them is written."""
         mesh = sources if not namespace else self.sealed.content.sources if self.sealed is not None else None
@@ -237,7 +260,7 @@ class Bundles:
             first = self._prepared(namespace, sources if namespace else NO_SOURCES, mesh)
             self._require_people(first)
             cases.require(first.compiled)
-            rest = [] if namespace else self._rest(mesh, renewed=renewed)
+            rest, lost = ([], []) if namespace else self._rest(mesh, without, renewed=renewed)
         except BundleRejected as bad:
             version = self._next_version(namespace)
             await self._records.change(entries.Bundle("refused", version, "", by, str(bad)[:2000], 0, namespace))
@@ -245,29 +268,41 @@ class Bundles:
         sealed = await self._write(first, by, event, renewed=renewed)
         for one in rest:
             await self._write(one, by, "activated", renewed=True)
+        for name, why in lost:
+            await self._records.change(
+                entries.Bundle("withdrawn", self._next_version(name), "", by, why[:2000], 0, name)
+            )
         return sealed
 
-    def _rest(self, mesh: Sources, *, renewed: bool) -> list[Prepared]:
-        """The editions of all namespaces over what the mesh activates. One that cannot follow refuses an author of the
-        mesh, and holds up nobody else when nothing but inventory and time are new: its last good one ends by itself."""
-        found = []
+    def _rest(
+        self, mesh: Sources, without: frozenset[str], *, renewed: bool
+    ) -> tuple[list[Prepared], list[tuple[str, str]]]:
+        """The editions of all namespaces over what the mesh activates, and those that are lost by it, with why. One
+        that cannot follow refuses an author of the mesh who does not go on *without* it, and holds up nobody else when
+        nothing but inventory and time are new: its last good one ends by itself."""
+        found: list[Prepared] = []
+        lost: list[tuple[str, str]] = []
         for namespace in self._namespaces():
+            active = self._active(namespace)
+            if active is not None and not active.digest:
+                continue
             try:
-                found.append(self._follows(namespace, mesh))
+                found.append(self._follows(namespace, active, mesh))
             except BundleRejected as bad:
-                if not renewed:
-                    raise
-                self._editions[namespace].degraded = str(bad)
-                _log.error("%s", bad)
-        return found
+                told = f"the namespace {namespace} could not follow: {bad}"
+                if namespace in without:
+                    lost.append((namespace, told))
+                elif renewed:
+                    self._editions[namespace].degraded = told
+                    _log.error("%s", told)
+                else:
+                    raise BundleRejected(bad.problems, told) from None
+        return found, lost
 
-    def _follows(self, namespace: str, mesh: Sources) -> Prepared:
+    def _follows(self, namespace: str, active: ActiveBundle | None, mesh: Sources) -> Prepared:
         """The edition of *namespace* over what the mesh activates now. Its cases are its own concern."""
-        known = self._editions[namespace].sealed
-        try:
-            return self._prepared(namespace, _own(known.content.sources, namespace) if known else NO_SOURCES, mesh)
-        except BundleRejected as bad:
-            raise BundleRejected(bad.problems, f"the namespace {namespace} could not follow: {bad}") from None
+        own = NO_SOURCES if active is None else _own(self._read(active.digest).content.sources, namespace)
+        return self._prepared(namespace, own, mesh)
 
     def _next_version(self, namespace: str) -> int:
         active = self._active(namespace)
@@ -372,4 +407,4 @@ def _own(sources: Sources, namespace: str) -> Sources:
         for file, text in sources.policies.items()
         if file.startswith(prefix)
     }
-    return Sources(sources.schema, own, sources.cases, sources.expected)
+    return Sources("", own, sources.cases, sources.expected)

@@ -73,9 +73,12 @@ class Callers:
         if isinstance(entry, entries.Node) and entry.event == "joined":
             self.sessions.end(f"wimse://{self._trust_domain}/node/{entry.node}")
 
-    async def identify(self, incoming: Incoming, *, strong: bool = False, listening: bool = False) -> Sender:
+    async def identify(
+        self, incoming: Incoming, *, strong: bool = False, listening: bool = False, renewing: bool = False
+    ) -> Sender:
         """Who sent *incoming*, or :class:`Unverifiable`; with *strong*, only by its key. Who is only *listening* is
-        told why it was stopped; nobody else who was revoked gets further."""
+        told why it was stopped; nobody else who was revoked gets further. *renewing*: by a token that may be over, as
+        after a night in which the machine was off."""
         request = httpsig.Request(incoming.method, incoming.authority, incoming.target, incoming.headers, incoming.body)
         now = self._clock.now()
         claim = httpsig.read(request, audience=self._audience, now=now, not_before=self._not_before)
@@ -86,7 +89,7 @@ class Callers:
             workload = session.workload
             httpsig.prove(claim, request, session.secret)
         else:
-            workload = self._workload(incoming.header(WIT_HEADER), now)
+            workload = self._workload(incoming.header(WIT_HEADER), now, renewing=renewing)
             httpsig.prove(claim, request, workload.key)
         self._nonces.spend(claim.nonce, claim.expires_at, now)
         if self._shared is not None:
@@ -113,13 +116,13 @@ class Callers:
         agent = self._registry.agent(name).agent
         self._stops.require_believed([("agent", name), ("principal", agent.owner)])
 
-    def _workload(self, token: str | None, now: float) -> Workload:
+    def _workload(self, token: str | None, now: float, *, renewing: bool = False) -> Workload:
         if token is None:
             raise Unverifiable(Reason.UNAUTHENTICATED, "this needs a Workload-Identity-Token and a signature")
         known = self._wits.get(token)
         if known is not None and now < known.expires_at:
             return known
-        workload = wit.verify(token, now=now, trust_domain=self._trust_domain, issuer=self._issuer)
+        workload = wit.verify(token, now=now, trust_domain=self._trust_domain, issuer=self._issuer, renewing=renewing)
         if len(self._wits) >= MAX_CACHED_WITS:
             self._wits.clear()
         self._wits[token] = workload

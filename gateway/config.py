@@ -17,9 +17,11 @@ from trust.standing.breaker import Limits
 
 
 class Credential(Section):
-    """A header that upstream calls to *server* get; its value never leaves gateway and node."""
+    """A header that upstream calls to *server* get; its value never leaves gateway and node. ``namespace``: whose
+    server it is; the name of another's gets nothing."""
 
     server: Name
+    namespace: str = Field("", pattern=r"^([a-z][a-z0-9_-]{0,62})?$")
     header: str = Field(pattern=r"^[A-Za-z0-9-]+$")
     value_file: ExistingFile
 

@@ -74,7 +74,7 @@ class Feed:
             stopped=self._stops.of(record.agent),
             rotate=record.rotate,
             heard=self._standings.heard(agent, log_of(self._trust_domain, "sidecar", record.via or agent, instance)),
-            breakers=self._stops.breakers(agent),
+            breakers=self._stops.breakers(agent, record.namespace),
             epoch=record.epoch,
             keys=tuple(key.key for key in record.keys),
             revoked=revoked,

@@ -12,7 +12,7 @@ import msgspec
 
 from edge.clock import SystemClock
 from edge.shared import Shared
-from gateway.people import new_token, require_namespace
+from gateway.people import namespace_of, new_token, require_namespace
 from gateway.records import Records
 from gateway.registry import Registry, require_name, taken
 from gateway.router.capabilities import Evidence, Level, held, level_of, require_given, words
@@ -295,6 +295,11 @@ class Fleet:
             if node.state == "pending":
                 raise Unverifiable(
                     Reason.MALFORMED_REQUEST, f"{name} has not enrolled yet, so there is nothing to stop"
+                )
+            below = namespace_of(self._store, by)
+            if below and node.state != "ready" and namespace_of(self._store, node.put_by) != below:
+                raise Unverifiable(
+                    Reason.NOT_YOURS, f"{name} was put into this state by the mesh, which alone ends that"
                 )
             if node.state == state:
                 raise Unverifiable(Reason.MALFORMED_REQUEST, f"{name} is {state} already")

@@ -15,6 +15,7 @@ from gateway.state import (
     ApprovalRecord,
     Blocked,
     Deputy,
+    Draining,
     Enrolling,
     Grant,
     Heard,
@@ -180,11 +181,17 @@ def _counted(store: Store, credential: str, count: int) -> None:
         store.put(credential, replace(known, count=max(known.count, count)))
 
 
-class Shelf:
-    """The books of standing, as they lie in the store."""
+def sponsor_key(principal: str, namespace: str) -> str:
+    """Whose word a principal is: a name in one namespace is nobody in another."""
+    return f"{principal}/{namespace}" if namespace else principal
 
-    def __init__(self, store: Store) -> None:
+
+class Shelf:
+    """The books of standing, as they lie in the store; those of one *namespace* where it matters whose they are."""
+
+    def __init__(self, store: Store, namespace: str = "") -> None:
         self._store = store
+        self._namespace = namespace
 
     def book(self, agent: str) -> Book | None:
         return self._store.get(Book, agent)
@@ -193,7 +200,7 @@ class Shelf:
         return list(self._store.all(Book))
 
     def of(self, principal: str) -> list[Book]:
-        sponsored = self._store.get(Sponsored, principal)
+        sponsored = self._store.get(Sponsored, sponsor_key(principal, self._namespace))
         found = (self.book(agent) for agent in sponsored.agents) if sponsored is not None else ()
         return [book for book in found if book is not None]
 
@@ -215,13 +222,22 @@ def _agent(store: Store, stamp: Stamp, entry: entries.Agent) -> None:
         )
         store.put(entry.agent, AgentRecord(agent, entry.token_sha256, via=entry.via, namespace=entry.namespace))
         _may_enrol(store, "", entry.token_sha256, Enrolling("agent", entry.agent))
-        _tell(store, stamp, standing.registered(Shelf(store), stamp.seq, entry.agent, entry.owner, _second(stamp)))
-        sponsored = store.get(Sponsored, entry.owner) or Sponsored(())
+        _tell(
+            store,
+            stamp,
+            standing.registered(Shelf(store, entry.namespace), stamp.seq, entry.agent, entry.owner, _second(stamp)),
+        )
+        sponsor = sponsor_key(entry.owner, entry.namespace)
+        sponsored = store.get(Sponsored, sponsor) or Sponsored(())
         if entry.agent not in sponsored.agents:
-            store.put(entry.owner, Sponsored((*sponsored.agents, entry.agent)))
+            store.put(sponsor, Sponsored((*sponsored.agents, entry.agent)))
     elif known is not None:
         changed = _changed(known, entry)
         store.put(entry.agent, changed)
+        if any(key.until_us for key in changed.keys):
+            store.put(entry.agent, Draining(entry.agent))
+        elif any(key.until_us for key in known.keys):
+            store.delete(Draining, entry.agent)
         _may_enrol(store, known.token_sha256, changed.token_sha256, Enrolling("agent", entry.agent))
         if entry.event in ("enrolled", "rotated"):
             _bind(store, stamp, entry)
@@ -358,7 +374,7 @@ def _node(store: Store, stamp: Stamp, entry: entries.Node) -> None:
             changed = replace(known, suspended=tuple(one for one in known.suspended if one != entry.capability))
         case _:
             state = msgspec.convert(entry.state, NodeState)
-            changed = replace(known, state=state, reason=entry.reason)
+            changed = replace(known, state=state, reason=entry.reason, put_by=entry.by)
     store.put(entry.node, changed)
 
 
@@ -384,11 +400,11 @@ def _kill(store: Store, entry: entries.Kill) -> None:
 
 
 def _bundle(store: Store, entry: entries.Bundle) -> None:
-    if entry.event in ("activated", "rolled_back"):
+    if entry.event in ("activated", "rolled_back", "withdrawn"):
         key = active_key(entry.namespace)
         before = store.get(ActiveBundle, key)
         previous = "" if before is None else before.previous if entry.renewed else before.digest
-        store.put(key, ActiveBundle(entry.version, entry.digest, previous))
+        store.put(key, ActiveBundle(entry.version, entry.digest, previous, entry.namespace))
 
 
 def _approval(store: Store, stamp: Stamp, entry: entries.Approval) -> None:

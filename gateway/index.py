@@ -257,11 +257,12 @@ class Index:
         within = "(?6 = '' OR {0}agent IN (SELECT value FROM json_each(iif(?6 = '', '[]', ?6))))"
         named = "SELECT {0} FROM entry WHERE run = ?1 AND run <> '' AND {0} <> '' AND "
         named += within.format("")
+        joined = f"(e.agent = '' OR {within.format('e.')})"  # whoever names another's action gets nothing of it
         sql = (
             f"SELECT s.origin, e.source, {columns} FROM entry e JOIN source s ON s.id = e.source "  # noqa: S608
             f"WHERE ((e.run = ?1 AND e.run <> '' AND {within.format('e.')}) "
-            f"OR (e.action_id <> '' AND e.action_id IN ({named.format('action_id')})) "
-            f"OR (e.approval <> '' AND e.approval IN ({named.format('approval')}))) "
+            f"OR ({joined} AND e.action_id <> '' AND e.action_id IN ({named.format('action_id')})) "
+            f"OR ({joined} AND e.approval <> '' AND e.approval IN ({named.format('approval')}))) "
             f"AND (e.wall_us, e.source, e.place) > (?2, ?3, ?4) "
             f"ORDER BY e.wall_us, e.source, e.place LIMIT ?5"
         )

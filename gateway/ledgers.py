@@ -288,11 +288,15 @@ class Ledgers:
 
     async def read(self, origin: str, index: int, by: Person) -> bytes:
         """The exact bytes of one entry; that *by* read it is recorded. Of another namespace there is none."""
-        if by.namespace and not await self.index.is_of(origin, index, by.namespace):
-            raise Unverifiable(Reason.NOT_FOUND, f"nothing of {by.namespace} stands at {visible(origin)}#{index}")
+        await self.require_seen(origin, index, by)
         data = self.sealed(origin).entry(index)
         await self._records.note(entries.Query(by.name, "entry", f"{origin}#{index}", 1))
         return data
+
+    async def require_seen(self, origin: str, index: int, by: Person) -> None:
+        """Nothing, if the entry is there for *by*; else :class:`Unverifiable`."""
+        if by.namespace and not await self.index.is_of(origin, index, by.namespace):
+            raise Unverifiable(Reason.NOT_FOUND, f"nothing of {by.namespace} stands at {visible(origin)}#{index}")
 
     def opened(self, deed: Deed) -> Opened:
         """What is personal of a deed, if its key is still here."""

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 
 from gateway.records import Records
 from gateway.state import Passkey, Person
+from gateway.store import Store
 from trust.canonical import sha256_hex
 from trust.ledger import entries
 from trust.reasons import Reason, Unverifiable, visible
@@ -98,7 +99,7 @@ class People:
             raise Unverifiable(Reason.MALFORMED_REQUEST, f"login: expected up to {MAX_LOGIN} printable characters")
         whose = next((one.name for one in self._records.store.all(Person) if login and one.login == login), "")
         if whose:
-            raise Unverifiable(Reason.MALFORMED_REQUEST, f"{whose} has the login {visible(login)}")
+            raise Unverifiable(Reason.MALFORMED_REQUEST, f"{visible(whose)} has the login {visible(login)}")
 
 
 def require_name(name: str) -> str:
@@ -108,6 +109,12 @@ def require_name(name: str) -> str:
             Reason.MALFORMED_REQUEST, f'"{visible(name)}": expected a letter, then up to 62 of a-z, 0-9, "-" and "_"'
         )
     return name
+
+
+def namespace_of(store: Store, by: str) -> str:
+    """Of whom an entry says that they did it; who is not known (any more) is of the mesh."""
+    person = store.get(Person, by)
+    return person.namespace if person is not None else ""
 
 
 def require_namespace(namespace: str) -> str:

@@ -11,7 +11,7 @@ from edge.clock import SystemClock, new_id
 from gateway.people import EVERYBODY as EVERYBODY_THERE
 from gateway.people import new_token, require_namespace, within
 from gateway.records import Records
-from gateway.state import AgentKey, AgentRecord, Enrolling, NodeRecord
+from gateway.state import AgentKey, AgentRecord, Draining, Enrolling, NodeRecord
 from gateway.stops import EVERYBODY, Stops, thumbprint
 from trust.canonical import sha256_hex
 from trust.identity import did, wit
@@ -160,9 +160,9 @@ class Registry:
         """Called every second: keys that drained to their end are removed."""
         now = self._clock.wall_us()
         due = [
-            (record.agent.name, key.key)
-            for record in self._records.cached(AgentRecord)
-            for key in record.keys
+            (one.agent, key.key)
+            for one in self._records.cached(Draining)
+            for key in self.agent(one.agent).keys
             if key.until_us and key.until_us <= now
         ]
         for name, key in due:

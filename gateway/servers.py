@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Any, Final
 
 import msgspec
@@ -21,7 +22,9 @@ from trust.reasons import Reason, Unverifiable, visible
 class Servers:
     """Commands that look, record and let the fold apply."""
 
-    def __init__(self, records: Records, inventories: Inventories) -> None:
+    def __init__(self, records: Records, inventories: Inventories, reserved: Mapping[str, str]) -> None:
+        """*reserved*: names that are kept for the servers of a namespace, because there is a secret for them."""
+        self._reserved = reserved
         self._records = records
         self._inventories = inventories
         self._store = records.store
@@ -44,7 +47,8 @@ class Servers:
     def require_free(self, node: NodeRecord, name: str) -> None:
         """Nothing, if the server *name* is of the namespace of *node*, or new; else :class:`Unverifiable`."""
         known = self._store.get(ServerRecord, name)
-        if known is not None and known.namespace != node.namespace:
+        namespace = known.namespace if known is not None else self._reserved.get(name, node.namespace)
+        if namespace != node.namespace:
             taken = f"{node.name} cannot offer {visible(name)}: that is the name of another's server"
             raise Unverifiable(Reason.NOT_YOURS, taken)
 

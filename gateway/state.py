@@ -91,6 +91,12 @@ class AgentRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     namespace: str = ""
 
 
+class Draining(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """An agent has keys that end; kept under its name."""
+
+    agent: str
+
+
 class Enrolling(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """For whom a one-time token is, which was not used yet; kept under its SHA-256."""
 
@@ -111,8 +117,8 @@ class NodeRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """``epoch`` rises with each lease; ``servers`` are those that the node offered in this epoch;
     ``may_offer`` and ``may_live_at`` are what an operator bound it to. ``capabilities`` are the operator's word,
     ``claims`` the node's, ``evidence`` what was found; ``suspended``: capabilities that do not count at present.
-    ``reason``: why somebody put it into its state; ``reference``: what it is called where it is managed; ``namespace``:
-    whose calls it takes; empty: everybody's."""
+    ``reason``: why somebody (``put_by``) put it into its state; ``reference``: what it is called where it is managed;
+    ``namespace``: whose calls it takes; empty: everybody's."""
 
     name: str
     token_sha256: str
@@ -134,6 +140,7 @@ class NodeRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     reason: str = ""
     reference: str = ""
     namespace: str = ""
+    put_by: str = ""
 
     @property
     def outbound(self) -> bool:
@@ -249,9 +256,12 @@ class Peer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class ActiveBundle(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Of one ``namespace``; without a ``digest`` nothing is active there, and every action is refused."""
+
     version: int
     digest: str
     previous: str
+    namespace: str = ""
 
 
 ApprovalState = Literal["pending", "approved", "denied", "expired", "consumed", "cancelled"]

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Final, Literal, get_args
 
 import msgspec
 
 from edge.clock import SystemClock
+from gateway.people import namespace_of
 from gateway.records import Records
-from gateway.state import AgentRecord, KeyHolder, Killed, Revoked, Root, Tripped
+from gateway.state import AgentRecord, KeyHolder, Killed, Revoked, Root, ServerRecord, Sponsored, Tripped
 from trust.facts import Agent
 from trust.feed import Stopped
 from trust.identity.delegation import MAX_LIFE_S
@@ -50,7 +51,7 @@ class Stops:
         """Stop an agent, a team or everybody; (what *target* was taken for, what to know beside it)."""
         _require_reason(reason)
         async with self._records.deciding:
-            found = self._target(target)
+            found = self._target(target, by)
             before = self._store.get(Killed, found)
             if before is not None:
                 return found, f"it was stopped already, by {before.by}: {before.reason}"
@@ -61,15 +62,21 @@ class Stops:
         """Let *target* go on; (what it was taken for, what keeps it from acting still)."""
         _require_reason(reason)
         async with self._records.deciding:
-            found = next((name for name in (target, TEAM + target) if self._store.get(Killed, name)), None)
+            names = (target,) if self._within(by) else (target, TEAM + target)
+            found = next((name for name in names if self._store.get(Killed, name)), None)
+            before = self._store.get(Killed, found) if found is not None else None
+            if before is not None and self._within(by) and self._within(before.by) != self._within(by):
+                raise Unverifiable(
+                    Reason.NOT_YOURS, f"{visible(target)} was stopped by the mesh, which alone lifts that"
+                )
             if found is None:
-                raise Unverifiable(Reason.NOT_FOUND, f'"{visible(target)}" is not stopped{self._instead(target)}')
+                raise Unverifiable(Reason.NOT_FOUND, f'"{visible(target)}" is not stopped{self._instead(target, by)}')
             await self._records.change(entries.Kill("lifted", found, by, reason))
         record = self._store.get(AgentRecord, found)
         still = None if record is None else self.of(record.agent)
         return found, "" if still is None else f"it still may not act: {still.reason}: {still.detail}"
 
-    def _instead(self, target: str) -> str:
+    def _instead(self, target: str, by: str) -> str:
         """What somebody may have meant who wants *target* to go on."""
         record = self._store.get(AgentRecord, target)
         if record is not None:
@@ -79,18 +86,34 @@ class Stops:
             killed = self.killed(record.agent)
             if killed is not None:
                 return f" by itself, but {killed.target} is: unkill {killed.target}"
-        stopped = ", ".join(killed.target for killed in self._store.all(Killed)) or "nobody"
+        there = {record.agent.name for record in self._seen(by)} if self._within(by) else None
+        stopped = ", ".join(
+            killed.target
+            for killed in self._store.all(Killed)
+            if there is None or killed.target in there or killed.target.startswith(f"{TEAM}{self._within(by)}/")
+        )
+        stopped = stopped or "nobody"
         return f"; stopped now: {stopped}"
 
-    def _target(self, target: str) -> str:
+    def _within(self, by: str) -> str:
+        """The namespace of who asks; empty: the mesh."""
+        return namespace_of(self._store, by)
+
+    def _seen(self, by: str) -> Iterator[AgentRecord]:
+        """The agents that are there for who asks."""
+        within = self._within(by)
+        return (record for record in self._store.all(AgentRecord) if within in ("", record.namespace))
+
+    def _target(self, target: str, by: str) -> str:
         if target == EVERYBODY or self._store.get(AgentRecord, target) is not None:
             return target
         team = target.removeprefix(TEAM)
         if any(team in record.agent.teams for record in self._store.all(AgentRecord)):
             return TEAM + team
-        agents = list(self._store.all(AgentRecord))
+        agents = list(self._seen(by))
         teams = sorted({TEAM + team for record in agents for team in record.agent.teams})
-        known = ", ".join([*(record.agent.name for record in agents[:20]), *teams[:20], EVERYBODY])
+        everybody = [] if self._within(by) else [EVERYBODY]
+        known = ", ".join([*(record.agent.name for record in agents[:20]), *teams[:20], *everybody])
         told = f'no agent and no team "{visible(target)}" is registered; what can be stopped: {known}'
         raise Unverifiable(Reason.NOT_FOUND, told)
 
@@ -106,7 +129,7 @@ class Stops:
         _require_reason(reason)
         async with self._records.deciding:
             if what == "agent" and self._store.get(AgentRecord, name) is None:
-                known = ", ".join(record.agent.name for record in self._store.all(AgentRecord)) or "none"
+                known = ", ".join(record.agent.name for record in self._seen(by)) or "none"
                 raise Unverifiable(Reason.NOT_FOUND, f'no agent "{visible(name)}" is registered; registered: {known}')
             before = self._store.get(Revoked, f"{what}:{name}")
             if before is not None:
@@ -189,11 +212,20 @@ class Stops:
         found = self._store.get(Tripped, target)
         return found if found is not None and found.until_us > self._clock.wall_us() else None
 
-    def breakers(self, agent: str) -> dict[str, int]:
+    def breakers(self, agent: str, namespace: str) -> dict[str, int]:
         """Open circuit breakers that concern *agent*: target → until when, Unix seconds."""
         now, own = self._clock.wall_us(), f"agent:{agent}"
-        tripped = [t for t in self._records.cached(Tripped) if t.target == own or t.target.startswith("server:")]
-        return {t.target: t.until_us // 1_000_000 for t in tripped if t.until_us > now}
+        return {
+            one.target: one.until_us // 1_000_000
+            for one in self._records.cached(Tripped)
+            if one.until_us > now and (one.target == own or self._may_call(one.target, namespace))
+        }
+
+    def _may_call(self, target: str, namespace: str) -> bool:
+        """Whether a breaker's *target* is a server that is there for agents of *namespace*."""
+        kind, _, name = target.partition(":")
+        server = self._store.get(ServerRecord, name) if kind == "server" else None
+        return server is not None and server.namespace in ("", namespace)
 
     def revoked_links(self) -> tuple[str, ...]:
         """``what:id`` of what delegation chains are made of, for sidecars. Tokens and roots only for as long as one
@@ -210,9 +242,33 @@ class Stops:
         version = self._store.version
         now = (version(AgentRecord), version(Killed), version(Revoked))
         if self._stopped[0] != now:
-            stopped = (r.agent.name for r in self._records.cached(AgentRecord) if self.of(r.agent) is not None)
-            self._stopped = now, tuple(stopped)
+            self._stopped = now, tuple(sorted(self._all_stopped()))
         return self._stopped[1]
+
+    def _all_stopped(self) -> set[str]:
+        """From what was stopped: that is little, and agents may be many."""
+        found: set[str] = set()
+        teams: set[str] = set()
+        for killed in self._store.all(Killed):
+            if killed.target.startswith(TEAM):
+                teams.add(killed.target.removeprefix(TEAM))
+            elif killed.target != EVERYBODY:
+                found.add(killed.target)
+        for revoked in self._store.all(Revoked):
+            if revoked.what == "agent":
+                found.add(revoked.id)
+            elif revoked.what == "principal":
+                own = self._store.get(Sponsored, revoked.id)
+                for sponsored in (*([own] if own else []), *self._store.within(Sponsored, f"{revoked.id}/")):
+                    found.update(sponsored.agents)
+        everybody = self._store.get(Killed, EVERYBODY) is not None
+        if everybody or teams:
+            found.update(
+                one.agent.name
+                for one in self._records.cached(AgentRecord)
+                if everybody or not teams.isdisjoint(one.agent.teams)
+            )
+        return found
 
 
 def _require_reason(reason: str) -> None:

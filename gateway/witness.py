@@ -16,7 +16,7 @@ from typing import Final
 
 from edge.clock import SystemClock
 from gateway.records import Records
-from gateway.state import LogRecord
+from gateway.state import AgentRecord, LogRecord, NodeRecord
 from trust.identity.keys import SecretKey
 from trust.identity.wit import Workload
 from trust.ledger import checkpoint, entries
@@ -99,7 +99,7 @@ class Witness:
             if shipment.first != mirror.size:
                 return Received(mirror.size)
             try:
-                return await self._take(origin, mirror, shipment, bundle)
+                return await self._take(workload, origin, mirror, shipment, bundle)
             except Exception as bad:
                 # What was taken and not sealed is nothing, and of what could not be written memory knows too much.
                 self._mirrors.pop(origin, None)
@@ -108,8 +108,20 @@ class Witness:
                 await self._alarm(origin, str(bad))
                 raise Unverifiable(Reason.FORKED, str(bad)) from None
 
-    async def _take(self, origin: str, mirror: Mirror, shipment: Shipment, bundle: list[bytes]) -> Received:
-        await asyncio.to_thread(mirror.take, shipment.first, bundle)
+    def _may_name(self, workload: Workload) -> frozenset[str] | None:
+        """A sidecar tells of its own agent and its guests; a node of a namespace of the agents there."""
+        agents = self._records.cached(AgentRecord)
+        if workload.kind == "agent":
+            return frozenset({workload.name, *(one.agent.name for one in agents if one.via == workload.name)})
+        node = self._records.store.get(NodeRecord, workload.name)
+        if node is None or not node.namespace:
+            return None
+        return frozenset(one.agent.name for one in agents if one.namespace == node.namespace)
+
+    async def _take(
+        self, workload: Workload, origin: str, mirror: Mirror, shipment: Shipment, bundle: list[bytes]
+    ) -> Received:
+        await asyncio.to_thread(mirror.take, shipment.first, bundle, self._may_name(workload))
         if not shipment.checkpoint:
             return Received(mirror.size)
         note = shipment.checkpoint.encode()

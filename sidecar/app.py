@@ -69,6 +69,7 @@ AGENT_FILE = "agent.token"
 MIN_TOKEN_CHARACTERS = 32
 RUN_LIVES_S = 86_400
 READY_WITHIN_S = 5.0
+KEEP_EVERY_S = 3600.0
 LOOK_S = 0.02
 MAX_IN_FLIGHT = 1024
 """More would only wait inside; refusing early keeps answers quick."""
@@ -82,6 +83,7 @@ class Sidecar:
         self.config = config
         self._disk = disk
         self._in_flight = 0
+        self._kept_at = 0.0
         self.telemetry = Telemetry()
         self.port = 0
         self.token = ""
@@ -148,7 +150,9 @@ class Sidecar:
             webhook = Webhook(config.webhook.url, config.webhook.secret_file, client, clock)
             self._decided = Decided(home / "awaited", webhook, client, self.pipeline.states)
             self.pipeline.on_held = self._decided.follow
-        self._mandates = Mandates(self.own.chains, config.shared_home / "mandates", self.token, clock)
+        self._mandates = Mandates(
+            self.own.chains, config.shared_home / "mandates", self.token, clock, removes=config.is_first
+        )
         self._oauth = OAuth(config.oauth, self._client, clock) if config.oauth is not None else None
         self._guests = Guests(config.guests, self.identity, self.world, self._journal, clock, self._serve_agent)
         self._callers = Callers(self.own, self.token, self._mandates, self._oauth, self._guests)
@@ -288,7 +292,9 @@ class Sidecar:
         return json_response(told, 201)
 
     async def _livez(self, _incoming: Incoming) -> StreamResponse:
-        return json_response({"live": True})
+        """A ledger that cannot be written stays so until a restart."""
+        live = self.ledger.fault is None
+        return json_response({"live": live}, 200 if live else 503)
 
     async def _readyz(self, incoming: Incoming) -> StreamResponse:
         checks = self.checks()
@@ -357,6 +363,9 @@ class Sidecar:
         while True:
             wait = 1.0
             try:
+                if SystemClock().mono() > self._kept_at + KEEP_EVERY_S:
+                    self._kept_at = SystemClock().mono()
+                    self._journal.keep()
                 with self._journal:
                     pass  # what others did is read now, and not all at once when somebody waits for a decision
                 if self.world.is_revoked():
@@ -395,9 +404,10 @@ class Sidecar:
         await self._listener.close()
         if self._siblings is not None:
             await self._siblings.close()
-        await self._client.close()
         await self._left.close()
         await self.ledger.close()
+        await self.shipper.ship_the_rest()
+        await self._client.close()
         await asyncio.to_thread(self.telemetry.close)
 
 

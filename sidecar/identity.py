@@ -6,7 +6,7 @@ import asyncio
 import json
 from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from ssl import SSLContext
@@ -114,7 +114,13 @@ class Identity:
                 "and set enrolment_token"
             )
         gateway = PublicKey.from_jwk(enrolment.gateway_key)
-        return cls(key, enrolment, gateways, gateway, client, clock, home, instance=instance)
+        made = cls(key, enrolment, gateways, gateway, client, clock, home, instance=instance)
+        if (
+            not made.expires_at()
+        ):  # it was away for longer than its token lives; what it asks first needs one that holds
+            with suppress(Unreachable, Broken, Unverifiable):
+                await made.renew_when_due()
+        return made
 
     async def certify(
         self, context: SSLContext | None, certificate: Path | None = None, key: Path | None = None

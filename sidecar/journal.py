@@ -52,6 +52,9 @@ class Journal(Protocol):
     def __exit__(self, kind: type[BaseException] | None, bad: BaseException | None, at: TracebackType | None) -> None:
         """Give the turn back."""
 
+    def keep(self) -> None:
+        """Called now and then."""
+
     def tell(self, event: AnyEvent) -> None:
         """*event* happened, for everybody who decides after this; or :class:`Unverifiable`, and it did not."""
 
@@ -69,6 +72,9 @@ class OwnJournal:
 
     def look(self) -> int:
         return 0
+
+    def keep(self) -> None:
+        pass
 
     def __enter__(self) -> Self:
         return self
@@ -201,8 +207,10 @@ class SharedJournal:
         self._append(self._encode(event))
         self.memories.apply(event)
         if self._end > MAX_BYTES:
-            self._append(_AGAIN)
-            self._go_on()
+            with contextlib.suppress(Unverifiable):  # what was told was told; the file may grow a little more
+                self._append(_AGAIN)
+                self._end -= LENGTH  # whoever reads that goes on, this worker included if it cannot do so now
+                self._go_on()
 
     def _append(self, record: bytes) -> None:
         framed = len(record).to_bytes(LENGTH, "big") + record
@@ -213,9 +221,17 @@ class SharedJournal:
         except OSError as bad:
             with contextlib.suppress(OSError):
                 os.ftruncate(self._file, self._end)
-            detail = f"what the workers of this sidecar share cannot be written to {self._directory}: {bad}"
-            raise Unverifiable(Reason.LEDGER_UNAVAILABLE, detail) from None
+            raise self._unwritten(bad) from None
         self._end += len(framed)
+
+    def _unwritten(self, bad: OSError) -> Unverifiable:
+        detail = f"what the workers of this sidecar share cannot be written to {self._directory}: {bad}"
+        return Unverifiable(Reason.LEDGER_UNAVAILABLE, detail)
+
+    def keep(self) -> None:
+        """Look used, so that nobody who cleans up takes the files of workers that had nothing to do for days."""
+        for path in (self._directory, *self._directory.iterdir()):
+            os.utime(path)
 
     def _go_on(self) -> None:
         """In the next file; whoever comes first begins it, since whoever filled this one may have died then."""
@@ -232,8 +248,11 @@ class SharedJournal:
         """A file that starts with everything that is known."""
         snapshot = self._encode(self.memories.snapshot())
         making = self._directory / "new"
-        making.write_bytes(len(snapshot).to_bytes(LENGTH, "big") + snapshot)
-        making.rename(self._directory / _name(number))
+        try:
+            making.write_bytes(len(snapshot).to_bytes(LENGTH, "big") + snapshot)
+            making.rename(self._directory / _name(number))
+        except OSError as bad:
+            raise self._unwritten(bad) from None
 
     def _join(self) -> None:
         """Know what the journal begins with; what follows is read when somebody decides."""

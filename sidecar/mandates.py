@@ -18,7 +18,8 @@ from trust.reasons import Unverifiable
 class Mandates:
     """Of one sidecar's own agent; kept in *directory*, so that they outlive a restart."""
 
-    def __init__(self, chains: Chains, directory: Path, token: str, clock: SystemClock) -> None:
+    def __init__(self, chains: Chains, directory: Path, token: str, clock: SystemClock, *, removes: bool) -> None:
+        """*removes*: what is over, for all workers."""
         self._chains = chains
         self._directory = directory
         self._token = token
@@ -26,7 +27,8 @@ class Mandates:
         self._known: dict[str, str] = {}
         self._seen = 0
         directory.mkdir(parents=True, exist_ok=True)
-        for path in self._load():
+        over = self._load()
+        for path in over if removes else ():
             path.unlink(missing_ok=True)
 
     def accept(self, chain: str) -> tuple[str, Authority]:

@@ -7,6 +7,7 @@ it cannot be reached everything is still recorded; what may do great harm waits 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import logging
 from pathlib import Path
@@ -27,6 +28,7 @@ from trust.reasons import Reason, Unverifiable
 IDLE_S: Final = 30.0
 """A log that does not grow is shipped so often: silence must mean that something is wrong."""
 INTERVAL_S: Final = 1.0
+REST_WITHIN_S: Final = 1.0
 MAX_BYTES: Final = 1 << 20
 COSIGNED: Final = "checkpoint.cosigned"
 _log = logging.getLogger("licet")
@@ -74,6 +76,12 @@ class Shipper:
         """How long ago everything that was sealed then was known to be witnessed; seconds. It grows whatever goes
         wrong, here or there: that nobody complains is no witness."""
         return self._clock.mono() - self._seen_at
+
+    async def ship_the_rest(self) -> None:
+        """At the end, when all is sealed: what nobody has seen yet may be gone with the machine."""
+        with contextlib.suppress(TimeoutError, Unreachable, Broken, Unverifiable):
+            async with asyncio.timeout(REST_WITHIN_S):
+                await self.ship()
 
     async def ship(self) -> None:
         """Everything that is sealed now."""

@@ -117,13 +117,16 @@ class Access:
         *,
         strong: bool = False,
         listening: bool = False,
+        renewing: bool = False,
         certified: bool = True,
     ) -> None:
-        """For workloads; *strong*: signed with the key, not within a session; *certified*: over TLS only with a
-        certificate that names the same workload."""
+        """For workloads; *strong*: signed with the key, not within a session; *renewing*: its token may be over;
+        *certified*: over TLS only with a certificate that names the same workload."""
 
         async def handle(incoming: Incoming, **parameters: str) -> StreamResponse:
-            sender: Sender = await self._callers.identify(incoming, strong=strong, listening=listening)
+            sender: Sender = await self._callers.identify(
+                incoming, strong=strong, listening=listening, renewing=renewing
+            )
             with _attributed(sender.workload.subject):
                 if certified:
                     _require_certificate(incoming, sender)

@@ -84,14 +84,14 @@ class Administration:
         person("POST", "/v1/agents/{name}/rotate", self._rotate, "agents.change", "agent")
         person("GET", "/v1/agents/{name}/standing", self._story, "agents.see", "agent")
         person("POST", "/v1/agents/{name}/vouch", self._vouch, "standing.change", "agent")
-        person("POST", "/v1/agents/{name}/clear", self._clear, "standing.change", "agent")
-        person("POST", "/v1/agents/{name}/grant", self._grant, "standing.change", "agent")
+        person("POST", "/v1/agents/{name}/clear", self._clear, "standing.change", "mesh")
+        person("POST", "/v1/agents/{name}/grant", self._grant, "standing.change", "mesh")
         person("GET", "/v1/standings", self._books, "agents.see")
         person("GET", "/v1/servers", self._list_servers, "servers.see")
         person("POST", "/v1/servers/{server}/accept", self._accept_server, "servers.accept", "server")
         person("GET", "/v1/people", self._list_people, "people.see")
         person("POST", "/v1/people", self._register_person, "people.change")
-        person("POST", "/v1/people/{name}/login", self._set_login, "people.change", "person")
+        person("POST", "/v1/people/{name}/login", self._set_login, "people.change", "mesh")
         person("GET", "/v1/people/{name}/passkeys", self._passkeys, "people.see", "person")
         person("POST", "/v1/people/{name}/passkeys/remove", self._remove_passkey, "people.change", "person")
         person("POST", "/v1/kills", self._kill, "agents.stop")
@@ -129,6 +129,8 @@ class Administration:
     async def _register_agent(self, incoming: Incoming, person: Person) -> Response:
         new = decode(incoming, NewAgent)
         new = msgspec.structs.replace(new, namespace=self._namespace(new.namespace, person))
+        if new.attested and person.namespace:
+            raise Unverifiable(Reason.NOT_YOURS, "that an agent was attested is the word of operators of the mesh")
         token = await self._s.registry.register_agent(new, person.name)
         await self._s.bundles.ensure(new.namespace, person.name)
         return json_response({"name": new.name, "enrolment_token": token}, 201)
@@ -231,10 +233,13 @@ class Administration:
             return
         if what == "key":
             try:
-                name = self._s.registry.holder(name).agent.name
+                holder = self._s.registry.holder(name)
             except Unverifiable:
-                raise Unverifiable(Reason.NOT_FOUND, f"no agent has the key {visible(name)}") from None
-        elif what != "agent":
+                holder = None
+            if holder is None or not self._s.control.may(person, "agents.stop", holder.namespace):
+                raise Unverifiable(Reason.NOT_FOUND, f"no agent has the key {visible(name)}")
+            return
+        if what != "agent":
             raise Unverifiable(Reason.NOT_YOURS, f"a {visible(what)} is revoked by operators of the mesh")
         self._s.control.require_of(person, "agents.stop", "agent", name)
 
@@ -282,6 +287,8 @@ class Administration:
     async def _register_person(self, incoming: Incoming, person: Person) -> Response:
         new = decode(incoming, _NewPerson)
         namespace = self._namespace(new.namespace, person)
+        if new.login and person.namespace:
+            raise Unverifiable(Reason.NOT_YOURS, "how somebody signs in elsewhere is the word of operators of the mesh")
         token = await self._s.people.register(new.name, new.roles, person.name, new.teams, new.login, namespace)
         return json_response({"name": new.name, "token": token}, 201)
 

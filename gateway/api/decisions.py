@@ -132,7 +132,10 @@ class Decisions:
     async def _activate(self, incoming: Incoming, person: Person) -> Response:
         sources = decode(incoming, _Activate).sources
         namespace = self._namespace(incoming, person, "policies.activate")
-        return await self._activation(self._bundles.activate(sources, person.name, namespace), namespace)
+        named = parse_qs(incoming.query).get("without", [""])[0]
+        without = frozenset(filter(None, named.split(",")))
+        doing = self._bundles.activate(sources, person.name, namespace, without)
+        return await self._activation(doing, namespace)
 
     async def _rollback(self, incoming: Incoming, person: Person) -> Response:
         namespace = self._namespace(incoming, person, "policies.activate")

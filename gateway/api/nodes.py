@@ -39,7 +39,7 @@ class NodesApi:
         access.person("GET", "/v1/nodes/{name}", self._show, "nodes.see", "node")
         access.person("POST", "/v1/nodes/{name}/state", self._put, "nodes.change", "node")
         access.person("POST", "/v1/nodes/{name}/verify", self._verify, "nodes.change", "node")
-        access.person("POST", "/v1/nodes/{name}/restore", self._restore, "nodes.change", "node")
+        access.person("POST", "/v1/nodes/{name}/restore", self._restore, "nodes.change", "mesh")
         access.person("GET", "/v1/decisions/{decision}/routing", self._explain, "ledger.read")
 
     async def _list(self, _incoming: Incoming, person: Person) -> Response:
@@ -51,6 +51,12 @@ class NodesApi:
         if person.namespace:
             if new.namespace not in ("", person.namespace):
                 raise Unverifiable(Reason.NOT_YOURS, f"{person.name} registers in {person.namespace} only")
+            if not new.outbound:
+                raise Unverifiable(
+                    Reason.NOT_YOURS,
+                    "a node of a namespace connects itself (--outbound), so that the gateway sends nothing where a "
+                    "namespace says; one that is connected to is registered by an operator of the mesh",
+                )
             new = msgspec.structs.replace(new, namespace=person.namespace)
         token = await self._s.fleet.register(new, person.name)
         return json_response({"name": new.name, "enrolment_token": token}, 201)

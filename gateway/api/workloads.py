@@ -91,7 +91,7 @@ class Workloads:
         access.anyone("GET", "/.well-known/did.json", self._own_document)
         access.anyone("GET", "/agents/{name}/did.json", self._agent_document)
         access.anyone("GET", "/nodes/{name}/did.json", self._node_document)
-        signed("POST", "/v1/wit", self._renew, strong=True)
+        signed("POST", "/v1/wit", self._renew, strong=True, renewing=True, certified=False)
         signed("POST", "/v1/certificate", self._certify, strong=True, certified=False)
         signed("POST", "/v1/keys", self._rotate, strong=True)
         signed("POST", "/v1/session", self._open_session, strong=True)

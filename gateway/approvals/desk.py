@@ -19,6 +19,7 @@ from edge.blobs import Blobs
 from edge.clock import SystemClock, id_at, new_id
 from gateway.approvals import presented
 from gateway.approvals.rules import Electorate, enough, may_vote
+from gateway.bundles import Bundles
 from gateway.delegations import Delegations
 from gateway.fold import grant_key
 from gateway.records import Records
@@ -57,6 +58,7 @@ class Desk:
         stops: Stops,
         delegations: Delegations,
         subjects: Subjects,
+        bundles: Bundles,
         blobs: Blobs,
         clock: SystemClock,
     ) -> None:
@@ -65,6 +67,7 @@ class Desk:
         self._stops = stops
         self._delegations = delegations
         self._subjects = subjects
+        self._bundles = bundles
         self._blobs = blobs
         self._clock = clock
         self._changed = asyncio.Event()
@@ -124,13 +127,14 @@ class Desk:
     def waiting_for(self, person: Person) -> tuple[list[ApprovalRecord], list[ApprovalRecord]]:
         """(what *person* can decide on, what others must), each with what ends first first."""
         now = self._clock.wall_us()
-        electorates: dict[str, Electorate] = {}
+        electorates: dict[tuple[str, bool], Electorate] = {}
         mine: list[ApprovalRecord] = []
         others: list[ApprovalRecord] = []
         for record in self._live():
             if record.state == "pending" and record.expires_at_us > now and self._sees(person, record):
                 asking = self._registry.agent(record.agent)
-                all_ = electorates.setdefault(asking.namespace, self.electorate(record))
+                whose = asking.namespace, self._at_home(record)
+                all_ = electorates.get(whose) or electorates.setdefault(whose, self.electorate(record))
                 (mine if may_vote(record, person.name, asking.agent.owner, all_) else others).append(record)
         return sorted(mine, key=_by_end), sorted(others, key=_by_end)
 
@@ -424,9 +428,14 @@ class Desk:
             return bad.detail
         return "what it rested on was taken back" if record.under and self.get(record.under).revoked else ""
 
+    def _at_home(self, record: ApprovalRecord) -> bool:
+        """Whether it is the agent's own namespace that is asked: for its own server, or by its own policies only."""
+        return self._bundles.asks_at_home(self._namespace(record), record.request["server"], record.policies)
+
     def electorate(self, record: ApprovalRecord) -> Electorate:
-        """Who may vote on it now, for themselves and for others: people of the agent's namespace, and of the mesh."""
-        within = ("", self._namespace(record))
+        """Who may vote on it now, for themselves and for others: people of the mesh, and those of the agent's namespace
+        where that is asked. Whom the mesh asks for its own servers, an operator of a namespace cannot make up."""
+        within = ("", self._namespace(record)) if self._at_home(record) else ("",)
         people = {person.name: person for person in self._records.cached(Person) if person.namespace in within}
         return Electorate(people, self._records.cached(Deputy), self._clock.wall_us())
 

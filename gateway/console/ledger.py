@@ -107,7 +107,8 @@ class LedgerPages:
     async def _proof(self, incoming: Incoming, guest: Guest) -> StreamResponse:
         """The proof as a file."""
         origin, index = place(incoming)
-        await self._ledgers.read(origin, index, guest.person)
+        await self._ledgers.require_seen(origin, index, guest.person)
+        await self._records.note(entries.Query(guest.person.name, "proof", f"{origin}#{index}", 1))
         name = f"{origin.replace('/', '_')}-{index}.tlog-proof"
         headers = {
             "Content-Type": "text/plain; charset=utf-8",
@@ -133,7 +134,7 @@ class LedgerPages:
             known = {one.name: one for one in self._records.store.all(SavedQuery)}
             if name in known and not self._door.sees(guest, "person", known[name].by):
                 raise Unverifiable(Reason.NOT_YOURS, f'somebody else saved a query as "{visible(name)}"')
-            if name not in known and len(known) >= MAX_SAVED:
+            if name not in known and len(self._saved(guest)) >= MAX_SAVED:
                 raise Unverifiable(Reason.OVERLOADED, f"{MAX_SAVED} queries are saved; remove one first")
             await self._records.change(entries.SavedQuery("saved", name, guest.person.name, asked))
         return redirect(f"{ROOT}{HERE}?{asked}")

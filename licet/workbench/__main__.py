@@ -20,6 +20,7 @@ def main() -> None:
     )
     asked = parser.parse_args()
     try:
+        asked.root.mkdir(parents=True, exist_ok=True)
         server = build(asked.root, tuple(asked.allow))
     except ValueError as bad:
         parser.error(f"--allow {bad}")

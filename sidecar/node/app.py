@@ -208,7 +208,9 @@ class Node:
     # Requests
 
     async def _livez(self, _incoming: Incoming) -> StreamResponse:
-        return json_response({"live": True})
+        """A ledger that cannot be written stays so until a restart."""
+        live = self.ledger.fault is None
+        return json_response({"live": live}, 200 if live else 503)
 
     async def _readyz(self, _incoming: Incoming) -> StreamResponse:
         member = self.membership
@@ -257,7 +259,8 @@ class Node:
         await self._listener.close()
         await self.offers.close()
         await self._showing.close()
-        await self._client.close()
         await self._to_tools.close()
         await self.ledger.close()
+        await self.shipper.ship_the_rest()
+        await self._client.close()
         await asyncio.to_thread(self.telemetry.close)

@@ -86,6 +86,15 @@ def test_what_a_namespace_permits_is_permitted_on_its_own_servers(text: str) -> 
         assert not allowed(policies, "place", Uid("Node", "own"), n)
 
 
+@pytest.mark.parametrize("text", ["", ' when { resource in [Server::"theirs"] }', " when { context.n > 1 }"])
+def test_a_permit_that_is_not_confined_is_found(text: str) -> None:
+    """However it came to stand there."""
+    read = read_policies({":red/x.cedar": f'@id("a") permit (principal, action, resource){text};'}, BASE)
+    assert not read.errors
+    assert unconfined(read, ":red/", ["own"]) == ["a"]
+    assert not unconfined(read, ":blue/", ["own"])
+
+
 def test_a_namespace_without_servers_permits_nothing_and_still_forbids() -> None:
     text = '@id("a") permit (principal, action, resource);\n@id("b") forbid (principal, action, resource);\n'
     read = read_policies({"red/x.cedar": confine(text, [])}, BASE)

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from gateway.candidate import to_request
+from gateway.state import Person
 from licet.client import Credentials, delegate, narrow
 from sidecar.app import Sidecar
 from sidecar.config import NodeConfig
@@ -299,6 +300,19 @@ async def test_what_is_held_waits_for_its_own_people_and_those_of_the_mesh(
     assert (await mesh.vote(second, who="approver-1")).json["state"] == "approved"
 
 
+async def test_strangers_do_not_decide(mesh: Mesh, red: Sidecar, blue: Sidecar) -> None:
+    """Beside the doors: who is of another namespace is in nobody's electorate, whatever its role is called."""
+    approval = await held(mesh, red)
+    desk = mesh.gateway.desk
+    voters = desk.electorate(desk.get(approval)).people
+    assert "blue-op" not in voters
+    assert {"striped-op", "approver-1"} <= set(voters)
+    stranger = mesh.gateway.records.store.get(Person, "blue-op")
+    assert stranger is not None
+    assert desk.waiting_for(stranger) == ([], [])
+    assert mesh.gateway._api.services.people.of("operations", "blue") == ["approver-1", "approver-2", "blue-op"]
+
+
 async def test_policies_of_a_namespace_stay_at_home(mesh: Mesh, red: Sidecar, blue: Sidecar) -> None:
     async def activate(text: str, who: str, path: str = "/v1/bundles") -> Answer:
         return await mesh.admin("POST", path, own(text), who)
@@ -384,6 +398,11 @@ async def test_an_operator_of_a_namespace_stops_its_agents_and_no_others(
     for target in ("striped-agent", "team:red/zebras", "team:red/everybody", "all", "demo"):
         answer = await mesh.admin("POST", "/v1/kills", {"target": target, "reason": "x"}, "blue-op")
         assert answer.status == 404, (target, answer.body)
+    for path in ("/v1/kills", "/v1/kills/lift"):  # misspelt: nothing of others is offered instead
+        answer = await mesh.admin("POST", path, {"target": "team:blue/nobody", "reason": "x"}, "blue-op")
+        assert answer.status == 404
+        assert not SECRET.search(answer.body)
+        assert b"demo" not in answer.body
     answer = await mesh.admin("POST", "/v1/kills", {"target": "team:red/everybody", "reason": "x"}, "striped-op")
     assert answer.status == 200
     async with asyncio.timeout(5):

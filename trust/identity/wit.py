@@ -67,8 +67,9 @@ def issue(workload: Workload, *, now: int, token_id: str, key: Signer) -> str:
     return jws.seal(jcs(claims), TYP, key)  # type: ignore[arg-type]
 
 
-def verify(token: str, *, now: float, trust_domain: str, issuer: PublicKey) -> Workload:
-    """The workload that *token* speaks for, or :class:`Unverifiable`."""
+def verify(token: str, *, now: float, trust_domain: str, issuer: PublicKey, renewing: bool = False) -> Workload:
+    """The workload that *token* speaks for, or :class:`Unverifiable`. *renewing*: also one that is over, for who asks
+    for the next: whether its key is still believed says who gives that."""
     payload = jws.open_sealed(token, TYP, issuer)
     jws.peek(token, TYP)  # refuses duplicate claims, which msgspec would not notice
     try:
@@ -77,7 +78,7 @@ def verify(token: str, *, now: float, trust_domain: str, issuer: PublicKey) -> W
         raise _refuse(f"claims: {bad}") from None
     if claims.iss != f"https://{trust_domain}":
         raise _refuse("issued by another trust domain")
-    if not claims.iat - CLOCK_SKEW_S <= now < claims.exp:
+    if now < claims.iat - CLOCK_SKEW_S or (now >= claims.exp and not renewing):
         raise _refuse("outside of its time")
     if claims.exp - claims.iat > MAX_LIFE_S:
         raise _refuse("lives longer than an hour")

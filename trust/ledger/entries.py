@@ -272,9 +272,10 @@ class Deputy(_Entry, frozen=True, tag="deputy"):
 
 class Bundle(_Entry, frozen=True, tag="bundle"):
     """A policy bundle was activated, rolled back to or refused; for the agents of one ``namespace``, or (empty) for
-    those of none. ``renewed``: with the policies of before, so it is none to go back behind."""
+    those of none. ``renewed``: with the policies of before, so it is none to go back behind. ``withdrawn``: that
+    namespace could not follow the mesh, and nothing is decided there until it can."""
 
-    event: Literal["activated", "rolled_back", "refused", "loaded"]
+    event: Literal["activated", "rolled_back", "refused", "loaded", "withdrawn"]
     version: int
     digest: str
     by: str = ""
@@ -641,6 +642,12 @@ def may_stand_in(entry: AnyEntry, kind: str) -> bool:
             own = isinstance(entry, Outcome | Dispatch) and entry.step == 9
             return own or isinstance(entry, Start | Refusal | Gap)
     return kind == "gateway"
+
+
+def agent_of(entry: AnyEntry) -> str:
+    """Of whose agent's doing *entry* tells, if of one's."""
+    deed = getattr(entry, "deed", None)
+    return deed.agent if isinstance(deed, Deed) else str(getattr(entry, "agent", ""))
 
 
 class Line(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -6,6 +6,7 @@ has their root. Then the tiles, and last the checkpoint, are written; what is on
 
 from __future__ import annotations
 
+from collections.abc import Container
 from pathlib import Path
 
 from trust.identity.keys import PublicKey
@@ -14,7 +15,7 @@ from trust.ledger.checkpoint import Checkpoint
 from trust.ledger.log import resume_tiles
 from trust.ledger.merkle import EMPTY_ROOT, leaf_hash
 from trust.ledger.tiles import TileWriter, write_atomically
-from trust.reasons import Reason, Unverifiable
+from trust.reasons import Reason, Unverifiable, visible
 
 
 class Forked(Exception):
@@ -47,8 +48,9 @@ class Mirror:
         """Entries that were taken; the next one has this index."""
         return self._tiles.edge.size
 
-    def take(self, first: int, bundle: list[bytes]) -> None:
-        """The entries from index *first* on. :class:`Forked` when they are not those that were witnessed before."""
+    def take(self, first: int, bundle: list[bytes], may_name: Container[str] | None = None) -> None:
+        """The entries from index *first* on. :class:`Forked` when they are not those that were witnessed before.
+        *may_name*: the agents of which this log may tell; None: of any."""
         if first != self.size:
             raise Unverifiable(Reason.MALFORMED_REQUEST, f"entries from {first}; expected them from {self.size}")
         for index, data in enumerate(bundle, first):
@@ -59,6 +61,10 @@ class Mirror:
                 raise Unverifiable(Reason.MALFORMED_REQUEST, told)
             if (stamp.origin, stamp.seq) != (self._origin, index):
                 told = f"entry {index} of {self._origin} says that it is {stamp.origin}#{stamp.seq}"
+                raise Unverifiable(Reason.MALFORMED_REQUEST, told)
+            named = entries.agent_of(line.entry)
+            if may_name is not None and named and named not in may_name:
+                told = f"entry {index} of {self._origin} tells of {visible(named)}, which is another's"
                 raise Unverifiable(Reason.MALFORMED_REQUEST, told)
             self._tiles.append(data, leaf_hash(data))
             if index + 1 == self.known.size and self._tiles.edge.root() != self.known.root:

@@ -28,6 +28,8 @@ from trust.standing.score import NEWCOMER, Standing
 OF_NODES: Final = {"place", "admit"}
 """The action that placement policies are about; cases are about tools."""
 Expectation = Literal["permit", "hold", "refuse"]
+MAX_CASES: Final = 5_000
+"""Of one bundle: they are run while everybody else who decides something waits."""
 
 
 class AgentCase(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -104,7 +106,14 @@ _Loader: Final = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 def read_cases(files: Mapping[str, str]) -> list[Case]:
     """All cases of *files* (name → YAML), or :class:`BundleRejected`."""
-    return [case for file, text in sorted(files.items()) for case in _read_file(file, text)]
+    found: list[Case] = []
+    for file, text in sorted(files.items()):
+        for case in _read_file(file, text):
+            found.append(case)
+            if len(found) > MAX_CASES:
+                told = f"there are more than {MAX_CASES} cases, every combination counted; ask for fewer"
+                raise BundleRejected([Problem("error", file, case.line, 1, told)])
+    return found
 
 
 def _read_file(file: str, text: str) -> Iterator[Case]:

@@ -16,7 +16,7 @@ KNOWN: Final = frozenset({"id", "reason", "approval", "mode", "severity", "owner
 DEFAULT_TTL_S: Final = 900
 MAX_TTL_S: Final = 7 * 86_400
 _UNITS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
-_GROUP: Final = re.compile(r"(team:)?[a-z][a-z0-9_-]{0,62}")
+_GROUP: Final = re.compile(r"(team:([a-z][a-z0-9_-]{0,62}/)?)?[a-z][a-z0-9_-]{0,62}")
 
 
 class BadAnnotation(ValueError):

@@ -14,11 +14,17 @@ http://{{ .Release.Name }}-gateway.{{ .Release.Namespace }}.svc:7400
 {{- end }}
 {{- define "licet.pod" -}}
 automountServiceAccountToken: false
+enableServiceLinks: false
+{{- with .Values.imagePullSecrets }}
+imagePullSecrets: {{- toYaml . | nindent 2 }}
+{{- end }}
 securityContext:
   runAsNonRoot: true
   runAsUser: 10001
   runAsGroup: 10001
   fsGroup: 10001
+  # Keys are for their owner alone: the volume is given to the group once, not at each mount again.
+  fsGroupChangePolicy: OnRootMismatch
   seccompProfile: {type: RuntimeDefault}
 {{- end }}
 {{- define "licet.locked" -}}
