@@ -9,19 +9,28 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
+from edge.clock import SystemClock
+from edge.durable import DurableLedger
 from gateway.candidate import to_request
-from gateway.state import Person
+from gateway.config import Credential
+from gateway.fold import Shelf
+from gateway.state import Killed, Person
 from licet.client import Credentials, delegate, narrow
 from sidecar.app import Sidecar
 from sidecar.config import NodeConfig
 from sidecar.node.app import Node
 from sidecar.node.upstream import UpstreamFailed
+from sidecar.shipping import Shipper
 from tests.console.test_door import get, post, signed_in
 from tests.mesh import SEGMENT, Answer, Mesh, policy_files, workbench
+from trust.identity.keys import SecretKey
 from trust.ledger import entries
+from trust.ledger.shipment import log_of
 from trust.policy.inventory import Inventory
+from trust.reasons import Unverifiable
 
 pytestmark = pytest.mark.slow
 
@@ -63,13 +72,14 @@ async def mesh(tmp_path: Path) -> AsyncIterator[Mesh]:
 async def red(mesh: Mesh) -> Sidecar:
     """Everything that a tenant has: an agent, a node with a server, approvers, a request that waits, one that ran."""
     sidecar = await add(mesh, "striped-agent", "zebra-owner", "striped-op", teams=["zebras"])
-    node = {"name": "striped-node", "servers": ["striped-tools"]}
+    node = {"name": "striped-node", "servers": ["striped-tools"], "outbound": True}
     token = (await register(mesh, "nodes", node, "striped-op"))["enrolment_token"]
     config = NodeConfig(
         home=mesh.home / "striped-node",
         port=0,
         gateway_url=mesh.gateway_url,
         enrolment_token=token,
+        outbound=True,
         heartbeat_s=0.2,
         segment_bytes=SEGMENT,
         servers=(workbench(mesh.sandbox, "striped-tools"),),
@@ -137,12 +147,15 @@ async def test_calls_of_the_mesh_servers_run_on_nodes_of_the_mesh(mesh: Mesh, re
 
 @pytest.mark.parametrize("server", ["striped-tools", "workbench"])
 async def test_a_node_offers_no_server_of_another(mesh: Mesh, red: Sidecar, server: str) -> None:
-    token = (await register(mesh, "nodes", {"name": "blue-node", "servers": [server]}, "blue-op"))["enrolment_token"]
+    token = (await register(mesh, "nodes", {"name": "blue-node", "servers": [server], "outbound": True}, "blue-op"))[
+        "enrolment_token"
+    ]
     config = NodeConfig(
         home=mesh.home / "blue-node",
         port=0,
         gateway_url=mesh.gateway_url,
         enrolment_token=token,
+        outbound=True,
         servers=(workbench(mesh.sandbox, server),),
     )
     with pytest.raises(UpstreamFailed, match="name of another's server"):
@@ -231,7 +244,7 @@ BODIES: dict[str, Any] = {
     "/v1/kills/lift": {"target": RED["agent"], "reason": "x"},
     "/v1/revocations": {"what": "agent", "id": RED["agent"], "reason": "x"},
     "/v1/agents": {"name": "in-red", "owner": "x", "namespace": "red"},
-    "/v1/nodes": {"name": "in-red", "servers": ["x"], "namespace": "red"},
+    "/v1/nodes": {"name": "in-red", "servers": ["x"], "namespace": "red", "outbound": True},
     "/v1/people": {"name": "in-red", "roles": ["operator"], "namespace": "red"},
     "/v1/deputies": {"deputy": RED["person"], "since_us": 1, "until_us": 4102444800000000},
     "/v1/deputies/end": {"deputy": RED["person"]},
@@ -446,3 +459,139 @@ async def test_after_a_rebuild_everything_is_where_it_was(mesh: Mesh, red: Sidec
     async with asyncio.timeout(15):
         while (await mesh.act(red, "striped-tools/read_file", {"path": "zebra.txt"})).status != 200:
             await asyncio.sleep(0.1)
+
+
+async def test_what_the_mesh_stopped_a_namespace_does_not_start(mesh: Mesh, red: Sidecar) -> None:
+    """Nor by an agent that is called like a team of the mesh."""
+    await register(mesh, "agents", {"name": "x", "owner": "ada", "teams": ["ops"]})
+    for target in ("team:ops", "team:red/everybody", "striped-agent"):
+        answer = await mesh.admin("POST", "/v1/kills", {"target": target, "reason": "an incident"})
+        assert answer.status == 200, answer.body
+    await register(mesh, "agents", {"name": "ops", "owner": "zed"}, "striped-op")
+    for target, status in (("ops", 404), ("team:red/everybody", 403), ("striped-agent", 403)):
+        answer = await mesh.admin("POST", "/v1/kills/lift", {"target": target, "reason": "x"}, "striped-op")
+        assert answer.status == status, answer.body
+    assert {one.target for one in mesh.gateway.records.store.all(Killed)} == {
+        "team:ops",
+        "team:red/everybody",
+        "striped-agent",
+    }
+    drained = {"state": "quarantined", "reason": "an incident"}
+    assert (await mesh.admin("POST", "/v1/nodes/striped-node/state", drained)).status == 200
+    answer = await mesh.admin("POST", "/v1/nodes/striped-node/state", {"state": "ready"}, "striped-op")
+    assert (answer.status, answer.json["reason"]) == (403, "not_yours")
+
+
+async def test_policies_before_there_are_agents_follow_the_mesh(mesh: Mesh) -> None:
+    text = '@id("blue-stop") @owner("blue") forbid (principal, action in Action::"destructive", resource);'
+    assert (await mesh.admin("POST", "/v1/bundles", own(text), "blue-op")).status == 200
+    kept = {name: text for name, text in policy_files().items() if not name.startswith("cases/")}
+    stop = '@id("stop") @owner("mesh") forbid (principal, action in Action::"read", resource);'
+    assert (await mesh.activate({**kept, "stop.cedar": stop})).status == 200
+    await mesh.stop("gateway")
+    await mesh.start_gateway()
+    blue = await add(mesh, "blue-agent", "bea", "blue-op")
+    refused = await mesh.act(blue, "workbench/read_file", {"path": "notes.txt"})
+    assert refused.json["policy_ids"] == ["stop"]
+    assert (await mesh.act(blue, "workbench/delete_file", {"path": "notes.txt"})).json["policy_ids"] == ["blue-stop"]
+
+
+async def test_cases_that_never_end_are_refused(mesh: Mesh) -> None:
+    each = "".join(
+        f"      {name}: [{', '.join(map(str, range(20)))}]\n" for name in ("calls", "denied", "rate", "depth")
+    )
+    cases = f"cases:\n  - name: many\n    action: workbench/read_file\n    expect: permit\n    each:\n{each}"
+    asked = to_request({"own.cedar": OWN, "cases/many.yaml": cases}, "blue")
+    answer = await mesh.admin("POST", "/v1/bundles", asked, "blue-op")
+    assert answer.status == 422
+    assert "more than 5000 cases" in answer.json["rejected"]
+
+
+async def test_the_mesh_goes_on_without_who_cannot_follow(mesh: Mesh, red: Sidecar, blue: Sidecar) -> None:
+    text = '@id("later") @owner("red") forbid (principal, action in Action::"fs", resource) when { context.risk > 3 };'
+    assert (await mesh.admin("POST", "/v1/bundles", own(text), "striped-op")).status == 200
+    kept = {name: text for name, text in policy_files().items() if not name.startswith("cases/")}
+    more = {**kept, "schema.cedarschema": kept["schema.cedarschema"] + "\nentity Extra;\n", "own.cedar": text}
+    assert (await mesh.activate(more)).status == 422
+    answer = await mesh.admin("POST", "/v1/bundles?without=red", to_request(more))
+    assert answer.status == 200, answer.body
+    async with asyncio.timeout(10):
+        while (await mesh.act(red, "workbench/read_file", {"path": "notes.txt"})).status == 200:
+            await asyncio.sleep(0.05)
+    assert (await mesh.act(blue, "workbench/read_file", {"path": "notes.txt"})).status == 200
+    await mesh.gateway.bundles.refresh("gateway")  # nothing comes back by itself
+    assert mesh.gateway.bundles.of("red").sealed is None
+    assert (await mesh.admin("POST", "/v1/bundles", own(OWN), "striped-op")).status == 200
+    async with asyncio.timeout(10):
+        while (await mesh.act(red, "workbench/read_file", {"path": "zebra.txt"})).status != 200:
+            await asyncio.sleep(0.05)
+
+
+async def test_whom_the_mesh_asks_nobody_makes_up(mesh: Mesh, red: Sidecar, blue: Sidecar) -> None:
+    """On a server of the mesh its own policies ask its own people; ``blue-op`` calls itself ``operations`` too."""
+    answer = await mesh.act(blue, "workbench/delete_file", {"path": "notes.txt"})
+    assert answer.status == 202
+    approval = answer.json["approval"]
+    vote = await mesh.vote(approval, who="blue-op")
+    assert (vote.status, vote.json["reason"]) == (403, "not_yours")
+    assert (await mesh.vote(approval, who="approver-1")).json["state"] == "approved"
+
+
+async def test_a_secret_goes_to_no_server_that_only_has_the_name(tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text("s3cret")
+    secret = Credential(server="github", header="X-Key", value_file=tmp_path / "secret")
+    async with Mesh(tmp_path / "mesh", credentials=(secret,)) as mesh:
+        told = await register(mesh, "people", {"name": "blue-op", "roles": ROLES, "namespace": "blue"})
+        mesh.tokens["blue-op"] = told["token"]
+        body = {"name": "blue-node", "servers": ["github"], "outbound": True}
+        config = NodeConfig(
+            home=mesh.home / "blue-node",
+            port=0,
+            gateway_url=mesh.gateway_url,
+            enrolment_token=(await register(mesh, "nodes", body, "blue-op"))["enrolment_token"],
+            outbound=True,
+            servers=(workbench(mesh.sandbox, "github"),),
+        )
+        with pytest.raises(UpstreamFailed, match="name of another's server"):
+            await Node(config).start()
+
+
+async def test_a_log_tells_of_nobody_else(mesh: Mesh, red: Sidecar, blue: Sidecar) -> None:
+    """What a compromised sidecar makes up of another's agent is not taken, and so stands in nobody's view."""
+    await mesh.act(blue, "workbench/read_file", {"path": "notes.txt"})
+    intent = next(line.entry for _, line in blue.ledger.lines() if isinstance(line.entry, entries.Intent))
+    forged = msgspec.structs.replace(intent, deed=msgspec.structs.replace(intent.deed, agent="striped-agent"))
+    identity = blue.identity
+    ledger = DurableLedger(
+        mesh.home / "forged",
+        origin=log_of("licet.local", "sidecar", "blue-agent", "forged"),
+        key=SecretKey.generate(),
+        clock=SystemClock(),
+        segment_bytes=SEGMENT,
+    )
+    await ledger.append(forged)
+    await ledger.close()
+    with pytest.raises(Unverifiable, match="another's"):
+        await Shipper(identity, ledger.root, SystemClock()).ship()
+
+
+async def test_a_namespace_says_nothing_for_which_the_mesh_is_asked(mesh: Mesh, blue: Sidecar) -> None:
+    for path, body in (
+        ("/v1/nodes", {"name": "n", "servers": ["x"]}),
+        ("/v1/nodes", {"name": "n", "servers": ["x"], "url": "http://10.0.0.5:8080"}),
+        ("/v1/agents", {"name": "a", "owner": "bea", "attested": True}),
+        ("/v1/people", {"name": "p", "roles": ["viewer"], "login": "ada@example.com"}),
+        ("/v1/agents/blue-agent/grant", {"allowed": True, "reason": "x"}),
+        ("/v1/agents/blue-agent/clear", {"reason": "x"}),
+    ):
+        answer = await mesh.admin("POST", path, body, "blue-op")
+        assert (answer.status, answer.json["reason"]) == (403, "not_yours"), (path, answer.body)
+
+
+async def test_a_principal_is_nobody_in_another_namespace(mesh: Mesh, blue: Sidecar) -> None:
+    """What agents of one namespace do under a name weighs on nobody who is called so elsewhere."""
+    await register(mesh, "agents", {"name": "red-1", "owner": "bea"}, "striped-op")
+    store = mesh.gateway.records.store
+    assert [book.agent for book in Shelf(store, "red").of("bea")] == ["red-1"]
+    assert [book.agent for book in Shelf(store, "blue").of("bea")] == ["blue-agent"]
+    assert Shelf(store).of("bea") == []
