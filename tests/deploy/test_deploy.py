@@ -47,7 +47,16 @@ BIN: Final = Path(sys.executable).parent
 HELM: Final = DEPLOY / "npm" / "node_modules" / ".bin" / "helm"
 VERSIONS: Final = ("1.29", "1.31", "1.33")
 VALUES: Final = {
-    "agentNamespaces": [{"name": "shop"}],
+    "agentNamespaces": [{"name": "shop", "create": True}, {"name": "bank"}],
+    "imagePullSecrets": [{"name": "registry"}],
+    "gateway": {
+        "hostnames": ["licet.example.com"],
+        "settings": "keep_days = 30\n",
+        "extraEnv": [{"name": "LICET_GATEWAY__OTLP", "value": "http://collector:4318"}],
+        "extraVolumes": [{"name": "secrets", "secret": {"secretName": "upstream"}}],
+        "extraVolumeMounts": [{"name": "secrets", "mountPath": "/secrets", "readOnly": True}],
+        "extraEgress": [{"ports": [{"port": 4318}]}],
+    },
     "injection": {"caBundle": base64.b64encode(b"a certificate").decode()},
     "nodes": [
         {
@@ -332,6 +341,41 @@ def test_services_and_rules_meet_what_they_are_for(rendered: list[Any]) -> None:
     assert {port["port"] for rule in (to_gateway, to_names) for port in rule["ports"]} == {7400, 53}
     hook = next(one for one in rendered if one["kind"] == "MutatingWebhookConfiguration")["webhooks"][0]
     assert (hook["failurePolicy"], hook["clientConfig"]["service"]["path"]) == ("Fail", "/v1/kubernetes/inject")
+    asked = next(
+        one
+        for one in rendered
+        if (one["kind"], one["metadata"]["name"]) == ("Service", hook["clientConfig"]["service"]["name"])
+    )
+    assert asked["spec"]["publishNotReadyAddresses"], "pods are looked at before there are policies"
+    made = [one for one in rendered if one["kind"] == "Namespace"]
+    assert [(one["metadata"]["name"], one["metadata"]["annotations"]) for one in made] == [
+        ("shop", {"helm.sh/resource-policy": "keep"})
+    ], "agents outlive the release, and what is there already stays whose it is"
+
+
+def test_a_webhook_that_nobody_would_believe_is_not_installed(tmp_path: Path) -> None:
+    (tmp_path / "values.yaml").write_text(yaml.safe_dump({**VALUES, "injection": {}}))
+    chart = DEPLOY / "helm" / "licet"
+    done = subprocess.run(
+        [HELM, "template", "lic", chart, "-f", tmp_path / "values.yaml", "--kube-version", "1.33.0"],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode
+    assert "caBundle" in done.stderr
+
+
+def test_the_command_of_the_units_finds_what_the_readme_copies(tmp_path: Path) -> None:
+    """As installed, from another directory: the packages lie beside, in no environment."""
+    for name in ("trust", "edge", "gateway", "sidecar", "licet"):
+        (tmp_path / "app").mkdir(exist_ok=True)
+        (tmp_path / "app" / name).symlink_to(REPOSITORY / name)
+    script = tmp_path / "licet"
+    told = (DEPLOY / "licet").read_text().replace("/opt/licet/bin/python", sys.executable)
+    script.write_text(told.replace("/opt/licet/app", str(tmp_path / "app")))
+    kept = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    done = subprocess.run(["sh", script, "--help"], cwd=tmp_path, env=kept, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 # Pods
