@@ -26,7 +26,7 @@ from gateway.approvals.votes import Votes
 from gateway.bundles import Bundles
 from gateway.callers import Callers, Sender
 from gateway.certificates import Certificates
-from gateway.control import ANYBODY, Act, Control, Of
+from gateway.control import ANYBODY, APPROVER, Act, Control, Of
 from gateway.delegations import Delegations
 from gateway.dispatch import Dispatcher
 from gateway.evidence import Packer
@@ -135,13 +135,14 @@ class Access:
         self.routes.add(method, path, handle)
 
     def person(self, method: str, path: str, handler: Handler, act: Act, of: Of = "own") -> None:
-        """For people who may do *act* to what it is *of*; whatever changes something is recorded before it is done."""
+        """For people who may do *act* to what it is *of*. That somebody acts in a role is recorded before it is done;
+        what approvers do is an entry of its own."""
 
         async def handle(incoming: Incoming, **parameters: str) -> StreamResponse:
             person: Person = self._people.identify(incoming.bearer)
             with _attributed(f"person {person.name}"):
                 role = self._control.require_for(person, act, of, parameters)
-                if method != "GET" and role != ANYBODY:
+                if method != "GET" and role not in (ANYBODY, APPROVER):
                     await self._records.note(entries.Admin(f"{method} {incoming.path}", person.name, role))
                 return await handler(incoming, person, **parameters)
 
