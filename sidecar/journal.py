@@ -231,7 +231,8 @@ class SharedJournal:
     def keep(self) -> None:
         """Look used, so that nobody who cleans up takes the files of workers that had nothing to do for days."""
         for path in (self._directory, *self._directory.iterdir()):
-            os.utime(path)
+            with contextlib.suppress(FileNotFoundError):
+                os.utime(path)
 
     def _go_on(self) -> None:
         """In the next file; whoever comes first begins it, since whoever filled this one may have died then."""

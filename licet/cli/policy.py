@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
+from urllib.parse import urlencode
 
 import msgspec
 import typer
@@ -212,6 +213,7 @@ def make_bundle(
 def activate(
     directory: Path | None = Directory,
     namespace: str = Namespace,
+    without: list[str] = typer.Option([], help="A namespace that may be left without policies, if it cannot follow."),
     token_file: Path | None = As,
     as_json: bool = Json,
 ) -> None:
@@ -221,12 +223,15 @@ def activate(
     with _placed(where):
         request = to_request(read_directory(where), namespace)
     try:
-        told = gateway(token_file).call("POST", f"/v1/bundles{_of(namespace)}", request).body
+        left = {"namespace": namespace, "without": ",".join(without)}
+        query = urlencode({name: value for name, value in left.items() if value})
+        told = gateway(token_file).call("POST", "/v1/bundles" + (f"?{query}" if query else ""), request).body
     except ApiError as bad:
         if bad.status != 422:
             raise
         found = [str(msgspec.convert(problem, Problem)) for problem in bad.problem["problems"]]
         said = "\n".join(f"{where}/{problem.removeprefix(f':{namespace}/')}" for problem in found)
+        said = said or str(bad.problem["rejected"])
         raise fail(f"not activated, the last good bundle stays:\n{said}", BAD_POLICY) from None
     _show_status(told, as_json)
 

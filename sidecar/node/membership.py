@@ -12,6 +12,7 @@ import msgspec
 
 from edge.clock import SystemClock
 from sidecar.config import NodeConfig
+from sidecar.forward import refusal_of
 from sidecar.identity import Identity, detail_of
 from sidecar.node.offers import LIST_TIMEOUT_S
 from sidecar.node.upstream import UpstreamFailed
@@ -21,6 +22,9 @@ from trust.reasons import Reason, Unverifiable
 
 LEASE_MARGIN_S: Final = 2.0
 """A node stops starting work this long before its lease ends, so that two never believe to hold it."""
+TRIES: Final = 5
+TRY_AGAIN_S: Final = 1.1
+"""What a verifier heard is known to the second."""
 _JSON: Final = {"Content-Type": "application/json"}
 _log = logging.getLogger("licet.node")
 
@@ -47,16 +51,24 @@ class Membership:
         async with self._joining:
             vouchers = [path.read_text("utf-8").strip() for path in self._config.vouchers]
             told = {"servers": list(offered.values()), "claims": self._config.claims, "vouchers": vouchers}
-            asked = {"url": url, **told}
-            async with self._identity.send(
-                "POST", "/v1/nodes/join", msgspec.json.encode(asked), _JSON, strong=True, timeout_s=LIST_TIMEOUT_S
-            ) as reply:
-                answer = await reply.read()
-            if reply.status != 200:
+            status, answer = await self._ask_to_join(msgspec.json.encode({"url": url, **told}))
+            if status != 200:
                 raise UpstreamFailed(f"the gateway did not let this node join: {detail_of(answer)}")
             self.told = offered
             self.epoch, self._slots = (int(json.loads(answer)[name]) for name in ("epoch", "slots"))
             self._renewed = self._clock.mono()
+
+    async def _ask_to_join(self, body: bytes) -> tuple[int, bytes]:
+        """Status and answer; signed again, some times, for a gateway that has just begun to remember what it heard."""
+        for _ in range(TRIES):
+            async with self._identity.send(
+                "POST", "/v1/nodes/join", body, _JSON, strong=True, timeout_s=LIST_TIMEOUT_S
+            ) as reply:
+                answer = await reply.read()
+            if reply.status == 200 or refusal_of(reply.status, answer).reason is not Reason.REPLAY_UNKNOWN:
+                break
+            await asyncio.sleep(TRY_AGAIN_S)
+        return reply.status, answer
 
     def slots(self) -> int:
         """How many actions the gateway will let run here at once."""

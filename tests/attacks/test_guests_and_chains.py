@@ -274,7 +274,7 @@ async def test_reports_come_one_at_a_time(mesh: Mesh) -> None:
 async def test_a_sidecar_hears_nothing_of_others(mesh: Mesh) -> None:
     from trust.standing.breaker import Trip
 
-    for target in ("agent:other", "agent:demo", "server:x"):
+    for target in ("agent:other", "agent:demo", "server:workbench", "server:x"):
         await mesh.gateway.stops.trip(Trip(target, "loop", 1, int(time.time()) + 60))
     await mesh.add_agent("other", "bob")
     for what, name in (("agent", "other"), ("session", "ses_x"), ("token", "t" * 43)):
@@ -284,7 +284,7 @@ async def test_a_sidecar_hears_nothing_of_others(mesh: Mesh) -> None:
             await asyncio.sleep(0.02)
     assert mesh.sidecar.world.own.revoked == {"token:" + "t" * 43}
     assert mesh.sidecar.world.facts is not None
-    assert set(mesh.sidecar.world.facts.breakers) == {"agent:demo", "server:x"}
+    assert set(mesh.sidecar.world.facts.breakers) == {"agent:demo", "server:workbench"}
 
 
 async def test_a_kill_needs_a_reason_and_an_owner_can_be_revoked(mesh: Mesh) -> None:
