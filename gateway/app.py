@@ -366,6 +366,7 @@ class Gateway:
                 await self.registry.end_drained_keys()
                 if self._tls is not None:
                     self._tls.renew_when_due()
+                await self.bundles.settle()
                 await self.bundles.renew_when_due()
             except LedgerUnavailable as fault:
                 _log.error("ledger unavailable: %s", fault)

@@ -120,6 +120,7 @@ class Bundles:
         self._clock = clock
         self._ttl_s = ttl_s
         self._editions: defaultdict[str, Edition] = defaultdict(Edition)
+        self._looked_at: dict[str, str] = {}
         for namespace in ("", *self._namespaces()):
             self._load(namespace)
         records.listen(self._on_change)
@@ -233,6 +234,32 @@ class Bundles:
             if namespace and self.sealed is not None and self._active(namespace) is None:
                 await self._write(self._prepared(namespace, NO_SOURCES, self.sealed.content.sources), by, "activated")
 
+    async def settle(self) -> None:
+        """Whoever activated something for the mesh may have died before every namespace had it: they have it now."""
+        if self._lags():
+            async with self._records.deciding:
+                if self._lags() and self.sealed is not None:
+                    await self._activate(self.sealed.content.sources, "gateway", "activated", "", renewed=True)
+                    self._looked_at = self._digests()
+
+    def _lags(self) -> bool:
+        """Whether an edition has other policies of the mesh than the mesh; looked at once for what is active."""
+        digests = self._digests()
+        if digests == self._looked_at or self.sealed is None:
+            return False
+        lags = any(not self._has(self.sealed.content.sources, name) for name in digests if name)
+        if not lags:
+            self._looked_at = digests
+        return lags
+
+    def _digests(self) -> dict[str, str]:
+        return {name: one.sealed.digest for name, one in self._editions.items() if one.sealed is not None}
+
+    def _has(self, mesh: Sources, namespace: str) -> bool:
+        """Whether the edition of *namespace* has just the policies of the mesh, beside its own."""
+        sealed = self._editions[namespace].sealed
+        return sealed is not None and _of_the_mesh(sealed) == mesh.policies
+
     async def renew_when_due(self) -> None:
         """Sign anew at half of its life, so that sidecars never see it end."""
         if self.sealed is not None:
@@ -290,7 +317,7 @@ class Bundles:
                 found.append(self._follows(namespace, active, mesh))
             except BundleRejected as bad:
                 told = f"the namespace {namespace} could not follow: {bad}"
-                if namespace in without:
+                if namespace in without or (renewed and not self._has(mesh, namespace)):
                     lost.append((namespace, told))
                 elif renewed:
                     self._editions[namespace].degraded = told
@@ -395,6 +422,11 @@ def _merged(namespace: str, own: Sources, mesh: Sources, servers: list[str]) -> 
     policies = {prefix + file: confined.confine(text, servers) for file, text in own.policies.items()}
     expected = Inventory({**own.expected.servers, **mesh.expected.servers})
     return Sources(mesh.schema, {**mesh.policies, **policies}, own.cases, expected)
+
+
+def _of_the_mesh(sealed: Sealed) -> dict[str, str]:
+    """The policies of the mesh in an edition."""
+    return {name: text for name, text in sealed.content.sources.policies.items() if not name.startswith(PREFIX)}
 
 
 def _own(sources: Sources, namespace: str) -> Sources:

@@ -29,6 +29,7 @@ from tests.mesh import SEGMENT, Answer, Mesh, policy_files, workbench
 from trust.identity.keys import SecretKey
 from trust.ledger import entries
 from trust.ledger.shipment import log_of
+from trust.ledger.writer import LedgerUnavailable
 from trust.policy.inventory import Inventory
 from trust.reasons import Unverifiable
 
@@ -394,6 +395,36 @@ async def test_a_namespace_that_cannot_follow_holds_up_nobody_else(mesh: Mesh, r
     after = {name: mesh.gateway.bundles.of(name).sealed for name in before}
     assert [name for name in before if before[name] != after[name]] == ["", "blue"]
     assert "red could not follow" in mesh.gateway.bundles.degraded
+
+
+async def test_who_dies_while_it_activates_leaves_nobody_behind(mesh: Mesh, red: Sidecar, blue: Sidecar) -> None:
+    """The mesh has its policies, and the gateway ends before the namespaces have them: they have them soon after."""
+    bundles = mesh.gateway.bundles
+    write, written = bundles._write, 0
+
+    async def dies(*given: Any, **more: Any) -> Any:
+        nonlocal written
+        written += 1
+        if written > 1:
+            raise LedgerUnavailable("here it ends")
+        return await write(*given, **more)
+
+    bundles._write = dies  # type: ignore[method-assign]
+    kept = {name: text for name, text in policy_files().items() if not name.startswith("cases/")}
+    stop = '@id("stop") @owner("mesh") forbid (principal, action in Action::"read", resource);'
+    await mesh.activate({**kept, "stop.cedar": stop})
+    assert written == 2
+    await mesh.stop("gateway")
+    await mesh.start_gateway()
+    for sidecar in (red, blue):
+        async with asyncio.timeout(15):
+            while (await mesh.act(sidecar, "workbench/read_file", {"path": "notes.txt"})).json.get("policy_ids") != [
+                "stop"
+            ]:
+                await asyncio.sleep(0.05)
+    versions = [mesh.gateway.bundles.of(name).sealed.content.version for name in ("red", "blue")]  # type: ignore[union-attr]
+    await asyncio.sleep(2.5)  # and that was that
+    assert [mesh.gateway.bundles.of(name).sealed.content.version for name in ("red", "blue")] == versions  # type: ignore[union-attr]
 
 
 async def test_authority_stays_in_its_namespace(mesh: Mesh, red: Sidecar, blue: Sidecar) -> None:
