@@ -9,6 +9,7 @@ at the start.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from typing import Any, Final
 
@@ -16,6 +17,7 @@ import msgspec
 import redis.asyncio as redis
 from redis.exceptions import RedisError
 
+from edge.backoff import Backoff
 from trust.reasons import Reason, Unverifiable
 
 PREFIX: Final = "licet:"
@@ -79,18 +81,29 @@ class Shared:
         self._redis: Any = redis.Redis(connection_pool=pool)
         self._of = f"{PREFIX}{audience}:"
 
-    async def start(self) -> None:
-        """Refuse to work with a server that forgets."""
-        try:
-            found = await self._redis.config_get("maxmemory-policy", "appendonly", "save")
-        except (RedisError, OSError) as bad:
-            raise _unknown(bad) from None
+    async def start(self, within_s: float = 0.0) -> None:
+        """Refuse to work with a server that forgets; one that cannot be reached is waited for so long."""
+        found = await self._settings(within_s)
         policy = found.get("maxmemory-policy", "noeviction")
         if found.get("save") and found.get("appendonly") != "yes":
             raise Unverifiable(Reason.REPLAY_UNKNOWN, f"redis: {SNAPSHOTS}")
         if policy != "noeviction":
             detail = f"its maxmemory-policy is {policy}; expected noeviction, or used nonces could be forgotten"
             raise Unverifiable(Reason.REPLAY_UNKNOWN, f"redis: {detail}")
+
+    async def _settings(self, within_s: float) -> dict[str, str]:
+        backoff, loop = Backoff(), asyncio.get_running_loop()
+        end = loop.time() + within_s
+        while True:
+            try:
+                found: dict[str, str] = await self._redis.config_get("maxmemory-policy", "appendonly", "save")
+                return found
+            except (redis.ConnectionError, redis.TimeoutError, OSError) as bad:
+                if loop.time() >= end:
+                    raise _unknown(bad) from None
+            except RedisError as bad:
+                raise _unknown(bad) from None
+            await asyncio.sleep(backoff.next())
 
     async def close(self) -> None:
         await self._redis.aclose()

@@ -86,6 +86,8 @@ from trust.standing.breaker import Breaker
 from trust.verdict import Refusal
 
 VERSION = "0.1.0"
+REACHED_WITHIN_S = 30.0
+"""For how long a gateway waits for its Redis at the start, which may begin at the same time."""
 CONSOLE_HOST = "licet.localhost"
 """Browsers find it on this machine by themselves (RFC 6761), and nobody else's page is of the same site."""
 _log = logging.getLogger("licet.gateway")
@@ -147,7 +149,7 @@ class Gateway:
         audience = f"wimse://{domain}/gateway/main"
         self._shared = Shared(config.redis, audience) if config.redis else None
         if self._shared is not None:
-            await self._shared.start()
+            await self._shared.start(REACHED_WITHIN_S)
         self.fleet = Fleet(self.records, registry, servers, self.router, self._policies, domain, clock, self._shared)
         self._oidc: Oidc | None = None
         self._own: Listener | None = None
