@@ -68,7 +68,11 @@ class PoliciesPage:
             asked = Filter(kind="bundle", origin=f"{self._s.trust_domain}/gateway/*", limit=ACTIVATIONS)
             activations = (await index.find(asked)).rows
         policies: list[Policy] = []
-        missing = "authors of the mesh compare here" if namespace else "no policies are active"
+        missing = (
+            "what an activation in a namespace changes is told when it is done"
+            if namespace
+            else "no policies are active"
+        )
         candidate = Candidate(str(self._directory), missing=missing)
         if compiled is not None:
             since = self._s.clock.wall_us() - WEEK_US

@@ -27,6 +27,7 @@ from trust.reasons import Reason, Unverifiable
 
 TYP: Final = "licet-bundle+jwt"
 MAX_BUNDLE_BYTES: Final = 64 << 20
+SCHEMA: Final = "schema.cedarschema"
 
 
 class BundleRejected(Exception):
@@ -191,7 +192,9 @@ def _entities(content: Content) -> list[dict[str, Any]]:
 def sources_from_files(files: Mapping[str, str]) -> Sources:
     """An author's directory (relative path → text) as :class:`Sources`, or :class:`BundleRejected`."""
     if "schema.cedarschema" not in files:
-        raise BundleRejected([Problem("error", "schema.cedarschema", 1, 1, "the file is missing")])
+        raise BundleRejected(
+            [Problem("error", SCHEMA, 1, 1, "the file is missing", "policies of a namespace: --namespace NAME")]
+        )
     expected: JsonObject = {"servers": {}}
     try:
         if "inventory.json" in files:
