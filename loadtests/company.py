@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from loadtests.fleet import REPOSITORY, Fleet, described
+from loadtests.page import put
 from trust.ledger.verify import verify
 
 BUILD: Final = REPOSITORY / "build"
@@ -169,8 +170,7 @@ def main() -> None:
         print("failed:", failure)
     if not asked.dry:
         draw(found, REPOSITORY / "docs" / "fleet.png")
-        page = PAGE.read_text()
-        PAGE.write_text(page[: page.index(BEGIN)] + text + page[page.index(END) + len(END) :])
+        put(PAGE, BEGIN, text, END)
     if found["failures"] or any(one["faults"] for one in found["ledgers"].values()):
         raise SystemExit(1)
 

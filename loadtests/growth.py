@@ -31,6 +31,7 @@ from gateway.state import AgentRecord
 from loadtests import million
 from loadtests.bench import bundle_of, measure_choice, measure_policy
 from loadtests.fleet import REPOSITORY
+from loadtests.page import put
 from loadtests.servers import Postgres
 from trust import feed
 from trust.identity.keys import SecretKey, b64url
@@ -280,8 +281,7 @@ def main() -> None:
     text = written(found)
     print(text)
     if not asked.dry:
-        page = PAGE.read_text()
-        PAGE.write_text(page[: page.index(BEGIN)] + text + page[page.index(END) + len(END) :])
+        put(PAGE, BEGIN, text, END)
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from typing import Any, Final
 import psutil
 
 from loadtests.bench import BODY, MANIFEST, REPOSITORY, REST, http, part, prepare, wait_ready
+from loadtests.page import put
 from loadtests.servers import free_port
 
 BUILD: Final = REPOSITORY / "build"
@@ -139,8 +140,7 @@ def main() -> None:
     text = written(rows)
     print(text)
     if not asked.dry:
-        page = PAGE.read_text()
-        PAGE.write_text(page[: page.index(BEGIN)] + text + page[page.index(END) + len(END) :])
+        put(PAGE, BEGIN, text, END)
 
 
 if __name__ == "__main__":

@@ -128,18 +128,12 @@ class Administration:
 
     async def _register_agent(self, incoming: Incoming, person: Person) -> Response:
         new = decode(incoming, NewAgent)
-        new = msgspec.structs.replace(new, namespace=self._namespace(new.namespace, person))
+        new = msgspec.structs.replace(new, namespace=self._s.control.home(person, new.namespace))
         if new.attested and person.namespace:
             raise Unverifiable(Reason.NOT_YOURS, "that an agent was attested is the word of operators of the mesh")
         token = await self._s.registry.register_agent(new, person.name)
         await self._s.bundles.ensure(new.namespace, person.name)
         return json_response({"name": new.name, "enrolment_token": token}, 201)
-
-    def _namespace(self, asked: str, person: Person) -> str:
-        """Where what *person* registers belongs: the own namespace, if it is of one."""
-        if person.namespace and asked not in ("", person.namespace):
-            raise Unverifiable(Reason.NOT_YOURS, f"{person.name} registers in {person.namespace} only")
-        return person.namespace or asked
 
     async def _show_agent(self, _incoming: Incoming, _person: Person, name: str) -> Response:
         record, held = self._s.registry.known_agent(name), self._s.standings.standing(name)
@@ -286,7 +280,7 @@ class Administration:
 
     async def _register_person(self, incoming: Incoming, person: Person) -> Response:
         new = decode(incoming, _NewPerson)
-        namespace = self._namespace(new.namespace, person)
+        namespace = self._s.control.home(person, new.namespace)
         if new.login and person.namespace:
             raise Unverifiable(Reason.NOT_YOURS, "how somebody signs in elsewhere is the word of operators of the mesh")
         token = await self._s.people.register(new.name, new.roles, person.name, new.teams, new.login, namespace)

@@ -48,16 +48,13 @@ class NodesApi:
 
     async def _register(self, incoming: Incoming, person: Person) -> Response:
         new = decode(incoming, NewNode)
-        if person.namespace:
-            if new.namespace not in ("", person.namespace):
-                raise Unverifiable(Reason.NOT_YOURS, f"{person.name} registers in {person.namespace} only")
-            if not new.outbound:
-                raise Unverifiable(
-                    Reason.NOT_YOURS,
-                    "a node of a namespace connects itself (--outbound), so that the gateway sends nothing where a "
-                    "namespace says; one that is connected to is registered by an operator of the mesh",
-                )
-            new = msgspec.structs.replace(new, namespace=person.namespace)
+        new = msgspec.structs.replace(new, namespace=self._s.control.home(person, new.namespace))
+        if person.namespace and not new.outbound:
+            raise Unverifiable(
+                Reason.NOT_YOURS,
+                "a node of a namespace connects itself (--outbound), so that the gateway sends nothing where a "
+                "namespace says; one that is connected to is registered by an operator of the mesh",
+            )
         token = await self._s.fleet.register(new, person.name)
         return json_response({"name": new.name, "enrolment_token": token}, 201)
 

@@ -98,6 +98,12 @@ class Control:
             raise self.missing(person, kind, name)
         return role
 
+    def home(self, person: Person, asked: str) -> str:
+        """The namespace of what *person* registers, who *asked* for one: the own one, if it is of one."""
+        if person.namespace and asked not in ("", person.namespace):
+            raise Unverifiable(Reason.NOT_YOURS, f"{person.name} registers in {person.namespace} only")
+        return person.namespace or asked
+
     def missing(self, person: Person, kind: Kind, name: str) -> Unverifiable:
         """That there is nothing of this name, as far as *person* can know."""
         hint = ""

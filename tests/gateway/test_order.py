@@ -439,19 +439,24 @@ async def test_a_key_that_was_made_in_vain_gives_way(tmp_path: Path, database: s
         await eventually(lambda: (found := a.subjects.one("subject", "somebody")) is not None and found.id == "sub_b")
 
 
+async def says_in_vain(party: Party, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it decides is in its own log, and nobody else hears of it."""
+
+    async def lost(_change: Change) -> None:
+        raise OrderUnavailable("gone")
+
+    monkeypatch.setattr(party.order, "publish", lost)
+    with pytest.raises(LedgerUnavailable):
+        await party.kill("never")
+    monkeypatch.undo()
+
+
 async def test_who_cannot_use_its_turn_holds_up_nobody(
     tmp_path: Path, database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its disk is broken, or it does not believe what it is told."""
     async with parties(tmp_path, database, "a", "b") as (a, b):
-
-        async def lost(_change: Change) -> None:
-            raise OrderUnavailable("gone")
-
-        monkeypatch.setattr(a.order, "publish", lost)
-        with pytest.raises(LedgerUnavailable):
-            await a.kill("never")
-        monkeypatch.undo()
+        await says_in_vain(a, monkeypatch)
 
         async def broken_disk(*_: object) -> None:
             raise LedgerUnavailable("the disk is broken")
@@ -524,14 +529,7 @@ async def test_an_entry_that_others_never_saw_is_void(
     tmp_path: Path, database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with parties(tmp_path, database, "a", "b") as (a, b):
-
-        async def lost(_change: Change) -> None:
-            raise OrderUnavailable("gone")
-
-        monkeypatch.setattr(a.order, "publish", lost)
-        with pytest.raises(LedgerUnavailable):
-            await a.kill("never")
-        monkeypatch.undo()
+        await says_in_vain(a, monkeypatch)
         await b.kill("x")
         await a.kill("y")
         assert a.killed() == {"x", "y"}
@@ -602,14 +600,7 @@ async def test_who_fell_after_it_heard_the_others_starts_again(
 ) -> None:
     """Its last words were not published, and it has applied what another said in their place."""
     async with parties(tmp_path, database, "a", "b") as (a, b):
-
-        async def lost(_change: Change) -> None:
-            raise OrderUnavailable("gone")
-
-        monkeypatch.setattr(a.order, "publish", lost)
-        with pytest.raises(LedgerUnavailable):
-            await a.kill("never")
-        monkeypatch.undo()
+        await says_in_vain(a, monkeypatch)
         await b.kill("x")
         await eventually(lambda: a.killed() == {"x"})
     async with parties(tmp_path, database, "a") as (a,):
