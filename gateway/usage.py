@@ -94,7 +94,8 @@ class Usage:
         plain = {"day": f"wall_us / {_DAY_US}", "team": "agent"}
         groups = [plain.get(name, f'"{name}"') for name in by] or ["''"]
         sums = ", ".join(f'sum("{name}")' for name in _SUMMED)
-        ended = "sum(status IN ('done', 'tool_error')), sum(status = 'unknown'), sum(status = 'refused')"
+        statuses = ("IN ('done', 'tool_error')", "= 'unknown'", "= 'refused'")
+        ended = ", ".join(f"count(*) FILTER (WHERE status {which})" for which in statuses)
         sql = (
             f"SELECT {', '.join(groups)}, count(*), {ended}, {sums} FROM metered "  # noqa: S608 (names of ours only)
             f"WHERE {_WITHIN} GROUP BY {', '.join(map(str, range(1, len(groups) + 1)))}"

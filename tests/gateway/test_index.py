@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from gateway.index import Index
 from gateway.questions import Filter
+from gateway.usage import Usage
 from trust.ledger import entries
 from trust.ledger.entries import Deed, Intent, Judgement, Kill, Outcome, Refusal, Stamp, decode, encode, stamped
 from trust.ledger.rows import row
@@ -157,6 +158,17 @@ async def test_it_goes_on_where_it_was_and_comes_out_the_same_when_made_anew(
     assert await anew.dump() == followed
     assert len(followed) == number
     anew.close()
+
+
+async def test_what_only_runs_so_far_is_an_attempt_that_has_not_ended(tmp_path: Path) -> None:
+    log = Log("t/gateway/a")
+    told = ("act_1", "dec_1", "r1", "demo", "ada", "fs", "read", "n1", "a" * 64, "b" * 64, "c" * 64, "t" * 64)
+    log.add(entries.Dispatch(*told), 1_000)
+    index = Index(tmp_path / "index.sqlite", lambda: [log])
+    await index.follow()
+    [one] = await Usage(index, "t").sums(("agent",), 0, 2_000, {})
+    assert (one.attempts, one.done, one.lost, one.refused, one.took_us) == (1, 0, 0, 0, None)
+    index.close()
 
 
 async def test_a_log_that_began_anew_is_read_anew(tmp_path: Path) -> None:

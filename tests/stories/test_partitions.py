@@ -132,6 +132,7 @@ async def test_a_sidecar_that_is_cut_off_from_all_says_so_and_a_kill_holds(far: 
     async with trouble(far) as seen:
         for one in (GATEWAY_A, GATEWAY_B):
             island(far).cut(one)
+        await asyncio.sleep(2)  # so that something is on its way when the kill comes, on a wire that still brings it
         await asked(far, "POST", "/v1/kills", {"target": "agent-1", "reason": "drill"})
         stopped = time.monotonic()
         await asyncio.sleep(12)
