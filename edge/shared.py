@@ -1,24 +1,28 @@
-"""What several processes of one gateway remember together, in Redis: used nonces, open sessions, leases of nodes.
+"""What several processes of one gateway remember together, in Redis: nonces, sessions, leases, and what agents did.
 
 The one door to redis. All of it is soft: when Redis forgets, nonces are not believed for a while, sessions are opened
-again, and leases come back with the next heartbeat. ``SET … NX`` decides which of several verifiers saw a nonce first.
-A Redis that lost its memory is noticed by a mark that is gone with it: what was signed before the mark was set again
-may have been seen, and is refused. Evicting keys would lose nonces without a sign, so a server that evicts is refused
-at the start.
+again, leases come back with the next heartbeat, and what agents did is counted again from the ledgers. ``SET … NX``
+decides which of several verifiers saw a nonce first. A Redis that lost its memory is noticed by a mark that is gone
+with it: what was signed before the mark was set again may have been seen, and is refused. Evicting keys would lose
+nonces without a sign, so a server that evicts is refused at the start.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import Sequence
 from typing import Any, Final
 
 import msgspec
 import redis.asyncio as redis
 from redis.exceptions import RedisError
 
+from edge import did
 from edge.backoff import Backoff
 from trust.reasons import Reason, Unverifiable
+from trust.recalled import DENIED, Call, Past, Recalled
+from trust.window import BUCKETS, DAY
 
 PREFIX: Final = "licet:"
 MARK: Final = PREFIX + "since"
@@ -28,6 +32,7 @@ SNAPSHOTS: Final = (
     "it keeps snapshots only, so after a crash an old memory would come back as if it were whole; "
     'expected appendonly yes, or save ""'
 )
+IF_LOST: Final = "sessions are opened again, nodes heard of again within seconds, agents counted from the ledgers"
 CONNECTIONS: Final = 64
 _RENEW: Final = """
 local time = redis.call('TIME')
@@ -63,14 +68,30 @@ async def examine(url: str) -> list[Finding]:
         Finding("takes writes", role == "master", role, "expected the primary"),
         Finding("snapshots", not snapshots, "alone" if snapshots else "not relied on", SNAPSHOTS),
         Finding("persistence", True, "on" if kept else "off: after a restart what was signed before is signed again"),
-        Finding("if it were lost", True, "sessions are opened again and nodes are heard of again within seconds"),
+        Finding(
+            "if it were lost",
+            True,
+            "sessions are opened again, nodes are heard of again within seconds, and agents counted from the ledgers",
+        ),
     ]
 
 
-class Shared:
-    """Of one *audience*; every process of it names the same Redis."""
+class Counted(msgspec.Struct, frozen=True):
+    """A call counts, since ``at`` (Unix seconds). ``before``: what its agent had done, as far as that counts;
+    ``since``: when counting began; ``whole``: what was before that counts too."""
 
-    def __init__(self, url: str, audience: str) -> None:
+    call: Call
+    at: float
+    before: Recalled
+    since: float
+    whole: bool
+
+
+class Shared:
+    """Of one *audience*; every process of it names the same Redis. *name*: of this process."""
+
+    def __init__(self, url: str, audience: str, name: str = "main") -> None:
+        self._name = name
         pool: Any = redis.BlockingConnectionPool.from_url(
             url,
             max_connections=CONNECTIONS,
@@ -122,9 +143,105 @@ class Shared:
         except (RedisError, OSError) as bad:
             raise _unknown(bad) from None
         if not first:
-            raise Unverifiable(Reason.REPLAYED, "this nonce was used before")
+            raise _replayed()
         if created_at < int(since):
-            raise Unverifiable(Reason.REPLAY_UNKNOWN, "made before the memory of used nonces began; sign again")
+            raise _before_memory()
+
+    # What agents did
+
+    async def count(
+        self,
+        call: Call,
+        in_flight: int,
+        labels_keep_s: int,
+        *,
+        nonce: str,
+        created_at: int,
+        expires_at: float,
+        now: float,
+    ) -> Counted:
+        """Spend *nonce* as :meth:`spend` does, and count *call* from now on. *in_flight*: calls of its agent here,
+        with this one."""
+        windows = [*call.counts, (DENIED, DAY, 0)]
+        lives_ms = max(1, int((expires_at - now) * 1000))
+        keys = (*self._did(call.agent), self._flight(call.agent), MARK, f"{self._of}nonce:{nonce}")
+        told = await self._run(
+            did.COUNT,
+            keys,
+            int(now),
+            lives_ms,
+            created_at,
+            self._name,
+            in_flight,
+            labels_keep_s,
+            call.run,
+            "\n".join(call.labels),
+            *(part for window in windows for part in window),
+        )
+        match bytes(told[0]):
+            case b"replayed":
+                raise _replayed()
+            case b"unknown":
+                raise _before_memory()
+        at, since, whole, flying, *counts = told[1 : 5 + len(windows)]
+        known = {label.decode() for label in told[5 + len(windows) :]}
+        before = Recalled.of(counts, in_flight - 1 + flying, known)
+        return Counted(call, float(at), before, float(since), bool(whole))
+
+    async def uncount(self, counted: Counted) -> None:
+        """The call did not happen. Its labels stay."""
+        past = Past()
+        for name, span_s, amount in counted.call.counts:
+            past.add(name, span_s, int(counted.at * BUCKETS / span_s), -amount)
+        await self._put(counted.call.agent, past)
+
+    async def denied(self, agent: str, amount: int) -> None:
+        """So much was refused to *agent*."""
+        await self._run(did.PUT, self._did(agent), "", 0, 1, DENIED, DAY, "", amount)
+
+    async def seed(self, agent: str, past: Past, labels_keep_s: int) -> None:
+        """What *agent* did before counting began; only the first time."""
+        await self._put(agent, past, "seeded", labels_keep_s)
+
+    async def _put(self, agent: str, past: Past, mark: str = "", labels_keep_s: int = 0) -> None:
+        counts = [part for key, amount in past.counts.items() for part in (*key, amount)]
+        labels = [part for one in past.labels for part in one]
+        await self._run(did.PUT, self._did(agent), mark, labels_keep_s, len(past.counts), *counts, *labels)
+
+    async def flying(self, calls: dict[str, int]) -> None:
+        """How many calls of agents are in flight with this process. If that cannot be told, it is told soon again."""
+        with contextlib.suppress(Unverifiable):
+            await self._run(did.FLY, [self._flight(agent) for agent in calls], self._name, *calls.values())
+
+    def _did(self, agent: str) -> list[str]:
+        return [f"{self._of}{kind}:{agent}" for kind in ("did", "labels", "runs")]
+
+    def _flight(self, agent: str) -> str:
+        return f"{self._of}flight:{agent}"
+
+    async def _run(self, script: str, keys: Sequence[str], *values: object) -> Any:
+        try:
+            return await self._redis.eval(script, len(keys), *keys, *values)
+        except (RedisError, OSError) as bad:
+            raise _unknown(bad) from None
+
+    # Used once for a day
+
+    async def claim(self, key: str, action: str, lives_s: float) -> str:
+        """Which action has *key*: *action*, if none had it yet."""
+        try:
+            async with self._redis.pipeline(transaction=True) as asked:
+                asked.set(self._of + key, action, nx=True, px=int(lives_s * 1000))
+                asked.get(self._of + key)
+                _, holder = await asked.execute()
+        except (RedisError, OSError) as bad:
+            raise _unknown(bad) from None
+        return bytes(holder).decode()
+
+    async def release(self, key: str) -> None:
+        """Nothing happened under *key*. If that cannot be told, it stays taken."""
+        with contextlib.suppress(RedisError, OSError):
+            await self._redis.delete(self._of + key)
 
     # Sessions
 
@@ -162,6 +279,14 @@ class Shared:
             epoch, at, at_us = bytes(lease).split()
             leases[bytes(node).decode()] = (int(epoch), now - int(at) - int(at_us) / 1e6)
         return leases
+
+
+def _replayed() -> Unverifiable:
+    return Unverifiable(Reason.REPLAYED, "this nonce was used before")
+
+
+def _before_memory() -> Unverifiable:
+    return Unverifiable(Reason.REPLAY_UNKNOWN, "made before the memory of used nonces began; sign again")
 
 
 def _unknown(bad: Exception) -> Unverifiable:

@@ -60,6 +60,7 @@ from gateway.postgres import Postgres
 from gateway.proofs import Proofs
 from gateway.proving import Asks, Prover
 from gateway.reaching import Reaching
+from gateway.recall import Recall
 from gateway.records import Records
 from gateway.registry import Registry
 from gateway.replica import Replica, Shelf
@@ -147,7 +148,7 @@ class Gateway:
         asks = Asks(config.issuers, config.gpu, clock)
         self.router = Router(self.records, servers, config.lease_ttl_s, asks.of, self._policies)
         audience = f"wimse://{domain}/gateway/main"
-        self._shared = Shared(config.redis, audience) if config.redis else None
+        self._shared = Shared(config.redis, audience, config.name) if config.redis else None
         if self._shared is not None:
             await self._shared.start(REACHED_WITHIN_S)
         self.fleet = Fleet(self.records, registry, servers, self.router, self._policies, domain, clock, self._shared)
@@ -206,6 +207,7 @@ class Gateway:
             _credentials(config),
             self.telemetry,
         )
+        self._recall = Recall(self.ledger, self.ledgers.index, self._shared, clock, config.labels_keep_s)
         tries = Tries(self.fleet, self.router, attempts)
         dispatcher = Dispatcher(
             self.records,
@@ -217,7 +219,7 @@ class Gateway:
             tries,
             clock,
             self.telemetry,
-            self._shared,
+            self._recall,
         )
         secret = key.derive("console") if config.database else _secret(home / "console.secret")
         passkeys = Passkeys(self.records, clock, secret, lambda: self.console)
@@ -252,6 +254,7 @@ class Gateway:
             callers=callers,
             certificates=self._tls,
             witness=self.witness,
+            recall=self._recall,
             ledgers=self.ledgers,
             anchors=self.anchors,
             policies=config.policies,
@@ -293,6 +296,7 @@ class Gateway:
             asyncio.create_task(self._notices.work()),
             asyncio.create_task(self._prover.work()),
             asyncio.create_task(self.fleet.hear_leases()),
+            asyncio.create_task(self._recall.work(dispatcher.busy)),
             asyncio.create_task(peers.work()),
         ]
 

@@ -313,6 +313,7 @@ class Attempts:
             node_kind=attempt.node.kind,
             data_locality=attempt.routed.locality,
             request_bytes=len(action.payload.body) if action.personal is None else None,
+            once=dispatch.once,
         )
 
     async def _ended(

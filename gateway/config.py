@@ -151,6 +151,7 @@ class GatewayConfig(Section):
     policies: Path = Path("policies")
     bundle_ttl_s: WholeSeconds = 86_400
     lease_ttl_s: Seconds = 10.0
+    labels_keep_s: WholeSeconds = 86_400
     segment_bytes: SegmentBytes = 64 << 20
     credentials: tuple[Credential, ...] = ()
     tls: Literal["off", "own", "files"] = "off"

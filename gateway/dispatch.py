@@ -15,31 +15,30 @@ import msgspec
 
 from edge.clock import SystemClock, new_span
 from edge.http import Incoming, Response, StreamResponse, problem
-from edge.shared import Shared
 from edge.telemetry import Telemetry
 from edge.tracing import UNSEEN, Attributes
 from gateway.approvals.desk import Desk
 from gateway.callers import Sender
+from gateway.recall import Recall
 from gateway.records import Records
 from gateway.standings import Standings
 from gateway.statements import Asked, Statements
 from gateway.stops import Stops, circuit_open
 from gateway.tries import Tries
-from trust import report
-from trust.identity.replay import Nonces
+from trust import recalled, report, wire
 from trust.ledger import entries
 from trust.ledger.writer import LedgerUnavailable
 from trust.policy.inventory import RISK_HIGH
 from trust.policy.terms import Terms
-from trust.reasons import Reason, Unverifiable
+from trust.reasons import NOTHING_HAPPENED, Reason, Unverifiable
 from trust.standing.breaker import Breaker
 from trust.standing.rules import COUNTED
 from trust.verdict import Hold, Permit, Refusal
 
 MAX_IN_FLIGHT: Final = (64, 64, 48, 32, 8)
 """Of one agent, by its ring, streams included."""
-REMEMBER_S: Final = 120.0
-"""Longer than any signature is valid, clock skew on both sides included: an action id is dispatched once."""
+
+_BEHIND: Final = Refusal(8, Reason.STALE_FACTS, "its agent did more than this sidecar knew; it decides again")
 
 
 class Dispatcher:
@@ -56,9 +55,9 @@ class Dispatcher:
         tries: Tries,
         clock: SystemClock,
         telemetry: Telemetry,
-        shared: Shared | None,
+        recall: Recall,
     ) -> None:
-        self._shared = shared
+        self._recall = recall
         self._records = records
         self._telemetry = telemetry
         self._statements = statements
@@ -68,17 +67,7 @@ class Dispatcher:
         self._desk = desk
         self._tries = tries
         self._clock = clock
-        self._seen = Nonces()
-        self._busy: Counter[str] = Counter()
-        self._remember_recent()
-
-    def _remember_recent(self) -> None:
-        """After a restart: what was dispatched while signatures of before the restart are still valid."""
-        now = self._clock.now()
-        for _, line in self._records.ledger.since(int((now - REMEMBER_S) * 1e6)):
-            at = line.stamp.wall_us / 1_000_000
-            if isinstance(line.entry, entries.Dispatch) and line.entry.attempt == 1 and at > now - REMEMBER_S:
-                self._seen.spend(line.entry.action_id, at + REMEMBER_S, at)
+        self.busy: Counter[str] = Counter()
 
     async def dispatch(self, incoming: Incoming, sender: Sender) -> StreamResponse:
         """Route the action in *incoming*; the node's answer, streamed."""
@@ -115,26 +104,26 @@ class Dispatcher:
     @contextmanager
     def _in_flight(self, agent: str, ring: int) -> Iterator[None]:
         """One agent may not take the connections of all, and the less it is trusted the fewer."""
-        if self._busy[agent] >= MAX_IN_FLIGHT[ring]:
-            raise Unverifiable(Reason.OVERLOADED, f"{self._busy[agent]} actions of {agent} (ring {ring}) are in flight")
-        self._busy[agent] += 1
+        if self.busy[agent] >= MAX_IN_FLIGHT[ring]:
+            raise Unverifiable(Reason.OVERLOADED, f"{self.busy[agent]} actions of {agent} (ring {ring}) are in flight")
+        self.busy[agent] += 1
         try:
             yield
         finally:
-            self._busy[agent] -= 1
-            if not self._busy[agent]:
-                del self._busy[agent]
+            self.busy[agent] -= 1
+            if not self.busy[agent]:
+                del self.busy[agent]
 
     async def _decide_and_route(self, incoming: Incoming, asked: Asked) -> StreamResponse:
-        now = self._clock.now()
-        self._seen.spend(asked.action.id, now + REMEMBER_S, now)
-        if self._shared is not None:
-            await self._shared.spend(f"action {asked.action.id}", asked.sender.claim.created_at, now + REMEMBER_S, now)
+        asked, counted = await self._recall.count(asked, self.busy[asked.agent.name])
         verdict = self._statements.judge(asked, approved=asked.dispatch.approval is not None)
         asked.marks.at("8 decide again")
-        if isinstance(verdict, Hold):
-            verdict = Refusal(8, Reason.PERMIT_INVALID, "a person must decide, and no approval was given")
-        if isinstance(verdict, Refusal):
+        if not isinstance(verdict, Permit):
+            await self._recall.uncount(counted)
+            if asked.recalled is not None:
+                return await self.refuse(asked, _BEHIND)
+            if isinstance(verdict, Hold):
+                verdict = Refusal(8, Reason.PERMIT_INVALID, "a person must decide, and no approval was given")
             return await self.refuse(asked, verdict)
         try:
             return await self._route(incoming, asked, verdict)
@@ -153,9 +142,18 @@ class Dispatcher:
             if asked.dispatch.bundle != asked.bundle.digest:
                 raise Unverifiable(Reason.PERMIT_INVALID, "the sidecar has not the policies of now yet; ask again")
         first = self._tries.choose(asked)
-        if approval is not None:
-            await self._consume(asked, approval)
-        return await self._tries.send(incoming, asked, first)
+        await self._recall.claim(asked)
+        try:
+            if approval is not None:
+                await self._consume(asked, approval)
+            answer = await self._tries.send(incoming, asked, first)
+        except Unverifiable as bad:
+            if bad.reason in NOTHING_HAPPENED:
+                await self._recall.release(asked)
+            raise
+        if wire.UPSTREAM_STATUS_HEADER not in answer.headers:  # a node turned it away
+            await self._recall.release(asked)
+        return answer
 
     async def _consume(self, asked: Asked, approval: str) -> None:
         """Spend the approval under the policy of the very moment in which it is spent."""
@@ -184,12 +182,14 @@ class Dispatcher:
             await self._count(asked, no, stamp.seq)
         except LedgerUnavailable as fault:
             no = no.unrecorded(fault)
-        return problem(no, asked.action.decision_id)
+        more = {recalled.MEMBER: asked.recalled} if no is _BEHIND and asked.recalled is not None else None
+        return problem(no, asked.action.decision_id, more)
 
     async def _count(self, asked: Asked, no: Refusal, index: int) -> None:
         """A sidecar that asks for what policy refuses has not asked policy, or believes its agent more than it may."""
         if no.reason not in COUNTED:
             return
+        await self._recall.denied(asked.agent.name, 1)
         severity = COUNTED[no.reason] or asked.bundle.engine.severity(no.policies)
         refused = entries.Refusals(str(no.reason), asked.action.server, 1, severity, list(no.policies))
         origin = self._records.ledger.origin

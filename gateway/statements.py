@@ -36,6 +36,7 @@ from trust.policy.bundle import Compiled
 from trust.policy.inventory import Tool
 from trust.policy.terms import Terms
 from trust.reasons import Reason, Unverifiable, visible
+from trust.recalled import Recalled
 from trust.standing.rules import COUNTED
 from trust.standing.score import Standing
 from trust.trace import NO_TRACE, Trace
@@ -46,7 +47,8 @@ from trust.wire import Dispatch
 class Asked(msgspec.Struct, frozen=True):
     """One dispatch whose statement agrees with its bytes. ``standing`` and ``delegators`` are those of the moment;
     ``signers`` have the keys that all this rests on: the sidecar's, and that of an agent that holds its own. ``trace``:
-    the gateway's own span, if somebody collects spans; ``marks``: when its parts ended."""
+    the gateway's own span, if somebody collects spans; ``marks``: when its parts ended; ``recalled``: what its agent
+    did, if the sidecar did not know all of that."""
 
     dispatch: Dispatch
     action: Action
@@ -59,6 +61,18 @@ class Asked(msgspec.Struct, frozen=True):
     standing: Standing
     trace: Trace = NO_TRACE
     marks: Marks = UNSEEN
+    recalled: Recalled | None = None
+
+    def knowing(self, known: Recalled) -> Asked:
+        """With facts in which the agent did at least what is *known* here."""
+        context = self.dispatch.facts.get("context")
+        if not isinstance(context, dict):
+            return self  # which is not decided
+        more = known.within(context)
+        if more is context:
+            return self
+        dispatch = msgspec.structs.replace(self.dispatch, facts={**self.dispatch.facts, "context": more})
+        return msgspec.structs.replace(self, dispatch=dispatch, recalled=known)
 
     @property
     def span(self) -> Trace:

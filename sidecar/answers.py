@@ -72,4 +72,8 @@ class Refused(msgspec.Struct, frozen=True):
     refusal: Refusal
 
 
+class Behind(Refused, frozen=True):
+    """It was decided without knowing all that the agent did; now that is known."""
+
+
 Answer = Allowed | Held | Refused

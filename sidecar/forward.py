@@ -12,8 +12,16 @@ from sidecar.identity import Identity
 from trust import wire
 from trust.action import Action
 from trust.reasons import Reason, Unverifiable
+from trust.recalled import MEMBER, Recalled
 from trust.verdict import Permit, Refusal, Step
 from trust.wire import Dispatch
+
+
+class Behind(msgspec.Struct, frozen=True):
+    """The gateway knows more of what the agent did than the decision did: so much."""
+
+    refusal: Refusal
+    recalled: Recalled
 
 
 class Forwarded(msgspec.Struct, frozen=True):
@@ -30,10 +38,11 @@ class Forwarded(msgspec.Struct, frozen=True):
 
 async def forward(
     identity: Identity, action: Action, permit: Permit, dispatch: Dispatch, *, strong: bool
-) -> Forwarded | Refusal:
+) -> Forwarded | Behind | Refusal:
     """Send *action* under *permit*; *strong*: signed with the agent's key, not within a session.
 
-    A refusal by gateway or node is a value; a lost answer is :class:`Unverifiable` (``outcome_unknown``).
+    A refusal by gateway or node is a value; so is that the decision was made knowing too little. A lost answer is
+    :class:`Unverifiable` (``outcome_unknown``).
     """
     if permit.payload_digest != action.payload_digest or permit.decision_id != action.decision_id:
         raise Unverifiable(Reason.PERMIT_INVALID, "the permit is for another action")
@@ -58,16 +67,25 @@ def _lost(bad: Broken) -> Unverifiable:
     return Unverifiable(Reason.OUTCOME_UNKNOWN, f"the connection to the gateway broke: {bad}")
 
 
-async def _came_back(reply: Reply) -> Forwarded | Refusal:
+async def _came_back(reply: Reply) -> Forwarded | Behind | Refusal:
     """Only an answer that carries the upstream's status is the upstream's; anything else is a refusal."""
     upstream_status = reply.header(wire.UPSTREAM_STATUS_HEADER)
     if not upstream_status:
-        return refusal_of(reply.status, await reply.read())
+        body = await reply.read()
+        refusal = refusal_of(reply.status, body)
+        return _behind(refusal, body) if refusal.reason is Reason.STALE_FACTS else refusal
     headers = {name: value for name in ("Content-Type", "mcp-session-id") if (value := reply.header(name))}
     status, node = int(upstream_status), reply.header(wire.NODE_HEADER)
     if headers.get("Content-Type", "").startswith("text/event-stream"):
         return Forwarded(node, status, headers, b"", reply, _trace(reply))
     return Forwarded(node, status, headers, await reply.read(), None, _trace(reply))
+
+
+def _behind(refusal: Refusal, body: bytes) -> Behind | Refusal:
+    try:
+        return Behind(refusal, msgspec.convert(json.loads(body)[MEMBER], Recalled))
+    except (KeyError, ValueError):  # it is stale in another way
+        return refusal
 
 
 def _trace(reply: Reply) -> dict[str, Any]:

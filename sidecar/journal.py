@@ -20,9 +20,10 @@ from typing import Final, Protocol, Self
 
 import msgspec
 
-from sidecar.memories import AnyEvent, Denied, Ended, Memories, Permitted, Snapshot
+from sidecar.memories import AnyEvent, Denied, Ended, Memories, Permitted, Snapshot, Told
 from trust.facts import Rate, Run
 from trust.reasons import Reason, Unverifiable
+from trust.recalled import Recalled
 
 MAX_BYTES: Final = 16 << 20
 """Of one file; at 1,500 decisions a second it is full after a minute and a half."""
@@ -292,6 +293,10 @@ class Recall:
     def permitted(self, run: str, tool: str, labels: tuple[str, ...], now: float, cents: int) -> None:
         """A call leaves; it is in flight until it has ended."""
         self.turn.tell(Permitted(self.turn.worker, self._agent, run, tool, labels, now, cents))
+
+    def told(self, run: str, tool: str, recalled: Recalled, now: float) -> None:
+        """The gateway knows that the agent did more."""
+        self.turn.tell(Told(self._agent, run, tool, now, recalled))
 
     def ended(self) -> None:
         """A call is over."""

@@ -6,6 +6,7 @@ import msgspec
 
 from sidecar.memory import Memory
 from trust.identity.replay import Nonces
+from trust.recalled import Recalled
 
 
 class Event(msgspec.Struct, frozen=True, tag=True, array_like=True):
@@ -46,13 +47,24 @@ class Spent(Event, frozen=True, tag="n"):
     expires_at: float
 
 
+class Told(Event, frozen=True, tag="t"):
+    """The gateway knows that an agent did so much before its next call of *tool* in *run*, through other sidecars
+    too."""
+
+    agent: str
+    run: str
+    tool: str
+    at: float
+    recalled: Recalled
+
+
 class Gone(Event, frozen=True, tag="g"):
     """*worker* is started again: nothing is in flight with it."""
 
     worker: int
 
 
-AnyEvent = Permitted | Ended | Denied | Spent | Gone
+AnyEvent = Permitted | Ended | Denied | Spent | Told | Gone
 
 
 class Snapshot(msgspec.Struct):
@@ -102,6 +114,8 @@ class Memories:
                 self.of(event.agent).denied(event.run, event.at)
             case Spent():
                 self.nonces.remember(event.nonce, event.expires_at)
+            case Told():
+                self.of(event.agent).told(event.run, event.tool, event.recalled, event.at)
             case Gone():
                 for memory in self._agents.values():
                     memory.gone(event.worker)

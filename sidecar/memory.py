@@ -14,38 +14,14 @@ from typing import Final
 import msgspec
 
 from trust.facts import Rate, Run
+from trust.recalled import Recalled
+from trust.window import DAY, HOUR, MINUTE, Window
 
-MINUTE: Final = 60
-HOUR: Final = 3600
-DAY: Final = 86_400
-BUCKETS: Final = 60
+TOLD_S: Final = 1.0
+"""For so long what a gateway told holds."""
+_NOBODY: Final = Recalled()
 MAX_RUNS: Final = 10_000
 MAX_TOOLS: Final = 5_000
-
-
-class Window(msgspec.Struct):
-    """Counts of the last *span_s* seconds, in :data:`BUCKETS` parts; never less than the true count. They may be told
-    in any order."""
-
-    span_s: int
-    counts: dict[int, int] = {}
-    total: int = 0
-    oldest: int = 0
-
-    def add(self, now: float, amount: int = 1) -> None:
-        bucket = int(now * BUCKETS / self.span_s)
-        if bucket < self.oldest:
-            return
-        self.counts[bucket] = self.counts.get(bucket, 0) + amount
-        self.total += amount
-
-    def count(self, now: float) -> int:
-        oldest = int(now * BUCKETS / self.span_s) - BUCKETS
-        if oldest > self.oldest:
-            self.oldest = oldest
-            for bucket in [one for one in self.counts if one < oldest]:
-                self.total -= self.counts.pop(bucket)
-        return self.total
 
 
 class _Rates(msgspec.Struct):
@@ -59,6 +35,14 @@ class _Rates(msgspec.Struct):
 
     def counts(self, now: float) -> tuple[int, int, int]:
         return self.minute.count(now), self.hour.count(now), self.day.count(now)
+
+
+class _Told(msgspec.Struct):
+    """What the gateway knew at a moment, before a call of ``tool``."""
+
+    at: float
+    tool: str
+    recalled: Recalled
 
 
 class _Run(msgspec.Struct):
@@ -78,24 +62,43 @@ class Memory(msgspec.Struct):
     tools: dict[str, _Rates] = {}
     runs: dict[str, _Run] = {}
     labels: dict[str, float] = {}
+    others: _Told | None = None
 
     def run(self, run: str, now: float) -> Run:
         """What a decision may know of *run*."""
         known = self._run(run, now)
         lasting = {label for label, until in self.labels.items() if until > now}
+        others = self._others(now)
         return Run(
             run,
-            self.agent.day.count(now),
-            self.refused.count(now),
+            max(self.agent.day.count(now), others.day),
+            max(self.refused.count(now), others.denied),
             tuple(sorted(known.labels | lasting)),
-            self.spent.count(now),
+            max(self.spent.count(now), others.spent_cents),
             max(0, int(now - known.started)),
         )
 
     def rate(self, tool: str, now: float) -> Rate:
         of_tool = self.tools.get(tool)
         counts = (*self.agent.counts(now), *(of_tool.counts(now) if of_tool else (0, 0, 0)))
-        return Rate(*counts, sum(self.in_flight.values()))
+        known = (*counts, sum(self.in_flight.values()))
+        others = self._others(now)
+        told = (others.minute, others.hour, others.day, others.tool_minute, others.tool_hour, others.tool_day)
+        if self.others is not None and self.others.tool != tool:
+            told = (*told[:3], 0, 0, 0)
+        return Rate(*map(max, known, (*told, others.in_flight)))
+
+    def told(self, run: str, tool: str, recalled: Recalled, now: float) -> None:
+        """The gateway counted more. Its counts hold for a moment, in which the same is decided again: after that they
+        would be too high. What the agent has seen stays."""
+        self.others = _Told(now, tool, recalled)
+        known = self._run(run, now)
+        known.labels.update(recalled.labels)
+        for label in recalled.labels:
+            self.labels[label] = max(self.labels.get(label, 0.0), now + self.labels_keep_s)
+
+    def _others(self, now: float) -> Recalled:
+        return self.others.recalled if self.others is not None and now - self.others.at < TOLD_S else _NOBODY
 
     def began(self, worker: int = 0) -> None:
         """A call is in flight, from the moment in which it is permitted."""

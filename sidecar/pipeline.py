@@ -23,9 +23,10 @@ from edge.clock import SystemClock, new_id, new_span
 from edge.durable import DurableLedger
 from edge.telemetry import Telemetry
 from edge.tracing import Marks
+from sidecar import answers
 from sidecar.answers import Allowed, Answer, Audit, Held, Refused
 from sidecar.chains import Chains, Opened
-from sidecar.forward import Forwarded, forward, refusal_of
+from sidecar.forward import Behind, Forwarded, forward, refusal_of
 from sidecar.identity import Identity
 from sidecar.journal import Recall
 from sidecar.reports import Reports
@@ -118,14 +119,24 @@ class Pipeline:
         self._shown: tuple[object, list[tuple[str, Tool]]] = (None, [])
 
     async def act(
-        self, action: Action, caller: Caller, place: Place = ANYWHERE, *, approval: str | None = None
+        self,
+        action: Action,
+        caller: Caller,
+        place: Place = ANYWHERE,
+        *,
+        approval: str | None = None,
+        again: bool = False,
     ) -> Answer:
-        """Steps 2 to 10 for *action*; with *approval*, its claim. What is told of it follows what was recorded."""
+        """Steps 2 to 10 for *action*; with *approval*, its claim. What is told of it follows what was recorded. If the
+        gateway knew more of what the agent did, all of that *again*, once."""
         began, marks = self._clock.mono_ns(), self._telemetry.tracer.marks(action.trace.received_ns)
         marks.at("1 receive")
         answer = await self._act(action, caller, place, approval, marks)
         if answer.decision_id == action.decision_id:  # else it is a stored action's, which was told as such
             tell(self._telemetry, action, answer, marks, (self._clock.mono_ns() - began) / 1e9)
+        if isinstance(answer, answers.Behind) and not again:
+            action = msgspec.structs.replace(action, id=new_id("act"), decision_id=new_id("dec"))
+            return await self.act(action, caller, place, approval=approval, again=True)
         return answer
 
     async def _act(self, action: Action, caller: Caller, place: Place, approval: str | None, marks: Marks) -> Answer:
@@ -508,6 +519,7 @@ class Pipeline:
             place=judged.place,
             trace_id=action.trace.trace_id,
             span_id=action.trace.span_id,
+            once=sha256_hex(action.idempotency_key.encode()) if action.idempotency_key else "",
         )
 
     async def _route(self, judged: Judged, permit: Permit, audit: Audit) -> Answer:
@@ -528,6 +540,11 @@ class Pipeline:
             # The agent went away; what it asked for may have happened.
             self._outcome(action, "unknown", started, Reason.OUTCOME_UNKNOWN, "the caller went away")
             raise
+        if isinstance(came, Behind):
+            self._recalled.told(action.run, action.name, came.recalled, self._clock.now())
+            no = came.refusal
+            self._outcome(action, "refused", started, no.reason, no.detail)
+            return answers.Behind(action.decision_id, audit, no)
         if isinstance(came, Refusal):
             if action.personal is not None and came.reason in (Reason.STALE_FACTS, Reason.PERMIT_INVALID):
                 self._subjects.forget()

@@ -8,9 +8,9 @@ from collections.abc import Iterable
 import msgspec
 
 from sidecar.memories import Memories
-from sidecar.memory import DAY
 from trust.ledger import entries
 from trust.ledger.entries import Line
+from trust.window import DAY
 
 
 class Past(msgspec.Struct):

@@ -18,6 +18,7 @@ pytestmark = pytest.mark.soak
 
 STORY = "tests/stories/test_promises.py::"
 ROUTING = "tests/stories/test_routing.py::"
+INSTANCES = "tests/stories/test_instances.py::"
 EVIDENCE = "tests/stories/test_gpus.py::"
 BREAKS = {
     "6 a ticket is for any key": (
@@ -89,7 +90,7 @@ BREAKS = {
         "tests/test_architecture.py::test_permits_are_minted_in_one_place",
     ),
     "1 the gateway believes the sidecar": (
-        "gateway/dispatch.py", "        if isinstance(verdict, Refusal):\n            return await self.refuse(asked, verdict)\n        try:", "        try:",
+        "gateway/dispatch.py", "        if not isinstance(verdict, Permit):", "        if False:",
         "tests/attacks/test_forgery.py::test_a_compromised_sidecar_cannot_skip_policy",
     ),
     "1 the node opens any ticket": (
@@ -521,7 +522,7 @@ BREAKS = {
         "tests/gateway/test_order.py::test_what_entries_name_is_on_every_disk_before_it_counts",
     ),
     "13 an action goes out at each gateway": (
-        "gateway/dispatch.py", "        if self._shared is not None:", "        if False:",
+        "edge/did.py", "if not redis.call('SET', KEYS[6], 1, 'NX', 'PX', ARGV[2]) then return {{'replayed'}} end", "",
         "tests/stories/test_replicas.py::test_an_action_goes_out_once_whichever_gateway_is_asked",
     ),
     "13 a nonce is used at each gateway": (
@@ -599,6 +600,38 @@ BREAKS = {
     "14 one namespace holds up all": (
         "gateway/bundles.py", "                elif renewed:", "                elif False:",
         "tests/stories/test_namespaces.py::test_a_namespace_that_cannot_follow_holds_up_nobody_else",
+    ),
+    "15 each sidecar has limits of its own": (
+        "gateway/statements.py", "        if more is context:", "        if True:",
+        INSTANCES + "test_a_limit_is_one_for_all_sidecars",
+    ),
+    "15 who knew too little is refused": (
+        "gateway/dispatch.py", "            if asked.recalled is not None:", "            if False:",
+        INSTANCES + "test_what_one_sidecar_saw_the_other_knows_and_a_person_is_asked",
+    ),
+    "15 a key is one action at each sidecar": (
+        "gateway/recall.py", "        if holder != action:", "        if False:",
+        INSTANCES + "test_a_key_is_one_action_through_whatever_sidecar",
+    ),
+    "15 what did not happen keeps its key": (
+        "gateway/dispatch.py", "        except Unverifiable as bad:\n            if bad.reason in NOTHING_HAPPENED:", "        except Unverifiable as bad:\n            if False:",
+        INSTANCES + "test_a_key_of_what_no_node_took_is_free",
+    ),
+    "15 a gateway that starts again forgets": (
+        "gateway/recall.py", "            self._own.begin(agent, past, since)", "            self._own.begin(agent, Past(), since)",
+        INSTANCES + "test_a_gateway_that_starts_again_knows_what_was_done",
+    ),
+    "15 a redis that starts again forgets": (
+        "gateway/recall.py", "        if counted.whole:", "        if True:",
+        INSTANCES + "test_a_redis_that_lost_everything_is_told_again",
+    ),
+    "15 refusals are of one sidecar": (
+        "gateway/api/workloads.py", "            await self._s.recall.denied(name,", "            _ = (name,",
+        INSTANCES + "test_refusals_are_known_to_both",
+    ),
+    "15 a window forgets early": (
+        "edge/did.py", "  local least = part - {BUCKETS}", "  local least = part - {BUCKETS} + 1",
+        "tests/gateway/test_recall.py::test_redis_counts_as_one_process_does",
     ),
 }  # fmt: skip
 

@@ -197,6 +197,7 @@ NOTHING_HAPPENED: Final = frozenset(
         Reason.NOT_YOURS,
         Reason.DELEGATION_INVALID,
         Reason.AUTHORITY_EXCEEDED,
+        Reason.STALE_FACTS,
         Reason.CIRCUIT_OPEN,
         Reason.NO_BUNDLE,
         Reason.UNKNOWN_SERVER,

@@ -38,6 +38,7 @@ from gateway.passkeys import Passkeys
 from gateway.peers import Peers
 from gateway.people import People
 from gateway.proving import Prover
+from gateway.recall import Recall
 from gateway.records import Records
 from gateway.registry import Registry
 from gateway.router.routing import Router
@@ -85,6 +86,7 @@ class Services:
     callers: Callers
     certificates: Certificates | None
     witness: Witness
+    recall: Recall
     ledgers: Ledgers
     anchors: Anchors
     policies: Path

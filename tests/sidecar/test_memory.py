@@ -7,7 +7,8 @@ from collections import deque
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sidecar.memory import BUCKETS, DAY, HOUR, MINUTE, Memory, Window
+from sidecar.memory import Memory
+from trust.window import BUCKETS, DAY, HOUR, MINUTE, Window
 
 
 @given(st.lists(st.floats(0, 200), max_size=60), st.sampled_from([MINUTE, HOUR, DAY]))

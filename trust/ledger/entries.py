@@ -132,7 +132,8 @@ class Hold(_Entry, frozen=True, tag="hold"):
 
 class Dispatch(_Entry, frozen=True, tag="dispatch"):
     """The gateway sends, or a node executes, one permitted action. ``trace``: how its node was chosen, which is of
-    ``node_kind`` and whose data is at ``data_locality``; ``request_bytes``: how large it is, unless it is personal."""
+    ``node_kind`` and whose data is at ``data_locality``; ``request_bytes``: how large it is, unless it is personal;
+    ``once``: the SHA-256 of its idempotency key, if it has one."""
 
     action_id: str
     decision_id: str
@@ -155,6 +156,7 @@ class Dispatch(_Entry, frozen=True, tag="dispatch"):
     node_kind: str = ""
     data_locality: str = ""
     request_bytes: Count | None = None
+    once: str = ""
 
 
 class Used(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):

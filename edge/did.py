@@ -1,0 +1,171 @@
+"""Scripts by which Redis counts what agents do: each is one step that nothing comes between.
+
+They are to answer what :class:`trust.window.Window` answers, by the clock of Redis, which all gateways share. A window
+is three kinds of fields in the hash of its agent: ``name`` (its total), ``name<`` (its oldest part), ``name:part``.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from trust.recalled import MAX_RUNS
+from trust.window import BUCKETS, DAY
+
+KEEP_S: Final = DAY + 3600
+"""An agent that did nothing for so long is forgotten."""
+FLIGHT_S: Final = 10
+"""What a gateway says of what is in flight holds for so long; it says it again before that."""
+
+_WINDOW: Final = f"""
+local time = redis.call('TIME')
+local now = time[1] + time[2] / 1000000
+local did = KEYS[1]
+
+local function part_of(span)
+  return math.floor(now * {BUCKETS} / span)
+end
+
+-- How many there are in a window, before so many more.
+local function count(name, span, more)
+  local part = part_of(span)
+  local least = part - {BUCKETS}
+  local known = redis.call('HMGET', did, name, name .. '<')
+  local total, oldest = tonumber(known[1]) or 0, tonumber(known[2])
+  if oldest == nil then
+    redis.call('HSET', did, name .. '<', least)
+    oldest = least
+  elseif oldest < least then
+    for gone = oldest, math.min(least - 1, oldest + {BUCKETS}) do
+      local field = name .. ':' .. gone
+      local counted = redis.call('HGET', did, field)
+      if counted then
+        total = total - counted
+        redis.call('HDEL', did, field)
+      end
+    end
+    redis.call('HSET', did, name, total, name .. '<', least)
+  else
+    part = math.max(part, oldest)  -- the clock went back
+  end
+  if more > 0 then
+    redis.call('HINCRBY', did, name, more)
+    redis.call('HINCRBY', did, name .. ':' .. part, more)
+  end
+  return total
+end
+
+-- So many more in a part of a window that may be over.
+local function put(name, span, part, more)
+  count(name, span, 0)
+  if part >= tonumber(redis.call('HGET', did, name .. '<')) then
+    redis.call('HINCRBY', did, name, more)
+    redis.call('HINCRBY', did, name .. ':' .. part, more)
+  end
+end
+
+local function label(name, lasting)
+  local known = tonumber(redis.call('HGET', KEYS[2], name))
+  if known == nil or known < lasting then
+    redis.call('HSET', KEYS[2], name, string.format('%.3f', lasting))
+  end
+end
+
+-- A label of a run lasts as long as the run; of more runs than are kept apart it stays with the agent.
+local function label_run(run, name)
+  local known = redis.call('HGET', KEYS[3], run)
+  if known == false and redis.call('HLEN', KEYS[3]) >= {MAX_RUNS} then
+    label(name, now + {DAY})
+  elseif known == false then
+    redis.call('HSET', KEYS[3], run, '\\n' .. name .. '\\n')
+  elseif not string.find(known, '\\n' .. name .. '\\n', 1, true) then
+    redis.call('HSET', KEYS[3], run, known .. name .. '\\n')
+  end
+end
+
+local function keep(lasting)
+  redis.call('EXPIRE', did, {KEEP_S})
+  redis.call('EXPIRE', KEYS[2], {KEEP_S} + math.ceil(lasting))
+  redis.call('EXPIRE', KEYS[3], {KEEP_S} + math.ceil(lasting))
+end
+"""
+
+COUNT: Final = (
+    _WINDOW
+    + f"""
+-- KEYS: did, labels, runs, flight, mark, nonce
+-- ARGV: time of the gateway, life of the nonce (ms), time of the signature, gateway, its calls in flight, how long
+--       labels last, run, its labels to come (by lines); then of each window its name, span, and how many more
+-- Answers: that it counted, now, since when this agent is counted, whether its past is, how many calls are in flight
+--       with other gateways, what each window had before, and the labels of before
+redis.call('SET', KEYS[5], ARGV[1], 'NX')
+if not redis.call('SET', KEYS[6], 1, 'NX', 'PX', ARGV[2]) then return {{'replayed'}} end
+if tonumber(ARGV[3]) < tonumber(redis.call('GET', KEYS[5])) then return {{'unknown'}} end
+local exact = string.format('%.6f', now)
+redis.call('HSETNX', did, 'began', exact)
+local told = {{'counted', exact, redis.call('HGET', did, 'began'), redis.call('HEXISTS', did, 'seeded')}}
+local flying = 0
+local flights = redis.call('HGETALL', KEYS[4])
+for at = 1, #flights, 2 do
+  local calls, said = string.match(flights[at + 1], '^(%d+) (%S+)$')
+  if now - said > {FLIGHT_S} then
+    redis.call('HDEL', KEYS[4], flights[at])
+  elseif flights[at] ~= ARGV[4] then
+    flying = flying + calls
+  end
+end
+redis.call('HSET', KEYS[4], ARGV[4], ARGV[5] .. ' ' .. exact)
+redis.call('EXPIRE', KEYS[4], {FLIGHT_S})
+told[#told + 1] = flying
+for at = 9, #ARGV, 3 do
+  told[#told + 1] = count(ARGV[at], tonumber(ARGV[at + 1]), tonumber(ARGV[at + 2]))
+end
+local lasting = redis.call('HGETALL', KEYS[2])
+for at = 1, #lasting, 2 do
+  if tonumber(lasting[at + 1]) > now then
+    told[#told + 1] = lasting[at]
+  else
+    redis.call('HDEL', KEYS[2], lasting[at])
+  end
+end
+for name in string.gmatch(redis.call('HGET', KEYS[3], ARGV[7]) or '', '[^\\n]+') do
+  told[#told + 1] = name
+end
+for name in string.gmatch(ARGV[8], '[^\\n]+') do
+  label(name, now + ARGV[6])
+  label_run(ARGV[7], name)
+end
+keep(ARGV[6])
+return told
+"""
+)
+
+PUT: Final = (
+    _WINDOW
+    + """
+-- KEYS: did, labels, runs
+-- ARGV: a mark that this is done once for an agent, or nothing; how long labels last; the number of windows; of each
+--       its name, span, part (or nothing: that of now), and how many more; then of each label its name, until when, run
+if ARGV[1] ~= '' and redis.call('HSETNX', did, ARGV[1], 1) == 0 then return 0 end
+local last = 3 + 4 * ARGV[3]
+for at = 4, last, 4 do
+  local span = tonumber(ARGV[at + 1])
+  put(ARGV[at], span, tonumber(ARGV[at + 2]) or part_of(span), tonumber(ARGV[at + 3]))
+end
+for at = last + 1, #ARGV, 3 do
+  label(ARGV[at], tonumber(ARGV[at + 1]))
+  label_run(ARGV[at + 2], ARGV[at])
+end
+keep(ARGV[2])
+return 1
+"""
+)
+
+FLY: Final = f"""
+-- KEYS: of each agent its flights; ARGV: the gateway, then of each agent its calls in flight
+local time = redis.call('TIME')
+local now = string.format('%.6f', time[1] + time[2] / 1000000)
+for at, key in ipairs(KEYS) do
+  redis.call('HSET', key, ARGV[1], ARGV[at + 1] .. ' ' .. now)
+  redis.call('EXPIRE', key, {FLIGHT_S})
+end
+"""

@@ -1,0 +1,361 @@
+"""Step 3 again, at the gateway: what an agent did through all its sidecars, before it is decided what it may do now.
+
+Each sidecar counts what went through itself. Several gateways count in Redis, in the step that spends the action's id.
+One gateway alone counts in its own memory, and only agents that have several sidecars, or one that was replaced, as
+pods are. Whatever nobody counted yet is read from the ledgers. What was decided knowing too little goes back to its
+sidecar with what is known (:data:`trust.recalled.MEMBER`), which decides again; so a person is asked where policy asks
+one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Mapping
+from typing import Final
+
+import msgspec
+
+from edge.clock import SystemClock
+from edge.durable import DurableLedger
+from edge.shared import Counted, Shared
+from gateway.index import Index
+from gateway.statements import Asked
+from trust.identity.replay import Nonces
+from trust.ledger import entries
+from trust.policy.inventory import Inventory
+from trust.reasons import Reason, Unverifiable, visible
+from trust.recalled import DENIED, MAX_RUNS, SPANS, SPENT, Call, Past, Recalled
+from trust.window import BUCKETS, DAY, Window
+
+_SEVERAL: Final = ""
+REMEMBER_S: Final = 120.0
+"""Longer than any signature is valid, clock skew on both sides included: an action id is dispatched once."""
+SEALED_S: Final = 10.0
+"""Our own entries are in the index after so long at most; those of less long ago are known without it."""
+FLYING_EVERY_S: Final = 1.0
+_US: Final = 1_000_000
+_SINCE: Final = """
+agent = ?1 AND wall_us >= ?2 AND wall_us < iif(source = (SELECT id FROM source WHERE origin = ?3), ?4, ?5)
+"""
+"""Of an agent, from when, and until when: of our own log, and of others."""
+_DISPATCHED: Final = f"""
+SELECT server || '/' || tool, wall_us * ?6 / ?7, count(DISTINCT action_id) FROM entry
+WHERE {_SINCE} AND kind = 'dispatch' AND step = 8 GROUP BY 1, 2
+"""  # noqa: S608
+_DENIED: Final = f"""
+SELECT wall_us * ?6 / ?7, count(*) FROM entry WHERE {_SINCE} AND kind = 'refusal' GROUP BY 1
+"""  # noqa: S608
+_LABELLED: Final = f"""
+SELECT server || '/' || tool, run, max(wall_us) FROM entry
+WHERE {_SINCE} AND kind = 'dispatch' AND step = 8
+  AND server || '/' || tool IN (SELECT value FROM json_each(?6)) GROUP BY 1, 2
+"""  # noqa: S608
+_SIDECARS: Final = """
+SELECT DISTINCT s.origin FROM entry e JOIN source s ON s.id = e.source
+WHERE e.agent = ? AND e.decision IN ('allow', 'deny') AND e.kind IN ('intent', 'refusal') AND e.step <> 8
+  AND e.wall_us >= ?
+"""
+_ONCE: Final = """
+SELECT action_id FROM metered WHERE once = ? AND agent = ? AND status IS NOT 'refused' AND wall_us >= ? LIMIT 1
+"""
+
+
+class _Did(msgspec.Struct):
+    """Of one agent, which asked for something ``last``."""
+
+    last: float
+    windows: dict[str, Window] = {}
+    labels: dict[str, float] = {}
+    runs: dict[str, set[str]] = {}
+
+    def window(self, name: str, span_s: int) -> Window:
+        found = self.windows.get(name)
+        if found is None:
+            found = self.windows[name] = Window(span_s)
+        return found
+
+    def label(self, name: str, until: float, run: str, now: float) -> None:
+        self.labels[name] = max(self.labels.get(name, 0.0), until)
+        if run in self.runs or len(self.runs) < MAX_RUNS:
+            self.runs.setdefault(run, set()).add(name)
+        else:
+            self.labels[name] = max(self.labels[name], now + DAY)
+
+
+class OwnCounts:
+    """In the memory of this process; what :class:`edge.shared.Shared` does for several."""
+
+    def __init__(self) -> None:
+        self._did: dict[str, _Did] = {}
+
+    def counts(self, agent: str) -> bool:
+        """Whether *agent* is counted."""
+        return agent in self._did
+
+    def begin(self, agent: str, past: Past, now: float) -> None:
+        """Count *agent* from now on; what it did before counts too. Whoever did nothing for a day is forgotten."""
+        self._did = {name: did for name, did in self._did.items() if did.labels or did.last > now - DAY}
+        did = self._did[agent] = _Did(now)
+        for (name, span_s, bucket), amount in past.counts.items():
+            window = did.window(name, span_s)
+            window.count(now)
+            window.put(bucket, amount)
+        for label, until, run in past.labels:
+            did.label(label, until, run, now)
+
+    def count(self, call: Call, in_flight: int, labels_keep_s: int, now: float) -> Counted:
+        """*call* counts from now on. *in_flight*: calls of its agent, with this one."""
+        did = self._did[call.agent]
+        did.last = now
+        before: list[int] = []
+        for name, span_s, amount in (*call.counts, (DENIED, DAY, 0)):
+            window = did.window(name, span_s)
+            before.append(window.count(now))
+            window.add(now, amount)
+        did.labels = {label: until for label, until in did.labels.items() if until > now}
+        labels = did.runs.get(call.run, set()) | did.labels.keys()
+        for label in call.labels:
+            did.label(label, now + labels_keep_s, call.run, now)
+        return Counted(call, now, Recalled.of(before, in_flight - 1, labels), now, whole=True)
+
+    def uncount(self, counted: Counted) -> None:
+        """The call did not happen. Its labels stay."""
+        for name, span_s, amount in counted.call.counts:
+            self._did[counted.call.agent].window(name, span_s).add(counted.at, -amount)
+
+    def denied(self, agent: str, amount: int, now: float) -> None:
+        """So much was refused to *agent*."""
+        if agent in self._did:
+            self._did[agent].window(DENIED, DAY).add(now, amount)
+
+
+class Recall:
+    """Of one gateway."""
+
+    def __init__(
+        self,
+        ledger: DurableLedger,
+        index: Index,
+        shared: Shared | None,
+        clock: SystemClock,
+        labels_keep_s: int,
+    ) -> None:
+        self._origin = ledger.origin
+        self._index = index
+        self._shared = shared
+        self._clock = clock
+        self._labels_keep_s = labels_keep_s
+        self._own = OwnCounts()
+        self._sidecars: dict[str, str] = {}
+        """Of each agent the log of its sidecar, or :data:`_SEVERAL`."""
+        self._looking = asyncio.Lock()
+        self._spent = Nonces()
+        self._recent: deque[tuple[float, Call, str]] = deque()
+        """When, what, and through the sidecar with which log."""
+        self._claims: dict[str, tuple[str, float]] = {}
+        """Of this process, in the last moments: which action has an idempotency key, and since when."""
+        self._flying: set[str] = set()
+        self._remember_recent(ledger)
+
+    def _remember_recent(self, ledger: DurableLedger) -> None:
+        """After a restart: what was dispatched while signatures of before the restart are still valid."""
+        now = self._clock.now()
+        for _, line in ledger.since(int((now - REMEMBER_S) * _US)):
+            at, entry = line.stamp.wall_us / _US, line.entry
+            if isinstance(entry, entries.Dispatch) and entry.attempt == 1 and at > now - REMEMBER_S:
+                self._spent.spend(entry.action_id, at + REMEMBER_S, at)
+                if at > now - SEALED_S:
+                    call = Call(entry.agent, entry.run, f"{entry.server}/{entry.tool}")
+                    self._recent.append((at, call, _log_of(entry.intent)))
+                    if entry.once:
+                        self._claims[_key(entry.agent, entry.once)] = (entry.action_id, at)
+
+    async def count(self, asked: Asked, in_flight: int) -> tuple[Asked, Counted | None]:
+        """Spend the action's id, and count it: what is asked with what its agent did through whatever sidecar, and
+        what :meth:`uncount` takes back."""
+        now = self._clock.now()
+        self._spent.spend(asked.action.id, now + REMEMBER_S, now)
+        call = _call(asked)
+        if self._shared is not None:
+            counted = await self._count_together(self._shared, asked, call, in_flight, now)
+        elif await self._has_several(asked, now):
+            counted = self._own.count(call, in_flight, self._labels_keep_s, self._clock.now())
+        else:
+            self._remember(asked, call, now)
+            return asked, None
+        self._remember(asked, call, now)
+        return asked.knowing(counted.before), counted
+
+    def _remember(self, asked: Asked, call: Call, now: float) -> None:
+        self._recent.append((now, call, _log_of(asked.dispatch.intent)))
+        while self._recent[0][0] < now - SEALED_S:
+            self._recent.popleft()
+
+    async def uncount(self, counted: Counted | None) -> None:
+        """It was refused here. While Redis is away it stays counted."""
+        if counted is None:
+            return
+        if self._shared is None:
+            self._own.uncount(counted)
+            return
+        try:
+            await self._shared.uncount(counted)
+        except Unverifiable:
+            return
+
+    async def denied(self, agent: str, amount: int, log: str = "") -> None:
+        """So much of *agent* was refused here, or by its sidecar that writes *log*."""
+        if self._shared is None:
+            if log and self._sidecars.get(agent, log) != log:
+                self._sidecars[agent] = _SEVERAL
+            self._own.denied(agent, amount, self._clock.now())
+            return
+        try:
+            await self._shared.denied(agent, amount)
+        except Unverifiable:
+            return
+
+    async def claim(self, asked: Asked) -> None:
+        """Its idempotency key is that of *asked* alone, through whatever sidecar; or :class:`Unverifiable`."""
+        once, agent, action = asked.dispatch.once, asked.agent.name, asked.action.id
+        if not once:
+            return
+        now, key = self._clock.now(), _key(agent, once)
+        if self._shared is not None:
+            holder = await self._shared.claim(key, action, DAY)
+        else:
+            while self._claims and (oldest := next(iter(self._claims.items())))[1][1] < now - SEALED_S:
+                del self._claims[oldest[0]]
+            holder, _ = self._claims.setdefault(key, (action, now))
+        if holder == action and (self._shared is not None or self._sidecars.get(agent) == _SEVERAL):
+            for (before,) in await self._index.ask(_ONCE, (once, agent, int((now - DAY) * _US))):
+                holder = before
+        if holder != action:
+            raise Unverifiable(Reason.REPLAYED, f"its idempotency_key was used before, by {visible(holder)}")
+
+    async def release(self, asked: Asked) -> None:
+        """Nothing happened, so the key is free again."""
+        if asked.dispatch.once:
+            key = _key(asked.agent.name, asked.dispatch.once)
+            self._claims.pop(key, None)
+            if self._shared is not None:
+                await self._shared.release(key)
+
+    # Several gateways
+
+    async def _count_together(self, shared: Shared, asked: Asked, call: Call, in_flight: int, now: float) -> Counted:
+        counted = await shared.count(
+            call,
+            in_flight,
+            self._labels_keep_s,
+            nonce=f"action {asked.action.id}",
+            created_at=asked.sender.claim.created_at,
+            expires_at=now + REMEMBER_S,
+            now=now,
+        )
+        self._flying.add(call.agent)
+        if counted.whole:
+            return counted
+        past = await self._past(call.agent, asked.bundle.inventory, now, counted.since)
+        await shared.seed(call.agent, past, self._labels_keep_s)
+        return msgspec.structs.replace(counted, before=_with(counted.before, call, past, counted.at))
+
+    async def work(self, busy: Mapping[str, int]) -> None:
+        """Tell the others, for ever, how many calls of each agent are in flight here."""
+        while self._shared is not None:
+            await asyncio.sleep(FLYING_EVERY_S)
+            told = {agent: busy.get(agent, 0) for agent in self._flying.union(busy)}
+            self._flying.clear()
+            if told:
+                await self._shared.flying(told)
+
+    # One gateway
+
+    async def _has_several(self, asked: Asked, now: float) -> bool:
+        """Whether the agent uses, or used, more than one sidecar; if so it is counted from now on."""
+        agent, log = asked.agent.name, _log_of(asked.dispatch.intent)
+        if self._sidecars.get(agent) == log:
+            return False
+        if self._own.counts(agent):
+            return True
+        async with self._looking:
+            if self._own.counts(agent):
+                return True
+            known = {origin for (origin,) in await self._index.ask(_SIDECARS, (agent, int((now - DAY) * _US)))}
+            known |= {log, self._sidecars.get(agent, log)}
+            known |= {other for _, call, other in self._recent if call.agent == agent}
+            if len(known) == 1:
+                self._sidecars[agent] = log
+                return False
+            self._sidecars[agent] = _SEVERAL  # from here on its other calls wait for the past
+            since = self._clock.now()
+            past = await self._past(agent, asked.bundle.inventory, since, since)
+            self._own.begin(agent, past, since)
+            return True
+
+    # The past
+
+    async def _past(self, agent: str, inventory: Inventory, now: float, until: float) -> Past:
+        """What the ledgers say that *agent* did before *until*; the last of what we did ourselves from memory."""
+        past, sealed = Past(), min(until, now - SEALED_S)
+
+        def within(span_s: int) -> tuple[object, ...]:
+            """The values of :data:`_SINCE`, from the oldest part of a window that counts at *now*."""
+            oldest = (int(now * BUCKETS / span_s) - BUCKETS) * span_s / BUCKETS
+            return (agent, int(oldest * _US), self._origin, int(sealed * _US), int(until * _US))
+
+        manifests = {
+            f"{name}/{tool.name}": tool.manifest
+            for name, server in inventory.servers.items()
+            for tool in server.tools.values()
+        }
+        await self._index.follow()
+        for span, span_s in SPANS:
+            parts = (*within(span_s), BUCKETS, span_s * _US)
+            for tool, bucket, count in await self._index.ask(_DISPATCHED, parts):
+                past.add(span, span_s, bucket, count)
+                past.add(f"{span} {tool}", span_s, bucket, count)
+                if span_s == DAY and tool in manifests:
+                    past.add(SPENT, DAY, bucket, count * manifests[tool].cents)
+        for bucket, count in await self._index.ask(_DENIED, (*within(DAY), BUCKETS, DAY * _US)):
+            past.add(DENIED, DAY, bucket, count)
+        labelled = msgspec.json.encode([tool for tool, manifest in manifests.items() if manifest.labels]).decode()
+        for tool, run, last_us in await self._index.ask(_LABELLED, (*within(max(DAY, self._labels_keep_s)), labelled)):
+            lasting = last_us / _US + self._labels_keep_s
+            past.labels += [(label, lasting, run) for label in manifests[tool].labels]
+        for at, call, _ in self._recent:
+            if call.agent == agent and sealed <= at < until:
+                manifest = manifests.get(call.tool)
+                cents, labels = (manifest.cents, manifest.labels) if manifest is not None else (0, ())
+                for name, span_s, amount in msgspec.structs.replace(call, cents=cents).counts:
+                    past.add(name, span_s, int(at * BUCKETS / span_s), amount)
+                past.labels += [(label, at + self._labels_keep_s, call.run) for label in labels]
+        return past
+
+
+def _call(asked: Asked) -> Call:
+    action = asked.action
+    manifest = asked.bundle.inventory.tool(action.server, action.tool).manifest
+    return Call(asked.agent.name, action.run, action.name, tuple(manifest.labels), manifest.cents)
+
+
+def _key(agent: str, once: str) -> str:
+    return f"once {agent} {once}"
+
+
+def _log_of(intent: str) -> str:
+    return intent.partition("#")[0]
+
+
+def _with(before: Recalled, call: Call, past: Past, at: float) -> Recalled:
+    """*before* with the *past* that counted only after it."""
+    did = OwnCounts()
+    did.begin(call.agent, past, at)
+    old = did.count(call, 1, 0, at).before
+    added = {
+        name: getattr(before, name) + getattr(old, name)
+        for name in Recalled.__struct_fields__
+        if name not in ("labels", "in_flight")
+    }
+    return msgspec.structs.replace(before, **added, labels=tuple(sorted({*before.labels, *old.labels})))
