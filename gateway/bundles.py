@@ -5,13 +5,12 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Final, Literal
 
-import msgspec
-
 from edge.clock import SystemClock
+from gateway.editions import NO_SOURCES, PREFIX, Draft, Prepared, of_the_mesh, own_of, prefix, prepare, require_bounded
 from gateway.fold import active_key
 from gateway.people import People
 from gateway.records import Records
@@ -21,16 +20,14 @@ from trust.identity.keys import SecretKey
 from trust.ledger import entries
 from trust.ledger.entries import AnyEntry
 from trust.ledger.tiles import write_atomically
-from trust.policy import bundle, cases, confined
-from trust.policy.bundle import BundleRejected, Compiled, Content, Sealed, Sources
-from trust.policy.inventory import Inventory
+from trust.policy import bundle
+from trust.policy.bundle import BundleRejected, Compiled, Sealed, Sources
 from trust.policy.lint import Problem
 from trust.policy.terms import parse_terms
-from trust.reasons import Unverifiable
+from trust.reasons import Reason, Unverifiable
 
 MAX_WAIT_S: Final = 25.0
-PREFIX: Final = ":"
-NO_SOURCES: Final = Sources("", {}, {})
+MAX_TRIES: Final = 5
 Event = Literal["activated", "rolled_back"]
 _log = logging.getLogger("licet.gateway")
 
@@ -54,14 +51,6 @@ class BundleFiles:
         await asyncio.to_thread(write_atomically, self._path(digest), data, flush=True)
 
 
-class Prepared(msgspec.Struct, frozen=True):
-    """A bundle that could be active."""
-
-    namespace: str
-    content: Content
-    compiled: Compiled
-
-
 class Edition:
     """What is active for one namespace; empty: for the mesh's own agents, and where nodes may run what."""
 
@@ -71,8 +60,12 @@ class Edition:
         self.degraded = ""
         self._changed = asyncio.Event()
 
-    def swap(self, sealed: Sealed) -> None:
-        self.compiled = bundle.compile_bundle(sealed.content, sealed.digest)
+    def swap(self, sealed: Sealed, compiled: Compiled | None) -> None:
+        """*compiled*: of the same content, if it was made here."""
+        if compiled is not None:
+            self.compiled = compiled.dated(sealed.content, sealed.digest)
+        else:
+            self.compiled = bundle.compile_bundle(sealed.content, sealed.digest, validated=True)
         self.sealed = sealed
         self.wake()
 
@@ -121,6 +114,8 @@ class Bundles:
         self._ttl_s = ttl_s
         self._editions: defaultdict[str, Edition] = defaultdict(Edition)
         self._looked_at: dict[str, str] = {}
+        self._making = asyncio.Lock()
+        self._made: dict[str, Compiled] = {}
         for namespace in ("", *self._namespaces()):
             self._load(namespace)
         records.listen(self._on_change)
@@ -166,7 +161,7 @@ class Bundles:
         if active is not None and not active.digest:
             edition.lose(f"the policies of {namespace} could not follow those of the mesh; activate some that can")
         elif active is not None and (edition.sealed is None or edition.sealed.digest != active.digest):
-            edition.swap(self._read(active.digest))
+            edition.swap(self._read(active.digest), self._made.pop(active.digest, None))
 
     def _namespaces(self) -> list[str]:
         """Those that have agents or policies, in their order."""
@@ -181,7 +176,7 @@ class Bundles:
         compiled = self._editions[namespace].compiled
         known = compiled.read.sources if compiled is not None else {}
         files = [known[one].file if one in known else "" for one in policies]
-        return bool(files) and all(file.startswith(_prefix(namespace)) for file in files)
+        return bool(files) and all(file.startswith(prefix(namespace)) for file in files)
 
     def _active(self, namespace: str) -> ActiveBundle | None:
         return self._records.store.get(ActiveBundle, active_key(namespace))
@@ -202,45 +197,52 @@ class Bundles:
 
     async def activate(
         self, sources: Sources, by: str, namespace: str = "", without: frozenset[str] = frozenset()
-    ) -> Sealed:
+    ) -> None:
         """Check everything, then make it active, or :class:`BundleRejected` and nothing has changed. *without*:
         namespaces of which nothing is active afterwards, if their own policies cannot follow."""
-        async with self._records.deciding:
-            return await self._activate(sources, by, "activated", namespace, without=without)
+        require_bounded(sources, namespace)
+        await self._activate(lambda: sources, by, "activated", namespace, without=without)
 
-    async def rollback(self, by: str, namespace: str = "") -> Sealed:
+    async def rollback(self, by: str, namespace: str = "") -> None:
         """The sources of the bundle before this one, as a new version (versions only rise)."""
-        async with self._records.deciding:
+
+        def previous() -> Sources:
             active = self._active(namespace)
             if active is None or not active.previous:
                 raise BundleRejected([], "there is no earlier bundle to roll back to")
-            sources = _own(self._read(active.previous).content.sources, namespace)
-            return await self._activate(sources, by, "rolled_back", namespace)
+            return own_of(self._read(active.previous).content.sources, namespace)
 
-    async def refresh(self, by: str) -> None:
+        await self._activate(previous, by, "rolled_back", namespace)
+
+    async def refresh(self, by: str, due: Callable[[], bool] = lambda: True) -> None:
         """The same sources with the inventory and time of now. If that fails, the last good one stays."""
-        async with self._records.deciding:
-            sealed = self.sealed
-            if sealed is None:
-                return
-            try:
-                await self._activate(sealed.content.sources, by, "activated", "", renewed=True)
-            except BundleRejected as bad:
+        try:
+            await self._activate(self._present, by, "activated", "", renewed=True, due=due)
+        except BundleRejected as bad:
+            if self.sealed is not None:
                 self._editions[""].degraded = f"the bundle could not follow the inventory: {bad}"
+
+    def _present(self) -> Sources:
+        if self.sealed is None:
+            raise BundleRejected([], "the mesh has no policies yet")
+        return self.sealed.content.sources
 
     async def ensure(self, namespace: str, by: str) -> None:
         """Agents of *namespace* have policies: those of the mesh, until it has some of its own."""
-        async with self._records.deciding:
-            if namespace and self.sealed is not None and self._active(namespace) is None:
-                await self._write(self._prepared(namespace, NO_SOURCES, self.sealed.content.sources), by, "activated")
+        while namespace and self.sealed is not None and self._active(namespace) is None:
+            basis = self._basis()
+            made = await asyncio.to_thread(prepare, self._draft(namespace, NO_SOURCES, self._present()))
+            if isinstance(made, BundleRejected):
+                raise made
+            async with self._records.deciding:
+                if self._basis() == basis:
+                    await self._write(made, by, "activated")
 
     async def settle(self) -> None:
         """Whoever activated something for the mesh may have died before every namespace had it: they have it now."""
         if self._lags():
-            async with self._records.deciding:
-                if self._lags() and self.sealed is not None:
-                    await self._activate(self.sealed.content.sources, "gateway", "activated", "", renewed=True)
-                    self._looked_at = self._digests()
+            await self._activate(self._present, "gateway", "activated", "", renewed=True, due=self._lags)
+            self._looked_at = self._digests()
 
     def _lags(self) -> bool:
         """Whether an edition has other policies of the mesh than the mesh; looked at once for what is active."""
@@ -258,99 +260,152 @@ class Bundles:
     def _has(self, mesh: Sources, namespace: str) -> bool:
         """Whether the edition of *namespace* has just the policies of the mesh, beside its own."""
         sealed = self._editions[namespace].sealed
-        return sealed is not None and _of_the_mesh(sealed) == mesh.policies
+        return sealed is not None and of_the_mesh(sealed) == mesh.policies
 
     async def renew_when_due(self) -> None:
         """Sign anew at half of its life, so that sidecars never see it end."""
-        if self.sealed is not None:
-            half = self.sealed.content.issued_at + self._ttl_s // 2
-            if self._clock.now() >= half:
-                await self.refresh("gateway")
+        if self._half_over():
+            await self.refresh("gateway", self._half_over)
+
+    def _half_over(self) -> bool:
+        return self.sealed is not None and self._clock.now() >= self.sealed.content.issued_at + self._ttl_s // 2
 
     async def _activate(
         self,
-        sources: Sources,
+        sources: Callable[[], Sources],
         by: str,
         event: Event,
         namespace: str,
         *,
         renewed: bool = False,
         without: frozenset[str] = frozenset(),
-    ) -> Sealed:
-        """All editions that it concerns are prepared before the first of them is written."""
-        mesh = sources if not namespace else self.sealed.content.sources if self.sealed is not None else None
+        due: Callable[[], bool] = lambda: True,
+    ) -> None:
+        """All editions that it concerns are prepared before the first of them is written: beside everything else that
+        goes on, so it is done again if what they are made of changed meanwhile, for as long as it is *due*."""
+        async with self._making:
+            for _ in range(MAX_TRIES):
+                if not due():
+                    return
+                basis = self._basis()
+                made = await self._prepared(sources(), namespace)
+                async with self._records.deciding:
+                    if self._basis() == basis:
+                        await self._settled(made, by, event, namespace, renewed=renewed, without=without)
+                        return
+        raise Unverifiable(Reason.OVERLOADED, "others change policies or servers at the same time; try again")
+
+    async def _prepared(self, sources: Sources, namespace: str) -> list[Prepared | BundleRejected]:
+        """First the edition of *namespace*, and after that of the mesh those of all that follow it."""
         try:
             if (odd := next((name for name in sources.policies if name.startswith(PREFIX)), "")) != "":
                 raise BundleRejected([], f'{odd}: no file begins with "{PREFIX}"')
-            if mesh is None:
+            if namespace and self.sealed is None:
                 raise BundleRejected([], "the mesh has no policies yet; what a namespace adds comes after them")
-            first = self._prepared(namespace, sources if namespace else NO_SOURCES, mesh)
+        except BundleRejected as bad:
+            return [bad]
+        mesh = self._present() if namespace else sources
+        first = self._draft(namespace, sources if namespace else NO_SOURCES, mesh, tried=True)
+        drafts = [first, *(self._draft(name, None, mesh) for name in self._following(namespace))]
+        made: list[Prepared | BundleRejected] = []
+        for draft in drafts:
+            made.append(await asyncio.to_thread(prepare, draft))
+            if isinstance(made[0], BundleRejected):
+                break
+        return made
+
+    def _following(self, namespace: str) -> list[str]:
+        """The namespaces whose editions follow that of *namespace*. The cases of each are its own concern."""
+        if namespace:
+            return []
+        active = {name: self._active(name) for name in self._namespaces()}
+        return [name for name, one in active.items() if one is None or one.digest]
+
+    async def _settled(
+        self,
+        made: list[Prepared | BundleRejected],
+        by: str,
+        event: Event,
+        namespace: str,
+        *,
+        renewed: bool,
+        without: frozenset[str],
+    ) -> None:
+        """What was prepared is active, or refused."""
+        first, *following = made
+        try:
+            if isinstance(first, BundleRejected):
+                raise first
             self._require_people(first)
-            cases.require(first.compiled)
-            rest, lost = ([], []) if namespace else self._rest(mesh, without, renewed=renewed)
+            if first.failed is not None:
+                raise first.failed
+            rest, lost = self._rest(following, without, renewed=renewed)
         except BundleRejected as bad:
             version = self._next_version(namespace)
             await self._records.change(entries.Bundle("refused", version, "", by, str(bad)[:2000], 0, namespace))
             raise
-        sealed = await self._write(first, by, event, renewed=renewed)
+        await self._write(first, by, event, renewed=renewed)
         for one in rest:
             await self._write(one, by, "activated", renewed=True)
         for name, why in lost:
             await self._records.change(
                 entries.Bundle("withdrawn", self._next_version(name), "", by, why[:2000], 0, name)
             )
-        return sealed
 
     def _rest(
-        self, mesh: Sources, without: frozenset[str], *, renewed: bool
+        self, made: list[Prepared | BundleRejected], without: frozenset[str], *, renewed: bool
     ) -> tuple[list[Prepared], list[tuple[str, str]]]:
         """The editions of all namespaces over what the mesh activates, and those that are lost by it, with why. One
         that cannot follow refuses an author of the mesh who does not go on *without* it, and holds up nobody else when
         nothing but inventory and time are new: its last good one ends by itself."""
         found: list[Prepared] = []
         lost: list[tuple[str, str]] = []
-        for namespace in self._namespaces():
-            active = self._active(namespace)
-            if active is not None and not active.digest:
+        for namespace, one in zip(self._following("") if made else [], made, strict=True):
+            if isinstance(one, Prepared):
+                found.append(one)
                 continue
-            try:
-                found.append(self._follows(namespace, active, mesh))
-            except BundleRejected as bad:
-                told = f"the namespace {namespace} could not follow: {bad}"
-                if namespace in without or (renewed and not self._has(mesh, namespace)):
-                    lost.append((namespace, told))
-                elif renewed:
-                    self._editions[namespace].degraded = told
-                    _log.error("%s", told)
-                else:
-                    raise BundleRejected(bad.problems, told) from None
+            told = f"the namespace {namespace} could not follow: {one}"
+            if namespace in without or (renewed and not self._has(self._present(), namespace)):
+                lost.append((namespace, told))
+            elif renewed:
+                self._editions[namespace].degraded = told
+                _log.error("%s", told)
+            else:
+                raise BundleRejected(one.problems, told)
         return found, lost
-
-    def _follows(self, namespace: str, active: ActiveBundle | None, mesh: Sources) -> Prepared:
-        """The edition of *namespace* over what the mesh activates now. Its cases are its own concern."""
-        own = NO_SOURCES if active is None else _own(self._read(active.digest).content.sources, namespace)
-        return self._prepared(namespace, own, mesh)
 
     def _next_version(self, namespace: str) -> int:
         active = self._active(namespace)
         return (active.version if active else 0) + 1
 
-    def _prepared(self, namespace: str, own: Sources, mesh: Sources) -> Prepared:
+    def _draft(self, namespace: str, own: Sources | None, mesh: Sources, *, tried: bool = False) -> Draft:
         now = int(self._clock.now())
-        inventory, servers = self._servers.inventory(namespace), self._servers.own(namespace)
-        sources = _merged(namespace, own, mesh, servers) if namespace else mesh
-        content = Content(self._next_version(namespace), now, now + self._ttl_s, sources, inventory)
-        compiled = bundle.compile_bundle(content)
-        if namespace and (free := confined.unconfined(compiled.read, _prefix(namespace), servers)):
-            raise BundleRejected(
-                [], f"it cannot be read without doubt what {', '.join(free)} permits; write it plainly"
-            )
-        return Prepared(namespace, content, compiled)
+        edition = self._editions[namespace]
+        return Draft(
+            namespace,
+            self._next_version(namespace),
+            now,
+            now + self._ttl_s,
+            mesh,
+            own,
+            edition.compiled,
+            self._servers.inventory(namespace),
+            self._servers.own(namespace),
+            tried,
+        )
 
-    async def _write(self, made: Prepared, by: str, event: Event, *, renewed: bool = False) -> Sealed:
+    def _basis(self) -> object:
+        """What editions are made of beside what somebody hands in; equal while nothing of it changed."""
+        return (
+            {name: self._active(name) for name in ("", *self._namespaces())},
+            {record.name: (record.admitted, record.namespace) for record in self._servers.all()},
+        )
+
+    async def _write(self, made: Prepared, by: str, event: Event, *, renewed: bool = False) -> None:
         content = made.content
         sealed = bundle.seal(content, self._key)
         await self._files.put(sealed.digest, sealed.data)
+        self._made = {sealed.digest: made.compiled}
         await self._records.change(
             entries.Bundle(
                 event,
@@ -362,7 +417,6 @@ class Bundles:
                 renewed=renewed,
             )
         )
-        return sealed
 
     def _require_people(self, made: Prepared) -> None:
         """Every role that an ``@approval`` names must have as many people as its quorum, who can vote as asked."""
@@ -402,41 +456,3 @@ class Bundles:
             "servers": sorted(content.inventory.servers),
             "degraded": edition.degraded,
         }
-
-
-def _prefix(namespace: str) -> str:
-    """Before the names of a namespace's files, beside those of the mesh, of which none begins so."""
-    return f"{PREFIX}{namespace}/"
-
-
-def _merged(namespace: str, own: Sources, mesh: Sources, servers: list[str]) -> Sources:
-    """The policies of the mesh, and those of a namespace confined to its own *servers*."""
-    prefix = _prefix(namespace)
-    for file, text in own.policies.items():
-        if confined.MARK in text:
-            raise BundleRejected(
-                [], f'{file}: "{confined.MARK}" stands where Licet confined a policy, and nowhere else'
-            )
-    if own.schema.strip() not in ("", mesh.schema.strip()):
-        raise BundleRejected([], "schema.cedarschema: the schema is that of the mesh; leave the file out")
-    policies = {prefix + file: confined.confine(text, servers) for file, text in own.policies.items()}
-    expected = Inventory({**own.expected.servers, **mesh.expected.servers})
-    return Sources(mesh.schema, {**mesh.policies, **policies}, own.cases, expected)
-
-
-def _of_the_mesh(sealed: Sealed) -> dict[str, str]:
-    """The policies of the mesh in an edition."""
-    return {name: text for name, text in sealed.content.sources.policies.items() if not name.startswith(PREFIX)}
-
-
-def _own(sources: Sources, namespace: str) -> Sources:
-    """What a namespace handed in, of what :func:`_merged` made of it."""
-    if not namespace:
-        return sources
-    prefix = _prefix(namespace)
-    own = {
-        file.removeprefix(prefix): confined.released(text)
-        for file, text in sources.policies.items()
-        if file.startswith(prefix)
-    }
-    return Sources("", own, sources.cases, sources.expected)

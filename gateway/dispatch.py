@@ -29,7 +29,6 @@ from trust import recalled, report, wire
 from trust.ledger import entries
 from trust.ledger.writer import LedgerUnavailable
 from trust.policy.inventory import RISK_HIGH
-from trust.policy.terms import Terms
 from trust.reasons import NOTHING_HAPPENED, Reason, Unverifiable
 from trust.standing.breaker import Breaker
 from trust.standing.rules import COUNTED
@@ -137,7 +136,7 @@ class Dispatcher:
         approval = asked.dispatch.approval
         if approval is not None:
             payload = asked.action.payload_digest
-            self._desk.require_approved(approval, asked.dispatch, payload, self._statements.present_terms(asked))
+            self._desk.require_approved(approval, asked.dispatch, payload, self._statements.present_hold(asked))
             # Whoever looks at it later asks the recorded policies who had to say yes: they must be those of now.
             if asked.dispatch.bundle != asked.bundle.digest:
                 raise Unverifiable(Reason.PERMIT_INVALID, "the sidecar has not the policies of now yet; ask again")
@@ -158,11 +157,11 @@ class Dispatcher:
     async def _consume(self, asked: Asked, approval: str) -> None:
         """Spend the approval under the policy of the very moment in which it is spent."""
 
-        def terms() -> Terms | None:
+        def asks() -> Hold | None:
             self._statements.require_unchanged(asked)
-            return self._statements.present_terms(asked)
+            return self._statements.present_hold(asked)
 
-        await self._desk.consume(approval, asked.dispatch, asked.action.payload_digest, terms)
+        await self._desk.consume(approval, asked.dispatch, asked.action.payload_digest, asks)
 
     async def refuse(self, asked: Asked, no: Refusal) -> Response:
         """Record, then answer."""

@@ -296,12 +296,13 @@ class Fleet:
                 raise Unverifiable(
                     Reason.MALFORMED_REQUEST, f"{name} has not enrolled yet, so there is nothing to stop"
                 )
-            below = namespace_of(self._store, by)
-            if below and node.state != "ready" and namespace_of(self._store, node.put_by) != below:
+            below, before = namespace_of(self._store, by), namespace_of(self._store, node.put_by)
+            if below and node.state != "ready" and before != below:
                 raise Unverifiable(
                     Reason.NOT_YOURS, f"{name} was put into this state by the mesh, which alone ends that"
                 )
-            if node.state == state:
+            taken_over = before and not below  # the mesh does what a namespace did, which could take that back
+            if node.state == state and not taken_over:
                 raise Unverifiable(Reason.MALFORMED_REQUEST, f"{name} is {state} already")
             await self._records.change(entries.Node("state", name, by, state=state, reason=reason))
         return self.known(name)

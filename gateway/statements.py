@@ -34,7 +34,6 @@ from trust.personal import Marked, Personal
 from trust.policy import judge
 from trust.policy.bundle import Compiled
 from trust.policy.inventory import Tool
-from trust.policy.terms import Terms
 from trust.reasons import Reason, Unverifiable, visible
 from trust.recalled import Recalled
 from trust.standing.rules import COUNTED
@@ -315,12 +314,10 @@ class Statements:
         if asked.bundle is not self._bundles.for_agent(asked.agent.name).compiled:
             raise Unverifiable(Reason.PERMIT_INVALID, "policy was changed while this waited; ask again")
 
-    def present_terms(self, asked: Asked) -> Terms | None:
+    def present_hold(self, asked: Asked) -> Hold | None:
         """Whom policy would ask today, if anybody."""
-        match self.judge(asked, approved=False):
-            case Hold(terms=terms):
-                return terms
-        return None
+        verdict = self.judge(asked, approved=False)
+        return verdict if isinstance(verdict, Hold) else None
 
     def stopped(self, asked: Asked) -> str:
         """Why what runs must be ended, if it must."""

@@ -53,7 +53,7 @@ class Stops:
         async with self._records.deciding:
             found = self._target(target, by)
             before = self._store.get(Killed, found)
-            if before is not None:
+            if before is not None and not self._outranks(by, before.by):
                 return found, f"it was stopped already, by {before.by}: {before.reason}"
             await self._records.change(entries.Kill("killed", found, by, reason))
         return found, ""
@@ -94,6 +94,10 @@ class Stops:
         )
         stopped = stopped or "nobody"
         return f"; stopped now: {stopped}"
+
+    def _outranks(self, by: str, before: str) -> bool:
+        """Whether the mesh does what a namespace did: else that could take it back."""
+        return not self._within(by) and bool(self._within(before))
 
     def _within(self, by: str) -> str:
         """The namespace of who asks; empty: the mesh."""

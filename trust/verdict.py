@@ -71,7 +71,8 @@ def decide(action: Action, finding: Finding, approval: str | None) -> Verdict:
         case "hold" | "refuse":
             reason = finding.reason or Reason.POLICY_ERROR
             by = f"forbidden by {', '.join(finding.policies)}" if finding.policies else f"nothing permits {action.name}"
-            detail = "; ".join(finding.sentences) or "; ".join(finding.errors) or by
+            errors = "; ".join(finding.errors) if reason is Reason.POLICY_ERROR else ""
+            detail = "; ".join(finding.sentences) or errors or by
             return Refusal(5, reason, detail, finding.policies, finding.errors)
         case _:
             assert_never(finding.outcome)

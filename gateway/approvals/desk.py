@@ -10,7 +10,7 @@ import asyncio
 import datetime
 import heapq
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, Final
 
 import msgspec
@@ -33,7 +33,6 @@ from trust.ledger import entries
 from trust.ledger.entries import AnyEntry
 from trust.personal import REQUEST, SubjectKey
 from trust.policy.inventory import RISK_CRITICAL
-from trust.policy.terms import Terms
 from trust.reasons import Reason, Unverifiable, visible
 from trust.verdict import Hold
 from trust.wire import Dispatch, Proof
@@ -133,7 +132,7 @@ class Desk:
         for record in self._live():
             if record.state == "pending" and record.expires_at_us > now and self._sees(person, record):
                 asking = self._registry.agent(record.agent)
-                whose = asking.namespace, self._at_home(record)
+                whose = asking.namespace, self._at_home(record, record.policies)
                 all_ = electorates.get(whose) or electorates.setdefault(whose, self.electorate(record))
                 (mine if may_vote(record, person.name, asking.agent.owner, all_) else others).append(record)
         return sorted(mine, key=_by_end), sorted(others, key=_by_end)
@@ -198,7 +197,7 @@ class Desk:
         """
         async with self._records.deciding:
             known = self._same(dispatch)
-            if known is not None and self._falls_short(known, hold.terms):
+            if known is not None and self._falls_short(known, hold):
                 why = "policy asks for more than it was asked with"
                 await self._records.change(entries.Approval("cancelled", known.id, by="gateway", reason=why))
                 known = None
@@ -229,14 +228,15 @@ class Desk:
                 await self._records.change(entries.Approval("approved", approval, by="gateway", under=under))
             return self.get(approval)
 
-    def _falls_short(self, record: ApprovalRecord, terms: Terms) -> bool:
+    def _falls_short(self, record: ApprovalRecord, asks: Hold) -> bool:
         """Whether a request that is not over could not be used for what policy asks now, whoever still says yes."""
         if record.state == "approved":
             given = self.get(record.under) if record.under else record
-            return bool(terms.step_up and record.under) or not self._enough(given, terms)
+            return bool(asks.terms.step_up and record.under) or not self._enough(given, asks)
         kept = record.terms["quorum"]
-        more = any(count > kept.get(group, 0) for group, count in terms.quorum.items())
-        return record.state == "pending" and (more or (terms.step_up and not record.terms["step_up"]))
+        more = any(count > kept.get(group, 0) for group, count in asks.terms.quorum.items())
+        others = self._at_home(record, record.policies) and not self._at_home(record, asks.policies)
+        return record.state == "pending" and (more or others or (asks.terms.step_up and not record.terms["step_up"]))
 
     def _require_not_blocked(self, dispatch: Dispatch, hold: Hold) -> None:
         """Nobody denied everything that this policy would ask for in this run."""
@@ -259,7 +259,7 @@ class Desk:
             if not (same and exact and now < grant.until_us):
                 continue
             asks_no_more = set(hold.policies) <= set(given.policies)
-            if asks_no_more and not hold.terms.step_up and self._enough(given, hold.terms):
+            if asks_no_more and not hold.terms.step_up and self._enough(given, hold):
                 return grant.approval
         return ""
 
@@ -350,11 +350,11 @@ class Desk:
         except Unverifiable:
             return ""
 
-    def require_approved(self, approval: str, dispatch: Dispatch, payload: str, terms: Terms | None) -> ApprovalRecord:
+    def require_approved(self, approval: str, dispatch: Dispatch, payload: str, asks: Hold | None) -> ApprovalRecord:
         """The approval that *dispatch* claims to have, if it covers exactly this action; it stays unspent.
 
-        *payload* is the digest of the bytes that would run, *terms* what policy asks for now: the votes must
-        satisfy those too. None: policy no longer asks for anybody.
+        *payload* is the digest of the bytes that would run, *asks* what policy asks for now: the votes must
+        satisfy that too, of those whom it asks. None: policy no longer asks for anybody.
         """
         record = self.get(approval)
         if (record.agent, record.action_digest, record.run) != (
@@ -372,17 +372,18 @@ class Desk:
         if record.expires_at_us <= self._clock.wall_us():
             raise Unverifiable(Reason.APPROVAL_EXPIRED, "the approval was not used in time")
         given = self.get(record.under) if record.under else record
-        if terms is not None and terms.step_up and record.under:
+        if asks is not None and asks.terms.step_up and record.under:
             raise Unverifiable(Reason.APPROVAL_MISMATCH, "policy asks for a signature for each of these now")
-        if terms is not None and not self._enough(given, terms):
-            what = "for signatures, or other people" if terms.step_up else "for other people"
+        if asks is not None and not self._enough(given, asks):
+            what = "for signatures, or other people" if asks.terms.step_up else "for other people"
             raise Unverifiable(Reason.APPROVAL_MISMATCH, f"policy asks {what} now than those who approved")
         return record
 
-    async def consume(self, approval: str, dispatch: Dispatch, payload: str, terms: Callable[[], Terms | None]) -> None:
-        """Spend the approval: of all who try, one returns. *terms* are asked for when nothing can change any more."""
+    async def consume(self, approval: str, dispatch: Dispatch, payload: str, asks: Callable[[], Hold | None]) -> None:
+        """Spend the approval: of all who try, one returns. What policy *asks* is looked at when nothing can change any
+        more."""
         async with self._records.deciding:
-            self.require_approved(approval, dispatch, payload, terms())
+            self.require_approved(approval, dispatch, payload, asks())
             await self._records.change(
                 entries.Approval("claimed", approval, by=dispatch.agent, claim=dispatch.action_id)
             )
@@ -428,19 +429,24 @@ class Desk:
             return bad.detail
         return "what it rested on was taken back" if record.under and self.get(record.under).revoked else ""
 
-    def _at_home(self, record: ApprovalRecord) -> bool:
-        """Whether it is the agent's own namespace that is asked: for its own server, or by its own policies only."""
-        return self._bundles.asks_at_home(self._namespace(record), record.request["server"], record.policies)
+    def _at_home(self, record: ApprovalRecord, policies: Iterable[str]) -> bool:
+        """Whether it is the agent's own namespace that is asked: for its own server, or by *policies* of its own."""
+        return self._bundles.asks_at_home(self._namespace(record), record.request["server"], policies)
 
-    def electorate(self, record: ApprovalRecord) -> Electorate:
-        """Who may vote on it now, for themselves and for others: people of the mesh, and those of the agent's namespace
-        where that is asked. Whom the mesh asks for its own servers, an operator of a namespace cannot make up."""
-        within = ("", self._namespace(record)) if self._at_home(record) else ("",)
+    def electorate(self, record: ApprovalRecord, asks: Hold | None = None) -> Electorate:
+        """Who may vote on it, for themselves and for others: people of the mesh, and those of the agent's namespace
+        where that is asked. Whom the mesh asks for its own servers, an operator of a namespace cannot make up. *asks*:
+        what policy asks now, if it is not what was asked when the request was made."""
+        policies = record.policies if asks is None else asks.policies
+        within = ("", self._namespace(record)) if self._at_home(record, policies) else ("",)
         people = {person.name: person for person in self._records.cached(Person) if person.namespace in within}
         return Electorate(people, self._records.cached(Deputy), self._clock.wall_us())
 
-    def _enough(self, record: ApprovalRecord, terms: Terms) -> bool:
-        return enough(record.votes, terms.quorum, record.groups, self.electorate(record), step_up=terms.step_up)
+    def _enough(self, record: ApprovalRecord, asks: Hold) -> bool:
+        """Whether those whom policy *asks* now said yes, whoever was asked before."""
+        all_, terms = self.electorate(record, asks), asks.terms
+        stand_ins = set(record.groups).intersection(terms.escalate)
+        return enough(record.votes, terms.quorum, stand_ins, all_, step_up=terms.step_up)
 
     async def attend(self) -> None:
         """Called every second: what nobody decided, or nobody used, in time is over; before that, others are asked too,

@@ -94,6 +94,18 @@ def test_a_permit_that_cannot_be_evaluated_refuses_even_beside_one_that_permits(
     assert found.reason is Reason.POLICY_ERROR
 
 
+BROKEN = '@id("broken") forbid(principal, action, resource) when { context.y > 5 };'
+
+
+def test_what_is_forbidden_is_forbidden_whatever_else_is_broken() -> None:
+    """Or a policy of somebody else's that overflows would hide whom it was against, and how bad that was."""
+    worst = '@id("no") @severity("critical") @reason("never") forbid(principal, action, resource);'
+    found = find(PERMIT + worst + BROKEN)
+    assert (found.outcome, found.reason, found.policies) == ("refuse", Reason.POLICY_FORBIDS, ("no",))
+    assert len(found.errors) == 1
+    assert find(PERMIT + HOLD + BROKEN).reason is Reason.POLICY_ERROR, "that is nobody's fault who asks"
+
+
 def test_a_request_that_cannot_be_built_refuses() -> None:
     found = find(PERMIT + '@id("q") permit(principal, action, resource) when { context.x == 1 };', x=1.5)
     assert found.outcome == "refuse"

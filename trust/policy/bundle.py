@@ -7,6 +7,7 @@ then the canonical bytes of the content. The digest names the bundle in every le
 from __future__ import annotations
 
 from collections.abc import Mapping
+from copy import copy
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Final
@@ -152,6 +153,12 @@ class Compiled:
             self.personal(tool).anything for one in self.inventory.servers.values() for tool in one.tools.values()
         )
 
+    def dated(self, content: Content, digest: str = "") -> Compiled:
+        """The same policies over the same inventory, as *content* has them."""
+        made = copy(self)
+        made.content, made.digest, made.inventory = content, digest, content.inventory
+        return made
+
     def without(self, policy: str) -> Compiled:
         """The same bundle with one policy dropped, to see who would miss it."""
         nodes = self.read.nodes
@@ -163,13 +170,13 @@ class Compiled:
         return Compiled(self.content, self.digest, replace(self.read, nodes=kept), self.schema_text)
 
 
-def compile_bundle(content: Content, digest: str = "") -> Compiled:
-    """*content* ready to answer, or :class:`BundleRejected` with every error.
+def compile_bundle(content: Content, digest: str = "", *, validated: bool = False) -> Compiled:
+    """*content* ready to answer, or :class:`BundleRejected` with every error. *validated*: it was, by who sealed it.
 
     The cases are not run here; see :mod:`trust.policy.cases`.
     """
     schema_text = schema.complete(content.sources.schema, content.typed_inventory)
-    read = read_policies(content.sources.policies, schema_text)
+    read = read_policies(content.sources.policies, schema_text, validated=validated)
     if read.errors:
         raise BundleRejected(read.errors)
     try:

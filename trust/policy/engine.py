@@ -158,11 +158,17 @@ class Engine:
         return Finding("hold", tuple(dict.fromkeys(asking)), terms=terms, sentences=self._sentences(asking))
 
     def _refusal(self, answer: Answer) -> Finding:
-        if answer.errors:
+        """What is forbidden for good is forbidden, whatever else could not be evaluated: else one broken policy would
+        take the others' names and severities away."""
+        if answer.errors and (answer.allowed or not any(self._forbids(one) for one in answer.policies)):
             failed = tuple(dict.fromkeys(filter(None, map(cedar.policy_of_error, answer.errors))))
             return Finding("refuse", failed or answer.policies, answer.errors, Reason.POLICY_ERROR)
         reason = Reason.POLICY_FORBIDS if answer.policies else Reason.NO_POLICY_PERMITS
-        return Finding("refuse", answer.policies, (), reason, sentences=self._sentences(answer.policies))
+        return Finding("refuse", answer.policies, answer.errors, reason, sentences=self._sentences(answer.policies))
+
+    def _forbids(self, policy: str) -> bool:
+        """Whether nobody could approve what this policy is against."""
+        return self._annotation_of[policy] not in self._terms
 
     def severity(self, policies: Iterable[str]) -> Severity:
         """How much a refusal by *policies* says against whoever asked: the worst of their ``@severity``."""

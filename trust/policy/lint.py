@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Final, Literal
 
 from trust.policy import cedar, terms
@@ -57,8 +58,9 @@ class Read:
         return tuple(p for p in self.problems if p.level == "error")
 
 
-def read_policies(files: Mapping[str, str], schema_text: str) -> Read:
-    """Read policy *files* (name → text) against the complete schema *schema_text*."""
+def read_policies(files: Mapping[str, str], schema_text: str, *, validated: bool = False) -> Read:
+    """Read policy *files* (name → text) against the complete schema *schema_text*. *validated*: they were, which takes
+    most of the time."""
     problems: list[Problem] = []
     schema = _schema(schema_text, problems)
     named: dict[str, pst.Template] = {}
@@ -74,7 +76,7 @@ def read_policies(files: Mapping[str, str], schema_text: str) -> Read:
         problems.append(Problem("error", first, 1, 1, "there is no policy", "an empty policy set must not start"))
     for key, node in named.items():
         problems += _lint(node, sources[key])
-    if schema is not None:
+    if schema is not None and not validated:
         for key, node in named.items():
             for found in complaints(sources[key].statement, node, schema, schema_text):
                 problems.append(_problem("error", sources[key], found.message, found.needle, found.hint))
@@ -100,7 +102,7 @@ def _problem(
 
 def _parse(source: Source, problems: list[Problem]) -> pst.Template | None:
     try:
-        nodes = cedar.parse_policies(source.statement.text)
+        return _node(source.statement.text)
     except CedarError as bad:
         message = clean(str(bad))
         swallowed = source.statement.second_head() if message.startswith("unexpected token") else None
@@ -115,6 +117,12 @@ def _parse(source: Source, problems: list[Problem]) -> pst.Template | None:
             needle = needle_of(message, source.statement)
             problems.append(_problem("error", source, message, needle, did_you_mean(needle, SYNTAX)))
         return None
+
+
+@lru_cache(maxsize=20_000)
+def _node(text: str) -> pst.Template:
+    """One statement; most of them stand in several editions, and in the next one too."""
+    nodes = cedar.parse_policies(text)
     return next(iter((*nodes.static_policies.values(), *nodes.templates.values())))
 
 
