@@ -313,7 +313,7 @@ class Attempts:
             node_kind=attempt.node.kind,
             data_locality=attempt.routed.locality,
             request_bytes=len(action.payload.body) if action.personal is None else None,
-            once=dispatch.once,
+            idempotency_key=dispatch.idempotency_key,
         )
 
     async def _ended(
@@ -350,13 +350,14 @@ class Attempts:
             response_bytes=size if action.personal is None else padded(size),
             agent=agent,
             risk=asked.bundle.inventory.tool(action.server, action.tool).manifest.risk,
+            at_home=asked.at_home,
             used=used,
         )
         try:
             await self._standings.ended(outcome)
             broke = how == "unknown" and not status and not by_us  # a stream that its reader left is no failure
             if how == "failed" or broke:
-                trip = self._breaker.failed(agent, action.server, int(self._clock.now()))
+                trip = self._breaker.failed(agent, action.server, int(self._clock.now()), asked.namespace)
                 if trip is not None:
                     await self._stops.trip(trip)
             elif how == "done":

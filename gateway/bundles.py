@@ -33,7 +33,8 @@ _log = logging.getLogger("licet.gateway")
 
 
 class BundleFiles:
-    """Sealed bundles by their digest, one file each. What is read is verified by whoever reads it."""
+    """Sealed bundles by their digest, one file each. What is read is verified by whoever reads it; what is not what it
+    is called is not put there, or it would stay for ever."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
@@ -48,6 +49,9 @@ class BundleFiles:
         return self._path(digest).read_bytes() if self.holds(digest) else None
 
     async def put(self, digest: str, data: bytes) -> None:
+        found = bundle.digest_of(data)
+        if found != digest:
+            raise ValueError(f"its digest is {found}")
         await asyncio.to_thread(write_atomically, self._path(digest), data, flush=True)
 
 
@@ -169,9 +173,13 @@ class Bundles:
         found |= {one.namespace for one in self._records.cached(ActiveBundle)}
         return sorted(found - {""})
 
+    def runs(self, namespace: str, server: str) -> bool:
+        """Whether *server* is one that *namespace* itself runs."""
+        return bool(namespace) and self._servers.is_of(namespace, server)
+
     def asks_at_home(self, namespace: str, server: str, policies: Iterable[str]) -> bool:
         """Whether *namespace* itself asks a person: for its own *server*, or by its own *policies* only."""
-        if not namespace or server in self._servers.own(namespace):
+        if not namespace or self.runs(namespace, server):
             return True
         compiled = self._editions[namespace].compiled
         known = compiled.read.sources if compiled is not None else {}

@@ -12,7 +12,8 @@ import msgspec
 
 from edge.clock import SystemClock
 from edge.shared import Shared
-from gateway.people import namespace_of, new_token, require_namespace
+from gateway.fold import namespace_of
+from gateway.people import new_token, require_namespace
 from gateway.records import Records
 from gateway.registry import Registry, require_name, taken
 from gateway.router.capabilities import Evidence, Level, held, level_of, require_given, words
@@ -296,7 +297,7 @@ class Fleet:
                 raise Unverifiable(
                     Reason.MALFORMED_REQUEST, f"{name} has not enrolled yet, so there is nothing to stop"
                 )
-            below, before = namespace_of(self._store, by), namespace_of(self._store, node.put_by)
+            below, before = namespace_of(self._store, by), node.put_in
             if below and node.state != "ready" and before != below:
                 raise Unverifiable(
                     Reason.NOT_YOURS, f"{name} was put into this state by the mesh, which alone ends that"

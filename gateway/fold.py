@@ -17,6 +17,7 @@ from gateway.state import (
     Deputy,
     Draining,
     Enrolling,
+    Former,
     Grant,
     Heard,
     KeyHolder,
@@ -45,6 +46,7 @@ from trust.identity.passkeys import count_of
 from trust.ledger import entries
 from trust.ledger.entries import AnyEntry, Stamp
 from trust.standing import fold as standing
+from trust.standing.rules import sponsor
 from trust.standing.score import Book
 
 
@@ -132,7 +134,11 @@ def apply(store: Store, stamp: Stamp, entry: AnyEntry) -> None:
 
 def _person(store: Store, entry: entries.Person) -> None:
     if entry.event == "removed":
+        store.put(entry.person, Former(entry.person, namespace_of(store, entry.person)))
         store.delete(Person, entry.person)
+        for deputy in list(store.all(Deputy)):
+            if entry.person in (deputy.person, deputy.deputy):
+                store.delete(Deputy, f"{deputy.person}|{deputy.deputy}")
         for visit in list(store.all(Visit)):
             if visit.person == entry.person:
                 store.delete(Visit, visit.visit)
@@ -149,6 +155,12 @@ def _person(store: Store, entry: entries.Person) -> None:
     else:
         made = (entry.person, tuple(entry.roles), entry.token_sha256, tuple(entry.teams), entry.login, entry.namespace)
         store.put(entry.person, Person(*made))
+
+
+def namespace_of(store: Store, by: str) -> str:
+    """Of whom an entry says that they did it; who is not known (any more) is of the mesh."""
+    person = store.get(Person, by)
+    return person.namespace if person is not None else ""
 
 
 def _sign_in(store: Store, stamp: Stamp, entry: entries.SignIn) -> None:
@@ -182,7 +194,8 @@ def _counted(store: Store, credential: str, count: int) -> None:
 
 
 def sponsor_key(principal: str, namespace: str) -> str:
-    """Whose word a principal is: a name in one namespace is nobody in another."""
+    """Whose word a principal is: a name in one namespace is nobody in another. Without a *principal*: everybody of the
+    namespace."""
     return f"{principal}/{namespace}" if namespace else principal
 
 
@@ -200,7 +213,8 @@ class Shelf:
         return list(self._store.all(Book))
 
     def of(self, principal: str) -> list[Book]:
-        sponsored = self._store.get(Sponsored, sponsor_key(principal, self._namespace))
+        sponsor = sponsor_key("", self._namespace) if self._namespace else principal
+        sponsored = self._store.get(Sponsored, sponsor)
         found = (self.book(agent) for agent in sponsored.agents) if sponsored is not None else ()
         return [book for book in found if book is not None]
 
@@ -225,12 +239,16 @@ def _agent(store: Store, stamp: Stamp, entry: entries.Agent) -> None:
         _tell(
             store,
             stamp,
-            standing.registered(Shelf(store, entry.namespace), stamp.seq, entry.agent, entry.owner, _second(stamp)),
+            standing.registered(
+                Shelf(store, entry.namespace),
+                stamp.seq,
+                entry.agent,
+                sponsor(entry.owner, entry.namespace),
+                _second(stamp),
+            ),
         )
-        sponsor = sponsor_key(entry.owner, entry.namespace)
-        sponsored = store.get(Sponsored, sponsor) or Sponsored(())
-        if entry.agent not in sponsored.agents:
-            store.put(sponsor, Sponsored((*sponsored.agents, entry.agent)))
+        for principal in (entry.owner, "") if entry.namespace else (entry.owner,):
+            _sponsor(store, sponsor_key(principal, entry.namespace), entry.agent)
     elif known is not None:
         changed = _changed(known, entry)
         store.put(entry.agent, changed)
@@ -241,6 +259,12 @@ def _agent(store: Store, stamp: Stamp, entry: entries.Agent) -> None:
         _may_enrol(store, known.token_sha256, changed.token_sha256, Enrolling("agent", entry.agent))
         if entry.event in ("enrolled", "rotated"):
             _bind(store, stamp, entry)
+
+
+def _sponsor(store: Store, key: str, agent: str) -> None:
+    sponsored = store.get(Sponsored, key) or Sponsored(())
+    if agent not in sponsored.agents:
+        store.put(key, Sponsored((*sponsored.agents, agent)))
 
 
 def _may_enrol(store: Store, before: str, after: str, who: Enrolling) -> None:
@@ -374,11 +398,14 @@ def _node(store: Store, stamp: Stamp, entry: entries.Node) -> None:
             changed = replace(known, suspended=tuple(one for one in known.suspended if one != entry.capability))
         case _:
             state = msgspec.convert(entry.state, NodeState)
-            changed = replace(known, state=state, reason=entry.reason, put_by=entry.by)
+            changed = replace(known, state=state, reason=entry.reason, put_in=namespace_of(store, entry.by))
     store.put(entry.node, changed)
 
 
 def _server(store: Store, entry: entries.Server) -> None:
+    if entry.event == "retired":
+        store.delete(ServerRecord, entry.server)
+        return
     known = store.get(ServerRecord, entry.server)
     if known is None or entry.event == "accepted":
         offers = known.offers if known else {}
@@ -394,7 +421,7 @@ def _server(store: Store, entry: entries.Server) -> None:
 
 def _kill(store: Store, entry: entries.Kill) -> None:
     if entry.event == "killed":
-        store.put(entry.target, Killed(entry.target, entry.by, entry.reason))
+        store.put(entry.target, Killed(entry.target, entry.by, entry.reason, namespace_of(store, entry.by)))
     else:
         store.delete(Killed, entry.target)
 

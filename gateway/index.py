@@ -47,11 +47,11 @@ CREATE TABLE IF NOT EXISTS policy (
   PRIMARY KEY (policy, wall_us, source, place)
 ) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS metered (
-  source INTEGER NOT NULL, {amounts}, once TEXT NOT NULL, PRIMARY KEY (source, action_id, attempt)
+  source INTEGER NOT NULL, {amounts}, idempotency_key TEXT NOT NULL, PRIMARY KEY (source, action_id, attempt)
 ) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS metered_by_time ON metered (wall_us);
 CREATE INDEX IF NOT EXISTS metered_by_run ON metered (run);
-CREATE INDEX IF NOT EXISTS metered_by_once ON metered (once) WHERE once <> '';
+CREATE INDEX IF NOT EXISTS metered_by_key ON metered (idempotency_key) WHERE idempotency_key <> '';
 """.format(
     amounts=", ".join(f'"{name}"' for name in metering.COLUMNS),
     texts=", ".join(f'"{name}" TEXT NOT NULL' for name in TEXTS),

@@ -8,8 +8,7 @@ import secrets
 from collections.abc import Iterable
 
 from gateway.records import Records
-from gateway.state import Passkey, Person
-from gateway.store import Store
+from gateway.state import Former, Passkey, Person
 from trust.canonical import sha256_hex
 from trust.ledger import entries
 from trust.reasons import Reason, Unverifiable, visible
@@ -75,7 +74,8 @@ class People:
             raise Unverifiable(Reason.MALFORMED_REQUEST, f"{name}: expected at least one role")
         token = new_token()
         async with self._records.deciding:
-            if self._records.store.get(Person, name) is not None:
+            former = self._records.store.get(Former, name)
+            if self._records.store.get(Person, name) is not None or (former and former.namespace != namespace):
                 raise Unverifiable(Reason.MALFORMED_REQUEST, f'the person "{name}" is already registered')
             self._require_free(login)
             digest = sha256_hex(token.encode())
@@ -85,6 +85,17 @@ class People:
             if login:  # an entry of its own: it is an address, and evidence tells nobody's
                 await self._records.change(entries.Person("login", name, by, login=login))
         return token
+
+    async def remove(self, name: str, by: str) -> None:
+        """*name* may do nothing any more: no token, visit, passkey or deputy of theirs counts, nor a vote that was not
+        used. Somebody who may let people in again stays."""
+        async with self._records.deciding:
+            known = self._records.store.get(Person, name)
+            if known is None:
+                raise Unverifiable(Reason.NOT_FOUND, f'nobody is called "{visible(name)}"')
+            if name == by:
+                raise Unverifiable(Reason.MALFORMED_REQUEST, "somebody else removes you, who is there then")
+            await self._records.change(entries.Person("removed", name, by))
 
     async def set_login(self, name: str, login: str, by: str) -> None:
         """*name* signs in as *login* from now on; with an empty one, by single sign-on no more."""
@@ -109,12 +120,6 @@ def require_name(name: str) -> str:
             Reason.MALFORMED_REQUEST, f'"{visible(name)}": expected a letter, then up to 62 of a-z, 0-9, "-" and "_"'
         )
     return name
-
-
-def namespace_of(store: Store, by: str) -> str:
-    """Of whom an entry says that they did it; who is not known (any more) is of the mesh."""
-    person = store.get(Person, by)
-    return person.namespace if person is not None else ""
 
 
 def require_namespace(namespace: str) -> str:

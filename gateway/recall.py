@@ -56,8 +56,9 @@ SELECT DISTINCT s.origin FROM entry e JOIN source s ON s.id = e.source
 WHERE e.agent = ? AND e.decision IN ('allow', 'deny') AND e.kind IN ('intent', 'refusal') AND e.step <> 8
   AND e.wall_us >= ?
 """
-_ONCE: Final = """
-SELECT action_id FROM metered WHERE once = ? AND agent = ? AND status IS NOT 'refused' AND wall_us >= ? LIMIT 1
+_WITH_KEY: Final = """
+SELECT action_id FROM metered
+WHERE idempotency_key = ? AND agent = ? AND status IS NOT 'refused' AND wall_us >= ? LIMIT 1
 """
 
 
@@ -168,8 +169,8 @@ class Recall:
                 if at > now - SEALED_S:
                     call = Call(entry.agent, entry.run, f"{entry.server}/{entry.tool}")
                     self._recent.append((at, call, _log_of(entry.intent)))
-                    if entry.once:
-                        self._claims[_key(entry.agent, entry.once)] = (entry.action_id, at)
+                    if entry.idempotency_key:
+                        self._claims[_key(entry.agent, entry.idempotency_key)] = (entry.action_id, at)
 
     async def count(self, asked: Asked, in_flight: int) -> tuple[Asked, Counted | None]:
         """Spend the action's id, and count it: what is asked with what its agent did through whatever sidecar, and
@@ -217,27 +218,28 @@ class Recall:
             return
 
     async def claim(self, asked: Asked) -> None:
-        """Its idempotency key is that of *asked* alone, through whatever sidecar; or :class:`Unverifiable`."""
-        once, agent, action = asked.dispatch.once, asked.agent.name, asked.action.id
-        if not once:
+        """Its idempotency key is that of *asked* alone, through whatever sidecar and whatever way, in a day; or
+        :class:`Unverifiable`."""
+        named, agent, action = asked.dispatch.idempotency_key, asked.agent.name, asked.action.id
+        if not named:
             return
-        now, key = self._clock.now(), _key(agent, once)
+        now, key = self._clock.now(), _key(agent, named)
         if self._shared is not None:
             holder = await self._shared.claim(key, action, DAY)
         else:
             while self._claims and (oldest := next(iter(self._claims.items())))[1][1] < now - SEALED_S:
                 del self._claims[oldest[0]]
             holder, _ = self._claims.setdefault(key, (action, now))
-        if holder == action and (self._shared is not None or self._sidecars.get(agent) == _SEVERAL):
-            for (before,) in await self._index.ask(_ONCE, (once, agent, int((now - DAY) * _US))):
+        if holder == action:
+            for (before,) in await self._index.ask(_WITH_KEY, (named, agent, int((now - DAY) * _US))):
                 holder = before
         if holder != action:
             raise Unverifiable(Reason.REPLAYED, f"its idempotency_key was used before, by {visible(holder)}")
 
     async def release(self, asked: Asked) -> None:
         """Nothing happened, so the key is free again."""
-        if asked.dispatch.once:
-            key = _key(asked.agent.name, asked.dispatch.once)
+        if asked.dispatch.idempotency_key:
+            key = _key(asked.agent.name, asked.dispatch.idempotency_key)
             self._claims.pop(key, None)
             if self._shared is not None:
                 await self._shared.release(key)
@@ -340,8 +342,8 @@ def _call(asked: Asked) -> Call:
     return Call(asked.agent.name, action.run, action.name, tuple(manifest.labels), manifest.cents)
 
 
-def _key(agent: str, once: str) -> str:
-    return f"once {agent} {once}"
+def _key(agent: str, named: str) -> str:
+    return f"key {agent} {named}"
 
 
 def _log_of(intent: str) -> str:

@@ -47,10 +47,19 @@ class Servers:
     def require_free(self, node: NodeRecord, name: str) -> None:
         """Nothing, if the server *name* is of the namespace of *node*, or new; else :class:`Unverifiable`."""
         known = self._store.get(ServerRecord, name)
-        namespace = known.namespace if known is not None else self._reserved.get(name, node.namespace)
+        namespace = known.namespace if known is not None else self._meant(name, node.namespace)
         if namespace != node.namespace:
             taken = f"{node.name} cannot offer {visible(name)}: that is the name of another's server"
             raise Unverifiable(Reason.NOT_YOURS, taken)
+
+    def _meant(self, name: str, otherwise: str) -> str:
+        """Whose a server is that nobody offered yet: where its credentials are for, else the mesh's if one of its nodes
+        may offer it."""
+        if name not in self._reserved and any(
+            name in node.may_offer for node in self._store.all(NodeRecord) if not node.namespace
+        ):
+            return ""
+        return self._reserved.get(name, otherwise)
 
     async def accept(self, name: str, offer: str, by: str) -> list[str]:
         """Admit what a node offers, exactly as it was looked at; what this changes."""
@@ -63,6 +72,21 @@ class Servers:
             changed = [c.tool for c in offers.changes(self.admitted(known), self._inventories.get(offer))]
             await self._records.change(entries.Server("accepted", name, by, offer, tools=changed))
         return changed
+
+    async def retire(self, name: str, by: str) -> None:
+        """Nobody may call it any more, and its name is free: for whoever is to have it, if somebody else took it."""
+        async with self._records.deciding:
+            known = self._store.get(ServerRecord, require_server_name(name))
+            if known is None:
+                raise Unverifiable(Reason.UNKNOWN_SERVER, f'server "{name}"')
+            offering = [node.name for node in map(self._node, self._current(known)) if node and node.state == "ready"]
+            if offering:
+                todo = f"drain or quarantine {', '.join(sorted(offering))} first, which offers it"
+                raise Unverifiable(Reason.MALFORMED_REQUEST, f"{name} is in use: {todo}")
+            await self._records.change(entries.Server("retired", name, by, known.admitted))
+
+    def _node(self, name: str) -> NodeRecord | None:
+        return self._store.get(NodeRecord, name)
 
     def all(self) -> list[ServerRecord]:
         return list(self._store.all(ServerRecord))
@@ -102,6 +126,11 @@ class Servers:
         """What agents of *namespace* may call: its own servers, and those of the mesh."""
         found = (record for record in self._store.all(ServerRecord) if record.namespace in ("", namespace))
         return Inventory({record.name: self.admitted(record) for record in found})
+
+    def is_of(self, namespace: str, name: str) -> bool:
+        """Whether the server *name* is one of *namespace*."""
+        record = self._store.get(ServerRecord, name)
+        return record is not None and record.namespace == namespace
 
     def own(self, namespace: str) -> list[str]:
         """The names of the servers of *namespace*."""

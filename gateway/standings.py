@@ -56,7 +56,8 @@ class Standings:
         stamp = self._records.ledger.append_later(outcome)
         book = self._shelf.book(outcome.agent)
         at_s = stamp.wall_us // 1_000_000
-        if outcome.status == "done" and book is not None and rules.worth_of_outcome(book, outcome.risk, at_s):
+        counts = outcome.status == "done" and not outcome.at_home
+        if counts and book is not None and rules.worth_of_outcome(book, outcome.risk, at_s):
             self._observed.put_nowait((stamp, outcome))
 
     async def _room(self) -> None:

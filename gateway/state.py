@@ -29,6 +29,13 @@ class Person(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return frozenset(self.roles) | {f"team:{team}" for team in self.teams}
 
 
+class Former(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Somebody who was removed: in another ``namespace`` nobody is called so again."""
+
+    name: str
+    namespace: str
+
+
 class Deputy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """``deputy`` may vote in the seat of ``person`` in this time (Unix microseconds); kept under both."""
 
@@ -117,8 +124,8 @@ class NodeRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """``epoch`` rises with each lease; ``servers`` are those that the node offered in this epoch;
     ``may_offer`` and ``may_live_at`` are what an operator bound it to. ``capabilities`` are the operator's word,
     ``claims`` the node's, ``evidence`` what was found; ``suspended``: capabilities that do not count at present.
-    ``reason``: why somebody (``put_by``) put it into its state; ``reference``: what it is called where it is managed;
-    ``namespace``: whose calls it takes; empty: everybody's."""
+    ``reason``: why somebody (of ``put_in``, a namespace) put it into its state; ``reference``: what it is called where
+    it is managed; ``namespace``: whose calls it takes; empty: everybody's."""
 
     name: str
     token_sha256: str
@@ -140,7 +147,7 @@ class NodeRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     reason: str = ""
     reference: str = ""
     namespace: str = ""
-    put_by: str = ""
+    put_in: str = ""
 
     @property
     def outbound(self) -> bool:
@@ -159,11 +166,12 @@ class ServerRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Killed(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """``target``: an agent's name, ``team:NAME``, or ``all``."""
+    """``target``: an agent's name, ``team:NAME``, or ``all``; ``namespace``: of who said so, at that time."""
 
     target: str
     by: str
     reason: str
+    namespace: str = ""
 
 
 class Revoked(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

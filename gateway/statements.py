@@ -47,7 +47,8 @@ class Asked(msgspec.Struct, frozen=True):
     """One dispatch whose statement agrees with its bytes. ``standing`` and ``delegators`` are those of the moment;
     ``signers`` have the keys that all this rests on: the sidecar's, and that of an agent that holds its own. ``trace``:
     the gateway's own span, if somebody collects spans; ``marks``: when its parts ended; ``recalled``: what its agent
-    did, if the sidecar did not know all of that."""
+    did, if the sidecar did not know all of that; ``namespace``: of the agent; ``at_home``: that runs the server, whose
+    word on risk and outcome it is."""
 
     dispatch: Dispatch
     action: Action
@@ -61,6 +62,8 @@ class Asked(msgspec.Struct, frozen=True):
     trace: Trace = NO_TRACE
     marks: Marks = UNSEEN
     recalled: Recalled | None = None
+    namespace: str = ""
+    at_home: bool = False
 
     def knowing(self, known: Recalled) -> Asked:
         """With facts in which the agent did at least what is *known* here."""
@@ -164,7 +167,20 @@ class Statements:
             raise Unverifiable(Reason.PERMIT_INVALID, "the principal is not the one for whom this agent acts")
         if action.digest(agent.name, mandate.principal, mandate.tokens, tool.digest) != dispatch.action_digest:
             raise Unverifiable(Reason.PERMIT_INVALID, "the action digest is not that of these bytes")
-        return Asked(dispatch, action, agent, bundle, sender, signers, mandate, delegators, standing)
+        at_home = self._bundles.runs(record.namespace, action.server)
+        return Asked(
+            dispatch,
+            action,
+            agent,
+            bundle,
+            sender,
+            signers,
+            mandate,
+            delegators,
+            standing,
+            namespace=record.namespace,
+            at_home=at_home,
+        )
 
     def _understood(
         self, dispatch: Dispatch, body: bytes, agent: Agent, bundle: Compiled

@@ -9,7 +9,7 @@ from typing import Final, Literal, get_args
 import msgspec
 
 from edge.clock import SystemClock
-from gateway.people import namespace_of
+from gateway.fold import namespace_of
 from gateway.records import Records
 from gateway.state import AgentRecord, KeyHolder, Killed, Revoked, Root, ServerRecord, Sponsored, Tripped
 from trust.facts import Agent
@@ -53,7 +53,8 @@ class Stops:
         async with self._records.deciding:
             found = self._target(target, by)
             before = self._store.get(Killed, found)
-            if before is not None and not self._outranks(by, before.by):
+            taken_over = before is not None and before.namespace and not self._within(by)  # else that could be undone
+            if before is not None and not taken_over:
                 return found, f"it was stopped already, by {before.by}: {before.reason}"
             await self._records.change(entries.Kill("killed", found, by, reason))
         return found, ""
@@ -65,7 +66,7 @@ class Stops:
             names = (target,) if self._within(by) else (target, TEAM + target)
             found = next((name for name in names if self._store.get(Killed, name)), None)
             before = self._store.get(Killed, found) if found is not None else None
-            if before is not None and self._within(by) and self._within(before.by) != self._within(by):
+            if before is not None and self._within(by) and before.namespace != self._within(by):
                 raise Unverifiable(
                     Reason.NOT_YOURS, f"{visible(target)} was stopped by the mesh, which alone lifts that"
                 )
@@ -94,10 +95,6 @@ class Stops:
         )
         stopped = stopped or "nobody"
         return f"; stopped now: {stopped}"
-
-    def _outranks(self, by: str, before: str) -> bool:
-        """Whether the mesh does what a namespace did: else that could take it back."""
-        return not self._within(by) and bool(self._within(before))
 
     def _within(self, by: str) -> str:
         """The namespace of who asks; empty: the mesh."""

@@ -21,7 +21,7 @@ CREATE TABLE IF NOT EXISTS progress (
     one INTEGER PRIMARY KEY CHECK (one = 1), boot_origin TEXT, next INTEGER, mark TEXT
 );
 """
-FORM: Final = 2
+FORM: Final = 3
 """How documents are written here. It rises when that changes, and everything is folded again."""
 Document = TypeVar("Document", bound=msgspec.Struct)
 MAX_READ: Final = 50_000

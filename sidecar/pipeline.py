@@ -468,7 +468,7 @@ class Pipeline:
 
     async def claim(self, approval: str, caller: Caller, key: str = "") -> Answer:
         """Run the stored action of *approval*: identify, recall, evaluate, decide again, then consume and route.
-        *key*: the idempotency key of the request that found it approved."""
+        *key*: the idempotency key of the request that found it approved; else it is that of the one that asked."""
         decision_id = new_id("dec")
         try:
             async with self._identity.send("GET", f"/v1/approvals/{approval}/action?agent={self._agent}") as reply:
@@ -481,7 +481,9 @@ class Pipeline:
                 raise Unverifiable(Reason.NOT_YOURS, "this was asked for under another authority")
             fresh = msgspec.structs.replace(stored, action_id=new_id("act"), decision_id=decision_id)
             made, _ = wire.action_of(fresh, body)
-            action = msgspec.structs.replace(made, idempotency_key=key, trace=new_span(made.trace))
+            action = msgspec.structs.replace(
+                made, idempotency_key=key or stored.idempotency_key, trace=new_span(made.trace)
+            )
         except (Unreachable, Broken) as bad:
             no = Refusal(7, Reason.GATEWAY_UNREACHABLE, str(bad))
             return await self.refuse_with(no, decision_id, approval=approval)
@@ -519,7 +521,7 @@ class Pipeline:
             place=judged.place,
             trace_id=action.trace.trace_id,
             span_id=action.trace.span_id,
-            once=sha256_hex(action.idempotency_key.encode()) if action.idempotency_key else "",
+            idempotency_key=action.idempotency_key,
         )
 
     async def _route(self, judged: Judged, permit: Permit, audit: Audit) -> Answer:

@@ -19,6 +19,7 @@ pytestmark = pytest.mark.soak
 STORY = "tests/stories/test_promises.py::"
 ROUTING = "tests/stories/test_routing.py::"
 INSTANCES = "tests/stories/test_instances.py::"
+TENANTS = "tests/attacks/test_tenants.py::"
 EVIDENCE = "tests/stories/test_gpus.py::"
 BREAKS = {
     "6 a ticket is for any key": (
@@ -598,7 +599,7 @@ BREAKS = {
         "tests/stories/test_namespaces.py::test_strangers_do_not_decide",
     ),
     "14 one namespace holds up all": (
-        "gateway/bundles.py", "                elif renewed:", "                elif False:",
+        "gateway/bundles.py", "            elif renewed:", "            elif False:",
         "tests/stories/test_namespaces.py::test_a_namespace_that_cannot_follow_holds_up_nobody_else",
     ),
     "15 each sidecar has limits of its own": (
@@ -632,6 +633,54 @@ BREAKS = {
     "15 a window forgets early": (
         "edge/did.py", "  local least = part - {BUCKETS}", "  local least = part - {BUCKETS} + 1",
         "tests/gateway/test_recall.py::test_redis_counts_as_one_process_does",
+    ),
+    "16 votes for a namespace are votes for the mesh": (
+        "gateway/approvals/desk.py", "        policies = record.policies if asks is None else asks.policies", "        policies = record.policies",
+        TENANTS + "test_votes_for_a_namespace_are_none_for_the_mesh",
+    ),
+    "16 a namespace undoes what the mesh did after it": (
+        "gateway/stops.py", "            if before is not None and not taken_over:", "            if before is not None:",
+        TENANTS + "test_a_stop_of_the_mesh_is_the_meshs_though_the_namespace_stopped_it_before",
+    ),
+    "16 a name of somebody who left is free": (
+        "gateway/people.py", "(former and former.namespace != namespace)", "False",
+        TENANTS + "test_who_takes_the_name_of_somebody_of_the_mesh_lifts_nothing",
+    ),
+    "16 a broken policy hides others": (
+        "trust/policy/engine.py", "        if answer.errors and (answer.allowed or not any(self._forbids(one) for one in answer.policies)):", "        if answer.errors:",
+        TENANTS + "test_a_broken_policy_hides_no_other",
+    ),
+    "16 who begins anew is new": (
+        "trust/standing/rules.py", '    return f"{namespace}/everybody" if namespace else owner', "    return owner",
+        TENANTS + "test_a_broken_policy_hides_no_other",
+    ),
+    "16 trust is made at home": (
+        "gateway/attempts.py", "            at_home=asked.at_home,", "            at_home=False,",
+        TENANTS + "test_nobody_earns_at_home",
+    ),
+    "16 everything waits for policies": (
+        "gateway/bundles.py", "            made.append(await asyncio.to_thread(prepare, draft))", "            made.append(prepare(draft))",
+        TENANTS + "test_while_policies_are_prepared_everything_goes_on",
+    ),
+    "16 what changed meanwhile is lost": (
+        "gateway/bundles.py", "                    if self._basis() == basis:\n                        await self._settled", "                    if True:\n                        await self._settled",
+        TENANTS + "test_while_policies_are_prepared_everything_goes_on",
+    ),
+    "16 a name of the mesh is free": (
+        "gateway/servers.py", "            return \"\"\n        return self._reserved", "            return otherwise\n        return self._reserved",
+        TENANTS + "test_a_name_that_a_node_of_the_mesh_may_offer_is_the_meshs",
+    ),
+    "16 one namespace takes a server away": (
+        "trust/standing/breaker.py", '        failing[f"{namespace}/" if namespace else agent] = now_s', "        failing[agent] = now_s",
+        TENANTS + "test_one_namespace_takes_no_server_away_from_all",
+    ),
+    "16 what was held under a key is done again": (
+        "sidecar/pipeline.py", "idempotency_key=key or stored.idempotency_key", "idempotency_key=key",
+        TENANTS + "test_a_key_is_one_action_though_it_was_held_and_claimed",
+    ),
+    "16 one namespace hides what others ask": (
+        "gateway/approvals/desk.py", "            places[namespace] += 1", "            pass",
+        TENANTS + "test_of_many_requests_of_one_namespace_others_are_seen",
     ),
 }  # fmt: skip
 

@@ -66,7 +66,7 @@ class Proof(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Dispatch(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A permitted action on its way to the gateway. ``facts`` are those of the decision; ``intent`` is
     ``<origin>#<index>`` of its entry; ``chain`` is the delegation chain whose tokens ``authority`` names; ``subject``:
-    the key under which it was recorded, if it is personal; ``once``: the SHA-256 of its idempotency key, if any."""
+    the key under which it was recorded, if it is personal; ``idempotency_key``: whatever has it happens once."""
 
     action_id: Id
     decision_id: Id
@@ -91,7 +91,7 @@ class Dispatch(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     place: Place = Place()
     trace_id: Annotated[str, msgspec.Meta(max_length=64)] = ""
     span_id: Annotated[str, msgspec.Meta(max_length=64)] = ""
-    once: Annotated[str, msgspec.Meta(pattern="^([0-9a-f]{64})?$")] = ""
+    idempotency_key: Annotated[str, msgspec.Meta(pattern=r"^[\x21-\x7e]{0,128}$")] = ""
 
 
 class Execute(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -89,9 +89,11 @@ class Administration:
         person("GET", "/v1/standings", self._books, "agents.see")
         person("GET", "/v1/servers", self._list_servers, "servers.see")
         person("POST", "/v1/servers/{server}/accept", self._accept_server, "servers.accept", "server")
+        person("POST", "/v1/servers/{server}/retire", self._retire_server, "servers.accept", "server")
         person("GET", "/v1/people", self._list_people, "people.see")
         person("POST", "/v1/people", self._register_person, "people.change")
         person("POST", "/v1/people/{name}/login", self._set_login, "people.change", "mesh")
+        person("POST", "/v1/people/{name}/remove", self._remove_person, "people.change", "person")
         person("GET", "/v1/people/{name}/passkeys", self._passkeys, "people.see", "person")
         person("POST", "/v1/people/{name}/passkeys/remove", self._remove_passkey, "people.change", "person")
         person("POST", "/v1/kills", self._kill, "agents.stop")
@@ -264,6 +266,11 @@ class Administration:
         await self._s.bundles.refresh(person.name)
         return json_response({"server": server, "accepted": list(accepted)})
 
+    async def _retire_server(self, _incoming: Incoming, person: Person, server: str) -> Response:
+        await self._s.servers.retire(server, person.name)
+        await self._s.bundles.refresh(person.name)
+        return json_response({"server": server, "retired": True})
+
     async def _list_people(self, _incoming: Incoming, person: Person) -> Response:
         shown = [
             {
@@ -285,6 +292,10 @@ class Administration:
             raise Unverifiable(Reason.NOT_YOURS, "how somebody signs in elsewhere is the word of operators of the mesh")
         token = await self._s.people.register(new.name, new.roles, person.name, new.teams, new.login, namespace)
         return json_response({"name": new.name, "token": token}, 201)
+
+    async def _remove_person(self, _incoming: Incoming, person: Person, name: str) -> Response:
+        await self._s.people.remove(name, person.name)
+        return json_response({"name": name, "removed": True})
 
     async def _set_login(self, incoming: Incoming, person: Person, name: str) -> Response:
         login = decode(incoming, _Login).login

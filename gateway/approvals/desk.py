@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import datetime
 import heapq
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable
 from typing import Any, Final
 
@@ -124,7 +124,8 @@ class Desk:
         return self._records.store.get(ApprovalRecord, approval)
 
     def waiting_for(self, person: Person) -> tuple[list[ApprovalRecord], list[ApprovalRecord]]:
-        """(what *person* can decide on, what others must), each with what ends first first."""
+        """(what *person* can decide on, what others must), each with what ends first first, and namespaces in turn: one
+        that asks for much must not hide what the others ask."""
         now = self._clock.wall_us()
         electorates: dict[tuple[str, bool], Electorate] = {}
         mine: list[ApprovalRecord] = []
@@ -135,7 +136,16 @@ class Desk:
                 whose = asking.namespace, self._at_home(record, record.policies)
                 all_ = electorates.get(whose) or electorates.setdefault(whose, self.electorate(record))
                 (mine if may_vote(record, person.name, asking.agent.owner, all_) else others).append(record)
-        return sorted(mine, key=_by_end), sorted(others, key=_by_end)
+        return self._in_turn(mine), self._in_turn(others)
+
+    def _in_turn(self, records: list[ApprovalRecord]) -> list[ApprovalRecord]:
+        places: Counter[str] = Counter()
+        found: list[tuple[int, int, ApprovalRecord]] = []
+        for record in sorted(records, key=_by_end):
+            namespace = self._namespace(record)
+            found.append((places[namespace], record.expires_at_us, record))
+            places[namespace] += 1
+        return [record for _, _, record in sorted(found, key=lambda one: one[:2])]
 
     def _sees(self, person: Person, record: ApprovalRecord) -> bool:
         return person.namespace in ("", self._namespace(record))

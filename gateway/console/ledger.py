@@ -15,6 +15,7 @@ from gateway.console.pages import redirect
 from gateway.console.placed import placed
 from gateway.console.visits import Guest
 from gateway.console.why import Whys
+from gateway.fold import namespace_of
 from gateway.ledgers import Ledgers, Opened
 from gateway.people import require_name
 from gateway.records import Records
@@ -134,7 +135,9 @@ class LedgerPages:
             known = {one.name: one for one in self._records.store.all(SavedQuery)}
             if name in known and not self._door.sees(guest, "person", known[name].by):
                 raise Unverifiable(Reason.NOT_YOURS, f'somebody else saved a query as "{visible(name)}"')
-            if name not in known and len(self._saved(guest)) >= MAX_SAVED:
+            own = guest.person.namespace
+            saved = sum(namespace_of(self._records.store, one.by) == own for one in known.values())
+            if name not in known and saved >= MAX_SAVED:
                 raise Unverifiable(Reason.OVERLOADED, f"{MAX_SAVED} queries are saved; remove one first")
             await self._records.change(entries.SavedQuery("saved", name, guest.person.name, asked))
         return redirect(f"{ROOT}{HERE}?{asked}")

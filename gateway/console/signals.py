@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import AsyncIterator
 from typing import Final
 
 from edge.http import Incoming, StreamResponse, relay
+from trust.reasons import Reason, Unverifiable
 
 BEAT_S: Final = 15.0
 MAX_STREAMS: Final = 500
+MAX_OF_ONE: Final = 25
+"""Of one person, who must not take the live pages of all."""
 
 
 class Signals:
@@ -17,6 +21,7 @@ class Signals:
 
     def __init__(self) -> None:
         self._streams: set[_Stream] = set()
+        self._of: Counter[str] = Counter()
         self._closed = False
 
     def tell(self, topic: str) -> None:
@@ -30,20 +35,22 @@ class Signals:
         for stream in self._streams:
             stream.tell("")
 
-    @property
-    def full(self) -> bool:
-        return len(self._streams) >= MAX_STREAMS
-
-    async def serve(self, incoming: Incoming) -> StreamResponse:
-        """Until the page goes away, or we do."""
+    async def serve(self, incoming: Incoming, name: str) -> StreamResponse:
+        """To a page of the person *name*, until it goes away, or we do; or :class:`Unverifiable`."""
+        if len(self._streams) >= MAX_STREAMS or self._of[name] >= MAX_OF_ONE:
+            raise Unverifiable(Reason.OVERLOADED, "too many pages are live already")
         stream = _Stream()
         self._streams.add(stream)
+        self._of[name] += 1
         try:
             headers = {"Content-Type": "text/event-stream", "Cache-Control": "no-store", "X-Accel-Buffering": "no"}
             response, _ = await relay(incoming, self._chunks(stream), 200, headers, lambda: self._closed)
             return response
         finally:
             self._streams.discard(stream)
+            self._of[name] -= 1
+            if not self._of[name]:
+                del self._of[name]
 
     async def _chunks(self, stream: _Stream) -> AsyncIterator[bytes]:
         yield b"retry: 1000\n\n"

@@ -104,7 +104,5 @@ class Console:
         """What waits, for everybody."""
         return redirect(f"{ROOT}{QUEUE}")
 
-    async def _events(self, incoming: Incoming, _guest: Guest) -> StreamResponse:
-        if self._signals.full:
-            raise Unverifiable(Reason.OVERLOADED, "too many pages are live already")
-        return await self._signals.serve(incoming)
+    async def _events(self, incoming: Incoming, guest: Guest) -> StreamResponse:
+        return await self._signals.serve(incoming, guest.person.name)

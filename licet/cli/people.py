@@ -1,4 +1,4 @@
-"""``licet people``: register, list, login, passkeys, sign-out."""
+"""``licet people``: register, remove, list, login, passkeys, sign-out."""
 
 from __future__ import annotations
 
@@ -65,6 +65,15 @@ def login(
     """Let a person sign in to the console at the issuer of single sign-on."""
     told = gateway().call("POST", f"/v1/people/{name}/login", {"login": login}).body
     show(told, as_json, lambda: say(f"{name} signs in as {login}" if login else f"{name} signs in there no more"))
+
+
+@app.command("remove")
+@reporting
+def remove(name: str, as_json: bool = Json) -> None:
+    """Somebody leaves: their token, visits, passkeys and unused votes count no more. In another namespace nobody is
+    called so again."""
+    told = gateway().call("POST", f"/v1/people/{name}/remove").body
+    show(told, as_json, lambda: say(f"{name} was removed"))
 
 
 @app.command("sign-out")

@@ -1,4 +1,4 @@
-"""``licet servers``: list, diff, accept, export."""
+"""``licet servers``: list, diff, accept, retire, export."""
 
 from __future__ import annotations
 
@@ -83,3 +83,11 @@ def accept(
     """Accept the tools of a server as `licet servers diff` showed them; until then changed tools are not called."""
     told = gateway().call("POST", f"/v1/servers/{name}/accept", {"offer": offer}).body
     show(told, as_json, lambda: say(f"accepted: {', '.join(filter(None, told['accepted'])) or name}"))
+
+
+@app.command("retire")
+@reporting
+def retire(name: str, as_json: bool = Json) -> None:
+    """Nobody may call NAME any more, and its name is free; no node may offer it at that time."""
+    told = gateway().call("POST", f"/v1/servers/{name}/retire").body
+    show(told, as_json, lambda: say(f"{name} is retired; whichever node offers it next has its name"))

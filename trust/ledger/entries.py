@@ -132,8 +132,7 @@ class Hold(_Entry, frozen=True, tag="hold"):
 
 class Dispatch(_Entry, frozen=True, tag="dispatch"):
     """The gateway sends, or a node executes, one permitted action. ``trace``: how its node was chosen, which is of
-    ``node_kind`` and whose data is at ``data_locality``; ``request_bytes``: how large it is, unless it is personal;
-    ``once``: the SHA-256 of its idempotency key, if it has one."""
+    ``node_kind`` and whose data is at ``data_locality``; ``request_bytes``: how large it is, unless it is personal."""
 
     action_id: str
     decision_id: str
@@ -156,7 +155,7 @@ class Dispatch(_Entry, frozen=True, tag="dispatch"):
     node_kind: str = ""
     data_locality: str = ""
     request_bytes: Count | None = None
-    once: str = ""
+    idempotency_key: str = ""
 
 
 class Used(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -172,8 +171,8 @@ class Used(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_default
 
 class Outcome(_Entry, frozen=True, tag="outcome"):
     """How a permitted action ended. ``unknown``: it left, and nobody can say; ``abandoned``: another attempt was
-    faster. ``agent`` and ``risk`` (of the tool, 0 to
-    3) stand in the gateway's word for it, which is evidence for standing."""
+    faster. ``agent`` and ``risk`` (of the tool, 0 to 3) stand in the gateway's word for it, which is evidence for
+    standing, unless it was ``at_home``: on a server that the agent's own namespace runs."""
 
     action_id: str
     decision_id: str
@@ -191,6 +190,7 @@ class Outcome(_Entry, frozen=True, tag="outcome"):
     agent: str = ""
     risk: Count = 0
     used: Used | None = None
+    at_home: bool = False
 
 
 class Scope(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -351,9 +351,10 @@ class Session(_Entry, frozen=True, tag="session"):
 
 class Server(_Entry, frozen=True, tag="server"):
     """A server was seen for the first time (``admitted``), a node said what it offers of it, or a person accepted an
-    offer. ``offer`` is the SHA-256 of the inventory, which is kept beside the log; ``tools`` are those that changed."""
+    offer, or ``retired`` the server: its name is free again. ``offer`` is the SHA-256 of the inventory, which is kept
+    beside the log; ``tools`` are those that changed."""
 
-    event: Literal["admitted", "offered", "accepted"]
+    event: Literal["admitted", "offered", "accepted", "retired"]
     server: str
     by: str
     offer: str

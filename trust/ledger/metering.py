@@ -77,7 +77,7 @@ def begun(line: Line) -> dict[str, Any] | None:
         "node": entry.node,
         "node_kind": entry.node_kind,
         "bytes_in": entry.request_bytes,
-        "once": entry.once,
+        "idempotency_key": entry.idempotency_key,
     }
 
 

@@ -92,6 +92,11 @@ def seal(content: Content, key: SecretKey) -> Sealed:
     return Sealed(statement.digest, content, token.encode("ascii") + b"\n" + data)
 
 
+def digest_of(data: bytes) -> str:
+    """Under which digest a sealed bundle would have been sealed; whether it was is :func:`open_bundle`'s to say."""
+    return sha256_hex(data.partition(b"\n")[2])
+
+
 def open_bundle(data: bytes, key: PublicKey) -> Sealed:
     """Inverse of :func:`seal`, or :class:`Unverifiable`. Whether the version rises is the caller's to check."""
     token, newline, body = data.partition(b"\n")

@@ -75,12 +75,12 @@ class Breaker:
             "loop", f"{agent}|{call}", target, limits.loop, now_s
         )
 
-    def failed(self, agent: str, server: str, now_s: int) -> Trip | None:
+    def failed(self, agent: str, server: str, now_s: int, namespace: str = "") -> Trip | None:
         """A call of *agent* to *server* failed. The agent is stopped; the server too, if others fail there as well: one
-        agent alone must not take it away from all."""
+        agent alone must not take it away from all, nor one *namespace*, which has as many agents as it likes."""
         limits = self._limits
         failing = self._failing.setdefault(server, {})
-        failing[agent] = now_s
+        failing[f"{namespace}/" if namespace else agent] = now_s
         recent = [name for name, at_s in failing.items() if at_s > now_s - limits.window_s]
         self._failing[server] = {name: failing[name] for name in recent[-MAX_FAILING:]}
         by_pair = self._count("failures", f"{agent}|{server}", f"agent:{agent}", limits.failures, now_s)

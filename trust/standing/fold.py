@@ -34,7 +34,7 @@ class Shelf(Protocol):
 def follows(shelf: Shelf, index: int, at_s: int, entry: AnyEntry) -> Iterator[entries.Standing]:
     """What has to be written because *entry* stands at *index*; each item is applied before the next is asked for."""
     match entry:
-        case entries.Outcome(step=8, status="done", agent=str(agent)) if agent:
+        case entries.Outcome(step=8, status="done", agent=str(agent), at_home=False) if agent:
             book = shelf.book(agent)
             if book is not None and rules.worth_of_outcome(book, entry.risk, at_s):
                 yield _moved("outcome", book, rules.after_outcome(book, entry.risk, at_s), index, at_s, risk=entry.risk)
@@ -166,7 +166,7 @@ class Replayed:
         entry, at_s = line.entry, line.stamp.wall_us // 1_000_000
         match entry:
             case entries.Agent(event="registered"):
-                registered(self, index, entry.agent, entry.owner, at_s)
+                registered(self, index, entry.agent, rules.sponsor(entry.owner, entry.namespace), at_s)
             case entries.Agent(event="enrolled" | "rotated", key=str(key)):
                 former = self._key_of.setdefault(key, entry.agent)
                 bound(self, index, entry.agent, former, at_s)

@@ -68,6 +68,12 @@ SPONSOR_SHARE: Final = 4
 """A principal bears a quarter of its agents' negative evidence."""
 
 
+def sponsor(owner: str, namespace: str) -> str:
+    """The principal that answers for an agent: its *owner*, or its *namespace*, in which whoever registers agents says
+    who owns them."""
+    return f"{namespace}/everybody" if namespace else owner
+
+
 def opened(agent: str, principal: str, siblings: list[Book], now_s: int) -> Book:
     """The book of a new agent. What its principal's other agents did counts at the start: a quarter of everything,
     or all of the worst one's if that is more, so that nobody gains by beginning anew."""
