@@ -101,6 +101,7 @@ class Shared:
         )
         self._redis: Any = redis.Redis(connection_pool=pool)
         self._of = f"{PREFIX}{audience}:"
+        self._scripts: dict[str, Any] = {}
 
     async def start(self, within_s: float = 0.0) -> None:
         """Refuse to work with a server that forgets; one that cannot be reached is waited for so long."""
@@ -221,7 +222,9 @@ class Shared:
 
     async def _run(self, script: str, keys: Sequence[str], *values: object) -> Any:
         try:
-            return await self._redis.eval(script, len(keys), *keys, *values)
+            if script not in self._scripts:
+                self._scripts[script] = self._redis.register_script(script)
+            return await self._scripts[script](keys=list(keys), args=list(values))
         except (RedisError, OSError) as bad:
             raise _unknown(bad) from None
 
