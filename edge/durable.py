@@ -8,6 +8,7 @@ goes on with everything that does not wait for the ledger.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -16,6 +17,7 @@ from typing import Final
 
 from edge.clock import SystemClock, new_id
 from trust.identity.keys import SecretKey
+from trust.ledger import entries
 from trust.ledger.disk import Disk
 from trust.ledger.entries import AnyEntry, Line, Stamp
 from trust.ledger.log import Ledger
@@ -143,6 +145,12 @@ class DurableLedger:
         """Every entry after *wall_us* (Unix microseconds), and some from before."""
         self._ledger.commit()
         return self._ledger.since(wall_us)
+
+    async def end(self) -> None:
+        """Say that this is all, then :meth:`close`. A ledger that can say nothing more is only closed."""
+        with contextlib.suppress(LedgerUnavailable):
+            await self.append(entries.End())
+        await self.close()
 
     async def close(self) -> None:
         """Write and seal what is there."""

@@ -5,6 +5,7 @@ Contexts are made nowhere else. Nothing falls back to the system's authorities: 
 
 from __future__ import annotations
 
+import logging
 import re
 import ssl
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, get_args
 if TYPE_CHECKING:  # servers take a third of a second to import, and clients need none
     from edge.http import Incoming
 
+_log = logging.getLogger("licet.tls")
 Role = Literal["gateway", "node"]
 """What a certificate that is connected to may be of; it stands in its URI, ``wimse://<trust domain>/<role>/<name>``."""
 
@@ -81,6 +83,32 @@ def has_certificate(certificate: Path, key: Path, since_s: float) -> bool:
 def show(context: ssl.SSLContext, certificate: Path, key: Path) -> None:
     """From the next connection on, show *certificate*."""
     context.load_cert_chain(certificate, key)
+
+
+class Files:
+    """A *certificate* and its *key* in files that somebody else renews."""
+
+    def __init__(self, certificate: Path, key: Path) -> None:
+        self._paths = certificate, key
+        self._seen: object = self._found()
+
+    def _found(self) -> object:
+        return [(found.st_mtime_ns, found.st_ino) for found in (path.stat() for path in self._paths)]
+
+    def show_renewed(self, *contexts: ssl.SSLContext) -> bool:
+        """Whether there was another one, which is shown from the next connection on. One that cannot be read, such as
+        while only half of it is there, is looked at again the next time, and the one before goes on."""
+        try:
+            found = self._found()
+            if found == self._seen:
+                return False
+            for context in contexts:
+                show(context, *self._paths)
+        except OSError as bad:  # which SSLError is
+            _log.error("the certificate in %s cannot be read, the one before goes on: %s", self._paths[0], bad)
+            return False
+        self._seen = found
+        return True
 
 
 def peer(incoming: Incoming) -> tuple[bool, str]:

@@ -7,6 +7,7 @@ import logging
 import secrets
 import traceback
 from pathlib import Path
+from ssl import SSLContext
 
 from edge import tls
 from edge.blobs import Blobs
@@ -48,8 +49,9 @@ from gateway.dispatch import Dispatcher
 from gateway.evidence import Packer
 from gateway.feed import Feed
 from gateway.fleet import Fleet
-from gateway.injection import Injected, reviewed
+from gateway.injection import Injected, reviewed, validated
 from gateway.ledgers import Ledgers
+from gateway.naming import log_of_gateway, settled_name
 from gateway.notices import Notices
 from gateway.offers import Inventories
 from gateway.oidc import Oidc
@@ -63,7 +65,7 @@ from gateway.reaching import Reaching
 from gateway.recall import Recall
 from gateway.records import Records
 from gateway.registry import Registry
-from gateway.replica import Replica, Shelf
+from gateway.replica import Replica, Shelf, reach
 from gateway.router.routing import Router
 from gateway.servers import Servers
 from gateway.standings import Standings
@@ -109,9 +111,14 @@ class Gateway:
         home = config.home
         home.mkdir(parents=True, exist_ok=True, mode=0o700)
         key = SecretKey.load(config.key_file) if config.key_file else SecretKey.load_or_create(home / "gateway.key")
+        order = Postgres(config.database, key.derive("order of changes")) if config.database else None
+        name = config.name
+        if order is not None:
+            await reach(order)
+            name = await settled_name(home, config.name, config.trust_domain, order)
         self.ledger = DurableLedger(
             home / "ledger",
-            origin=f"{config.trust_domain}/gateway/{config.name}",
+            origin=log_of_gateway(config.trust_domain, name),
             key=SecretKey.load_or_create(home / "ledger.key"),
             clock=clock,
             segment_bytes=config.segment_bytes,
@@ -122,14 +129,13 @@ class Gateway:
         self._subject_file = SubjectFile(home / SUBJECTS, key.derive("subjects"))
         self.records: Records = Records(self.ledger, self._store)
         self._replica: Replica | None = None
-        if config.database:
-            order = Postgres(config.database, key.derive("order of changes"))
+        if order is not None:
             shelves: dict[str, Shelf] = {"blob": blobs, "bundle": bundle_files, "subject": self._subject_file}
             self.records = self._replica = Replica(self.ledger, self._store, order, shelves)
         await self.records.open()
         await self.records.note(entries.Start(VERSION, self.ledger.size))
         if self._replica is not None:
-            await self._replica.present(config.name, config.peer_url or "", VERSION)
+            await self._replica.present(name, config.peer_url or "", VERSION)
         self._subjects = subjects = Subjects(self._subject_file, self.records)
         await subjects.settle()
         people = People(self.records)
@@ -148,13 +154,14 @@ class Gateway:
         asks = Asks(config.issuers, config.gpu, clock)
         self.router = Router(self.records, servers, config.lease_ttl_s, asks.of, self._policies)
         audience = f"wimse://{domain}/gateway/main"
-        self._shared = Shared(config.redis, audience, config.name) if config.redis else None
+        self._shared = Shared(config.redis, audience, name) if config.redis else None
         if self._shared is not None:
             await self._shared.start(REACHED_WITHIN_S)
         self.fleet = Fleet(self.records, registry, servers, self.router, self._policies, domain, clock, self._shared)
         self._oidc: Oidc | None = None
         self._own: Listener | None = None
         self._injecting: Listener | None = None
+        self._injection_files: tuple[tls.Files, SSLContext] | None = None
         self._console: Console
         self._tls = Certificates.of(config, domain, clock)
         self._client = Client(tls=self._tls.outgoing if self._tls else None)
@@ -166,7 +173,7 @@ class Gateway:
         self.anchors = Anchors(self.ledger.root, *anchored, self._client)
         index = home / "index.sqlite"
         self.ledgers = Ledgers(self.records, self.witness, index, clock, subjects.key_of, config.keep_days)
-        peers = Peers(config.name, self.records, self.witness, self.ledgers.sealed_logs, self._client, key, clock)
+        peers = Peers(name, self.records, self.witness, self.ledgers.sealed_logs, self._client, key, clock)
         callers = Callers(registry, self.stops, key, clock, domain, audience, self._shared)
         self.records.listen(callers.hear)
         proofs = Proofs(registry, clock, self._shared)
@@ -309,9 +316,10 @@ class Gateway:
 
         async def answer(incoming: Incoming) -> StreamResponse:
             try:
-                if (incoming.method, incoming.path) != ("POST", INJECT):
-                    raise Unverifiable(Reason.NOT_FOUND, f"expected a POST of {INJECT}")
-                return json_response(reviewed(incoming.body, injected))
+                if incoming.method != "POST" or incoming.path not in (INJECT, VALIDATE):
+                    raise Unverifiable(Reason.NOT_FOUND, f"expected a POST of {INJECT} or {VALIDATE}")
+                review = reviewed if incoming.path == INJECT else validated
+                return json_response(review(incoming.body, injected))
             except Unverifiable as bad:
                 return await self._refuse(Refusal.of(1, bad), caller_of(incoming.raw), new_id("dec"))
 
@@ -319,6 +327,7 @@ class Gateway:
         border = Border(hosts, max_body=MAX_REVIEW_BYTES, scheme="https")
         self._injecting = Listener(Server(answer, self._refuse_unread, border))
         context = tls.public_server(config.tls_certificate, config.tls_key)
+        self._injection_files = tls.Files(config.tls_certificate, config.tls_key), context
         self.injection_port = await self._injecting.open(self.config.host, config.port, context)
 
     @property
@@ -372,6 +381,8 @@ class Gateway:
                 await self.registry.end_drained_keys()
                 if self._tls is not None:
                     self._tls.renew_when_due()
+                if self._injection_files is not None:
+                    self._injection_files[0].show_renewed(self._injection_files[1])
                 await self.bundles.settle()
                 await self.bundles.renew_when_due()
             except LedgerUnavailable as fault:
@@ -427,7 +438,7 @@ class Gateway:
         if self._shared is not None:
             await self._shared.close()
         await self.records.close()
-        await self.ledger.close()
+        await self.ledger.end()
         await self.ledgers.close()
         self._store.close()
         self._subject_file.close()
@@ -446,7 +457,7 @@ def _is_page(incoming: Incoming) -> bool:
     return incoming.path.startswith(ROOT) and "text/html" in (incoming.header("accept") or "")
 
 
-INJECT = "/v1/kubernetes/inject"
+INJECT, VALIDATE = "/v1/kubernetes/inject", "/v1/kubernetes/validate"
 MAX_REVIEW_BYTES = 3 << 20
 MAX_DISPATCH_BYTES = 8 << 20
 """A payload of the largest size that a sidecar accepts, with its statement."""

@@ -34,6 +34,7 @@ class Certificates:
         self._name = name
         self._clock = SystemClock()
         self._renewed = self._clock.now()
+        self._files: tls.Files | None = None
         self.incoming: SSLContext
         self.outgoing: SSLContext
 
@@ -49,6 +50,7 @@ class Certificates:
         if config.tls_certificate and config.tls_key and config.tls_authority:
             made = cls(None, config.home, hosts, name)
             made._contexts(config.tls_certificate, config.tls_key, config.tls_authority)
+            made._files = tls.Files(config.tls_certificate, config.tls_key)
             return made
         authority = CertificateAuthority(config.home, trust_domain)
         made = cls(authority, config.home, hosts, name)
@@ -72,8 +74,10 @@ class Certificates:
         return paths
 
     def renew_when_due(self) -> None:
-        """At a third of its life; connections that are open go on."""
+        """At a third of its life, or when there is another one in the files; connections that are open go on."""
         now = self._clock.now()
+        if self._files is not None:
+            self._files.show_renewed(self.incoming, self.outgoing)
         if self._authority is not None and now - self._renewed > LIFE.total_seconds() / 3:
             certificate, key = self._own(now)
             for context in (self.incoming, self.outgoing):

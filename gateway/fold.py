@@ -121,6 +121,8 @@ def apply(store: Store, stamp: Stamp, entry: AnyEntry) -> None:
             else:
                 store.put(key, Deputy(entry.person, entry.deputy, entry.since_us, entry.until_us))
         case entries.Replica():
+            for before in [one for one in store.all(Peer) if entry.url and one.url == entry.url]:
+                store.delete(Peer, before.name)  # whose place it took, if it is another
             store.put(entry.name, Peer(entry.name, entry.origin, entry.vkey, entry.url))
         case entries.Subject():
             store.put(entry.key, SubjectRecord(entry.key, entry.event == "erased"))
@@ -328,6 +330,8 @@ def _log(store: Store, entry: entries.Log) -> None:
         store.put(entry.origin, LogRecord(entry.origin, entry.vkey))
     elif entry.event == "renewed":
         store.delete(LogRecord, entry.origin)  # whoever comes next under this origin is met anew
+    elif known is not None and entry.event == "closed":
+        store.put(entry.origin, replace(known, closed=entry.reason))
     elif known is not None:
         store.put(entry.origin, replace(known, wrong=entry.detail))
 

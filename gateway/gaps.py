@@ -49,7 +49,8 @@ class Gap(msgspec.Struct, frozen=True):
 
 class LogState(msgspec.Struct, frozen=True):
     """One log: how many of its entries are sealed and how many searchable; what the witness last heard of it and when
-    (Unix microseconds). ``record`` is None for the witness's own log; ``stuck`` says why the index stands still."""
+    (Unix microseconds). ``record`` is None for the witness's own log; ``stuck`` says why the index stands still;
+    ``closed`` why nothing more is expected."""
 
     origin: str
     sealed: int
@@ -58,6 +59,7 @@ class LogState(msgspec.Struct, frozen=True):
     record: LogRecord | None = None
     seen_us: int = 0
     stuck: str = ""
+    closed: str = ""
 
 
 async def find(index: Index, logs: Sequence[LogState], since_us: int, now_us: int) -> list[Gap]:
@@ -85,7 +87,7 @@ def _of_a_log(log: LogState, now_us: int) -> list[Gap]:
     if record.wrong:
         found.append(Gap("contradicted", log.origin, -1, record.at_us, record.wrong))
     silent = now_us - log.seen_us
-    if silent > SILENT_US:
+    if silent > SILENT_US and not log.closed:
         told = f"nothing since {words.moment(log.seen_us)}" if log.seen_us else "nothing was ever witnessed of it"
         found.append(Gap("unwitnessed", log.origin, -1, log.seen_us, told))
     apart = record.time_ms * 1000 - record.at_us

@@ -364,6 +364,11 @@ class Index:
             lambda: dict(self._db.execute("SELECT origin, next FROM source ORDER BY origin").fetchall())
         )
 
+    async def ended(self) -> set[str]:
+        """The logs of which the last entry says that it is the last."""
+        last = "JOIN entry e ON e.source = s.id AND e.place = s.next - 1"
+        return {origin for (origin,) in await self.ask(f"SELECT s.origin FROM source s {last} WHERE e.kind = 'end'")}  # noqa: S608
+
     async def dump(self) -> list[tuple[Any, ...]]:
         """Everything, in an order that does not depend on when it was read; to compare two indices."""
         columns = ", ".join(f'e."{name}"' for name in COLUMNS)

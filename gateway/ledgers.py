@@ -261,12 +261,15 @@ class Ledgers:
         stuck = self.index.stuck
         indexed = reach.get(own.origin, 0)
         found = [LogState(own.origin, own.size, indexed, own.time_ms, stuck=stuck.get(own.origin, ""))]
+        ended = await self.index.ended()
         for known in self._witness.logs():
             log = sealed.get(known.origin)
             size, time_ms = (log.size, log.time_ms) if log is not None else (0, 0)
             indexed = reach.get(known.origin, 0)
             seen_us = self._witness.seen_us(known)
-            found.append(LogState(known.origin, size, indexed, time_ms, known, seen_us, stuck.get(known.origin, "")))
+            closed = known.closed or ("in good order" if known.origin in ended and indexed == size else "")
+            told = (known, seen_us, stuck.get(known.origin, ""), closed)
+            found.append(LogState(known.origin, size, indexed, time_ms, *told))
         return found
 
     async def gaps(self, since_us: int, by: str) -> list[Gap]:

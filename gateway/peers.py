@@ -19,7 +19,7 @@ from edge.clock import SystemClock
 from edge.http import Incoming
 from gateway.ledgers import Sealed
 from gateway.records import Records
-from gateway.state import Peer
+from gateway.state import LogRecord, Peer
 from gateway.witness import Witness
 from trust.canonical import sha256_hex
 from trust.identity import jws
@@ -152,7 +152,9 @@ class Peers:
 
     def others(self) -> list[Peer]:
         """The gateways that can be asked."""
-        return [one for one in self._records.store.all(Peer) if one.name != self._name and one.url]
+        store = self._records.store
+        found = (one for one in store.all(Peer) if one.name != self._name and one.url)
+        return [one for one in found if (log := store.get(LogRecord, one.origin)) is None or not log.closed]
 
     @asynccontextmanager
     async def through(self, node: str, path: str, headers: dict[str, str], body: bytes) -> AsyncIterator[Reply]:

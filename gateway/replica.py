@@ -91,6 +91,22 @@ class _Turn:
             self.lock.release()
 
 
+async def reach(order: Order, wake: Callable[[], None] = lambda: None) -> None:
+    """Databases start beside gateways, and may need longer."""
+    backoff, deadline = Backoff(), time.monotonic() + START_S
+    while True:
+        try:
+            await order.open(wake)
+            return
+        except OrderDamaged:
+            raise
+        except OrderUnavailable as bad:
+            if time.monotonic() > deadline:
+                raise
+            _log.warning("waiting for the order of changes: %s", bad)
+            await asyncio.sleep(min(2.0, backoff.next()))
+
+
 class Replica(Records):
     """Of one gateway; *shelves* by the kind of what they hold."""
 
@@ -125,7 +141,7 @@ class Replica(Records):
         return max(0, self.version - 1)
 
     async def open(self) -> None:
-        await self._reach()
+        await reach(self._order, self._woken.set)
         self.version = self.store.progress(self._of)
         # Nobody listens yet: whoever is made afterwards reads the state as it is then.
         deadline, head = time.monotonic() + START_S, -1
@@ -167,21 +183,6 @@ class Replica(Records):
                 )
             if known != Peer(name, self.ledger.origin, vkey, url):
                 await self.change(entries.Replica(name, self.ledger.origin, vkey, url, version))
-
-    async def _reach(self) -> None:
-        """Databases start beside gateways, and may need longer."""
-        backoff, deadline = Backoff(), time.monotonic() + START_S
-        while True:
-            try:
-                await self._order.open(self._woken.set)
-                return
-            except OrderDamaged:
-                raise
-            except OrderUnavailable as bad:
-                if time.monotonic() > deadline:
-                    raise
-                _log.warning("waiting for the order of changes: %s", bad)
-                await asyncio.sleep(min(2.0, backoff.next()))
 
     async def _found(self) -> None:
         """A gateway that was alone until now brings its changes along, if it is the first."""

@@ -243,7 +243,7 @@ class Heard(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 class LogRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A log that is witnessed, and its last checkpoint that was cosigned: ``root`` in base64, ``time_ms`` by its own
-    clock, ``at_us`` by ours. ``wrong``: what contradicts it, if anything does."""
+    clock, ``at_us`` by ours. ``wrong``: what contradicts it, if anything does; ``closed``: why nothing more comes."""
 
     origin: str
     vkey: str
@@ -252,6 +252,7 @@ class LogRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     time_ms: int = 0
     at_us: int = 0
     wrong: str = ""
+    closed: str = ""
 
 
 class Peer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

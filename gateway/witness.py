@@ -12,9 +12,10 @@ import logging
 from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal
 
 from edge.clock import SystemClock
+from gateway.gaps import SILENT_US
 from gateway.records import Records
 from gateway.state import AgentRecord, LogRecord, NodeRecord
 from trust.identity.keys import SecretKey
@@ -157,6 +158,9 @@ class Witness:
         if known is None:
             async with self._records.deciding:
                 await self._records.change(entries.Log("met", origin, vkey))
+        elif known.closed:
+            todo = f"if it is not, `licet audit renew {origin} --reason …`"
+            raise Unverifiable(Reason.FORKED, f"{origin} was closed, as gone for good: {known.closed}; {todo}")
         elif known.vkey != vkey:
             detail = "it came with another key than before, as if it had begun anew"
             await self._alarm(origin, detail)
@@ -174,14 +178,26 @@ class Witness:
 
     async def renew(self, origin: str, by: str, reason: str) -> None:
         """A person knows why a log begins anew; the copy of the former one is kept aside."""
+        await self._said_of("renewed", origin, by, reason)
+
+    async def close(self, origin: str, by: str, reason: str) -> None:
+        """A person knows that whoever wrote a log is gone for good: nobody misses what is newer, and nothing more is
+        taken. What is here stays as it is."""
+        known = self._records.store.get(LogRecord, origin)
+        quiet_us = self._clock.wall_us() - self.seen_us(known) if known is not None else SILENT_US
+        if quiet_us < SILENT_US:
+            told = f"{visible(origin)} was heard {quiet_us // 1_000_000} s ago: whoever writes it is not gone"
+            raise Unverifiable(Reason.MALFORMED_REQUEST, told)
+        await self._said_of("closed", origin, by, reason)
+
+    async def _said_of(self, event: Literal["renewed", "closed"], origin: str, by: str, reason: str) -> None:
         if not reason.strip():
             raise Unverifiable(Reason.MALFORMED_REQUEST, "say why: the reason is recorded")
         async with self._busy[origin], self._records.deciding:
-            known = self._records.store.get(LogRecord, origin)
-            if known is None:
+            if self._records.store.get(LogRecord, origin) is None:
                 names = ", ".join(log.origin for log in self.logs()) or "none"
                 raise Unverifiable(Reason.NOT_FOUND, f'no log "{visible(origin)}" is witnessed; witnessed: {names}')
-            await self._records.change(entries.Log("renewed", origin, by=by, reason=reason))
+            await self._records.change(entries.Log(event, origin, by=by, reason=reason))
 
     def _mirror(self, origin: str) -> Mirror:
         """Our copy, which has to agree with whatever any gateway cosigned."""

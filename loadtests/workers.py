@@ -1,6 +1,7 @@
 """How throughput grows with workers: ``python -m loadtests.workers`` writes its part of ``docs/scale.md``.
 
-One sidecar as ``licet sidecar --workers N`` with a next hop that answers at once. Everything together, load and next hop
+One sidecar as ``licet sidecar --workers N`` with a next hop that answers at once; and one gateway as ``licet gateway
+--workers N`` over PostgreSQL and Redis, behind a sidecar and before a node. Everything together, load and what is around
 included, has one core, then all of them. Rounds alternate and medians are taken.
 """
 
@@ -22,7 +23,8 @@ import psutil
 
 from loadtests.bench import BODY, MANIFEST, REPOSITORY, REST, http, part, prepare, wait_ready
 from loadtests.page import put
-from loadtests.servers import free_port
+from loadtests.servers import Postgres, Redis, free_port, free_ports
+from trust.identity.keys import SecretKey
 
 BUILD: Final = REPOSITORY / "build"
 PAGE: Final = REPOSITORY / "docs" / "scale.md"
@@ -34,31 +36,55 @@ ROUNDS: Final = 5
 SECONDS: Final = 3.0
 
 
+Running = tuple[int, list[psutil.Process]]
+"""Its port, and its processes."""
+
+
 @contextmanager
-def sidecar(
-    home: Path, gateway: str, token: str, workers: int, log: Path
-) -> Iterator[tuple[int, list[psutil.Process]]]:
-    """(port, processes) of a sidecar of so many workers."""
-    port = free_port()
-    settings = {
-        "LICET_HOME": str(home),
-        "LICET_SIDECAR__HOME": str(home),
-        "LICET_SIDECAR__PORT": str(port),
-        "LICET_SIDECAR__GATEWAY_URL": gateway,
-        "LICET_SIDECAR__ENROLMENT_TOKEN": token,
-    }
+def running(what: str, settings: dict[str, str], port: int, workers: int, log: Path) -> Iterator[Running]:
+    """``licet WHAT --workers N``."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("LICET_")}
-    command = [sys.executable, "-m", "licet", "sidecar", "--workers", str(workers)]
+    settings = {f"LICET_{what.upper()}__{name}": value for name, value in {**settings, "PORT": str(port)}.items()}
+    command = [sys.executable, "-m", "licet", what, "--workers", str(workers)]
     with log.open("ab") as out:
         process = subprocess.Popen(command, env=kept | settings, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=out)
     try:
         if process.stdout is None or b"listens on" not in process.stdout.readline():
-            raise SystemExit(f"the sidecar did not start:\n{log.read_text()[-2000:]}")
+            raise SystemExit(f"the {what} did not start:\n{log.read_text()[-2000:]}")
         own = psutil.Process(process.pid)
         yield port, own.children() if workers > 1 else [own]
     finally:
         process.terminate()
         process.wait(10)
+
+
+@contextmanager
+def sidecar(home: Path, gateway: str, token: str, workers: int, log: Path) -> Iterator[Running]:
+    settings = {"HOME": str(home), "GATEWAY_URL": gateway, "ENROLMENT_TOKEN": token}
+    with running("sidecar", settings, free_port(), workers, log) as made:
+        yield made
+
+
+@contextmanager
+def servers(home: Path) -> Iterator[dict[str, str]]:
+    """PostgreSQL and Redis, as settings of a gateway that shares them."""
+    postgres, redis = Postgres(), Redis(home)
+    SecretKey.load_or_create(home / "gateway.key")
+    try:
+        postgres.start()
+        redis.start("--appendonly", "yes")
+        yield {"DATABASE": postgres.database("licet"), "REDIS": redis.url, "KEY_FILE": str(home / "gateway.key")}
+    finally:
+        redis.remove()
+        postgres.remove()
+
+
+@contextmanager
+def gateway(home: Path, shared: dict[str, str], workers: int, log: Path) -> Iterator[Running]:
+    port = free_ports(1 + workers)
+    settings = {"HOME": str(home), "PEER_URL": f"http://127.0.0.1:{port}", **shared}
+    with running("gateway", settings, port, workers, log) as made:
+        yield made
 
 
 def load(port: int, token: str) -> dict[str, float]:
@@ -84,7 +110,7 @@ def _cpu_s(processes: list[psutil.Process]) -> float:
     return sum(sum(one.cpu_times()[:2]) for one in processes)
 
 
-def measure() -> list[dict[str, Any]]:
+def measure_sidecar() -> list[dict[str, Any]]:
     """A row for each step."""
     found: dict[tuple[int, int], list[dict[str, float]]] = {step: [] for step in STEPS}
     with tempfile.TemporaryDirectory(dir=REPOSITORY) as work:
@@ -92,19 +118,52 @@ def measure() -> list[dict[str, Any]]:
         (home / "bench.toml").write_text(MANIFEST)
         with part("tool", REST, log) as (tool, _), part("instant", "any", log, home=str(home / "g")) as (instant, _):
             _, agent, node = prepare(home / "g", instant, 1000)
-            gateway = f"http://127.0.0.1:{instant}"
+            above = f"http://127.0.0.1:{instant}"
             served = {"tool": f"http://127.0.0.1:{tool}/mcp", "manifest": str(home / "bench.toml")}
-            with part("node", REST, log, home=str(home / "n"), gateway=gateway, token=node, **served):
+            with part("node", REST, log, home=str(home / "n"), gateway=above, token=node, **served):
                 for _ in range(ROUNDS):
                     for cores, workers in STEPS:
                         _confine(cores)
-                        with sidecar(home / "s", gateway, agent, workers, log) as (port, processes):
-                            token = (home / "s" / "agent.token").read_text().strip()
-                            wait_ready(port, token)
-                            before = _cpu_s(processes)
-                            one = load(port, token)
-                            one["cpu_us"] = (_cpu_s(processes) - before) / one["count"] * 1e6
-                            found[cores, workers].append(one)
+                        with sidecar(home / "s", above, agent, workers, log) as (port, processes):
+                            found[cores, workers].append(_measured(port, home / "s", processes))
+    return _rows(found)
+
+
+def measure_gateway() -> list[dict[str, Any]]:
+    """A row for each step."""
+    found: dict[tuple[int, int], list[dict[str, float]]] = {step: [] for step in STEPS}
+    with tempfile.TemporaryDirectory(dir=REPOSITORY) as work:
+        home, log = Path(work), Path(work) / "log"
+        (home / "bench.toml").write_text(MANIFEST)
+        with part("tool", REST, log) as (tool, _), servers(home) as shared:
+            served = {"tool": f"http://127.0.0.1:{tool}/mcp", "manifest": str(home / "bench.toml")}
+            agent = node = ""
+            for _ in range(ROUNDS):
+                for cores, workers in STEPS:
+                    _confine(cores)
+                    with gateway(home / "g", shared, workers, log) as (port, processes):
+                        if not agent:
+                            _, agent, node = prepare(home / "g", port, 1000)
+                        above = f"http://127.0.0.1:{port}"
+                        with (
+                            part("node", "any", log, home=str(home / "n"), gateway=above, token=node, **served),
+                            sidecar(home / "s", above, agent, 1, log) as (entrance, _),
+                        ):
+                            found[cores, workers].append(_measured(entrance, home / "s", processes))
+    return _rows(found)
+
+
+def _measured(port: int, home: Path, processes: list[psutil.Process]) -> dict[str, float]:
+    """Load at a sidecar, and the processor time of *processes* for each action."""
+    token = (home / "agent.token").read_text().strip()
+    wait_ready(port, token)
+    before = _cpu_s(processes)
+    one = load(port, token)
+    one["cpu_us"] = (_cpu_s(processes) - before) / one["count"] * 1e6
+    return one
+
+
+def _rows(found: dict[tuple[int, int], list[dict[str, float]]]) -> list[dict[str, Any]]:
     keys = ("rate", "p50_ms", "p99_ms", "cpu_us")
     return [
         {"cores": cores, "workers": workers, **{key: statistics.median(run[key] for run in runs) for key in keys}}
@@ -112,32 +171,45 @@ def measure() -> list[dict[str, Any]]:
     ]
 
 
-def written(rows: list[dict[str, Any]]) -> str:
+def _table(rows: list[dict[str, Any]], whose: str) -> list[str]:
     first = rows[0]["rate"]
-    lines = [
-        BEGIN,
-        f"`python -m loadtests.workers`: {CONNECTIONS} connections, medians of {ROUNDS} rounds; the cores are those of "
-        "everything, load and next hop included. What these take is not there for workers, so two cores are soon full.",
-        "",
-        "| cores | workers | actions per s | against the first | p50 | p99 | the sidecar's processor time of an action |",
+    return [
+        f"| cores | workers | actions per s | against the first | p50 | p99 | {whose} processor time of an action |",
         "|---|---|---|---|---|---|---|",
+        *(
+            f"| {row['cores']} | {row['workers']} | {row['rate']:,.0f} | {row['rate'] / first:.2f} | {row['p50_ms']:.1f} ms "
+            f"| {row['p99_ms']:.1f} ms | {row['cpu_us']:.0f} µs |"
+            for row in rows
+        ),
     ]
-    lines += [
-        f"| {row['cores']} | {row['workers']} | {row['rate']:,.0f} | {row['rate'] / first:.2f} | {row['p50_ms']:.1f} ms "
-        f"| {row['p99_ms']:.1f} ms | {row['cpu_us']:.0f} µs |"
-        for row in rows
-    ]
-    return "\n".join([*lines, END])
+
+
+def written(sidecars: list[dict[str, Any]], gateways: list[dict[str, Any]]) -> str:
+    return "\n".join(
+        [
+            BEGIN,
+            f"`python -m loadtests.workers`: {CONNECTIONS} connections, medians of {ROUNDS} rounds; the cores are those of "
+            "everything, load and what is around included. What that takes is not there for workers, so two cores are soon "
+            "full. Of a sidecar, before a next hop that answers at once:",
+            "",
+            *_table(sidecars, "the sidecar's"),
+            "",
+            "Of a gateway over PostgreSQL and Redis, with one sidecar before it, a node behind it, and a tool behind that:",
+            "",
+            *_table(gateways, "the gateway's"),
+            END,
+        ]
+    )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--dry", action="store_true", help="write nothing to docs/")
     asked = parser.parse_args()
-    rows = measure()
+    sidecars, gateways = measure_sidecar(), measure_gateway()
     BUILD.mkdir(exist_ok=True)
-    (BUILD / "workers.json").write_text(json.dumps(rows, indent=1))
-    text = written(rows)
+    (BUILD / "workers.json").write_text(json.dumps({"sidecar": sidecars, "gateway": gateways}, indent=1))
+    text = written(sidecars, gateways)
     print(text)
     if not asked.dry:
         put(PAGE, BEGIN, text, END)

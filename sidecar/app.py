@@ -372,7 +372,7 @@ class Sidecar:
                     await asyncio.sleep(wait)
                     continue
                 await self._look_after_identity()
-                await self.identity.certify_when_due(self._tls, self.config.tls_certificate)
+                await self.identity.certify_when_due(self._tls)
                 await self.identity.open_session_when_due()
                 await self.own.report()
                 backoff.reset()
@@ -405,7 +405,7 @@ class Sidecar:
         if self._siblings is not None:
             await self._siblings.close()
         await self._left.close()
-        await self.ledger.close()
+        await self.ledger.end()
         await self.shipper.ship_the_rest()
         await self._client.close()
         await asyncio.to_thread(self.telemetry.close)

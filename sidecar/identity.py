@@ -86,6 +86,7 @@ class Identity:
     instance: str = ""
     certificates: Path | None = None
     _certified: float = 0.0
+    _files: tls.Files | None = None
     _read_at: int = 0
 
     @classmethod
@@ -129,14 +130,20 @@ class Identity:
         gateway's authority, for a key of its own."""
         if context is None:
             return
-        if certificate is None or key is None:
+        if certificate is not None and key is not None:
+            self._files = tls.Files(certificate, key)
+        else:
             certificate, key = await self._certificate()
         tls.show(context, certificate, key)
         self._certified = self.clock.mono()
 
-    async def certify_when_due(self, context: SSLContext | None, certificate: Path | None) -> bool:
-        """Renew at a third of its life; whether there is a new one."""
-        if context is None or certificate is not None or self.clock.mono() - self._certified < RECERTIFY_S:
+    async def certify_when_due(self, context: SSLContext | None) -> bool:
+        """Renew at a third of its life, or show what is in the files now; whether there is a new one."""
+        if context is None:
+            return False
+        if self._files is not None:
+            return self._files.show_renewed(context)
+        if self.clock.mono() - self._certified < RECERTIFY_S:
             return False
         await self.certify(context)
         return True

@@ -62,6 +62,7 @@ class Ledger:
         person("GET", "/v1/runs/{run}/timeline", self._timeline, "ledger.read")
         person("POST", "/v1/ledger/prune", self._prune, "ledger.prune", "mesh")
         person("POST", "/v1/ledger/renew", self._renew, "ledger.renew", "mesh")
+        person("POST", "/v1/ledger/close", self._close, "ledger.renew", "mesh")
         person("POST", "/v1/subjects/find", self._find_subject, "subjects.find", "mesh")
         person("POST", "/v1/subjects/erase", self._erase, "subjects.erase", "mesh")
 
@@ -110,6 +111,7 @@ class Ledger:
                 "sealed_ms": log.sealed_ms,
                 "witnessed_us": log.seen_us,
                 "wrong": log.record.wrong if log.record is not None else "",
+                "closed": log.closed,
             }
             for log in await self._s.ledgers.state()
         ]
@@ -153,6 +155,11 @@ class Ledger:
         await self._s.witness.renew(asked.origin, person.name, asked.reason)
         await self._s.ledgers.index.forget(asked.origin)
         return json_response({"renewed": asked.origin}, 201)
+
+    async def _close(self, incoming: Incoming, person: Person) -> Response:
+        asked = decode(incoming, _Renew)
+        await self._s.witness.close(asked.origin, person.name, asked.reason)
+        return json_response({"closed": asked.origin}, 201)
 
 
 def evidence_file(run: str, data: bytes) -> Response:

@@ -1,4 +1,4 @@
-"""``licet audit query, export, sql, gaps, timeline, trail, who-approved, prove, logs, prune, subject, erase …``."""
+"""``licet audit query, export, sql, gaps, timeline, trail, who-approved, prove, logs, close, prune, erase …``."""
 
 from __future__ import annotations
 
@@ -352,7 +352,7 @@ def logs(token_file: Path | None = As, as_json: bool = Json) -> None:
             log["sealed"],
             log["indexed"],
             words.moment(log["witnessed_us"]) if log["witnessed_us"] else "is the witness",
-            log["wrong"] or "nothing",
+            log["wrong"] or ("closed: " + log["closed"] if log["closed"] else "nothing"),
         )
         for log in told["logs"]
     ]
@@ -416,6 +416,19 @@ def erase(
         say("entries and proofs stay as they are; copies of the gateway's home in backups still hold the key", "dim")
 
     show(told, as_json, people)
+
+
+@app.command("close")
+@reporting
+def close(
+    origin: str,
+    reason: str = typer.Option(..., "--reason", help="Why nothing more comes, such as a pod that was killed."),
+    token_file: Path | None = As,
+    as_json: bool = Json,
+) -> None:
+    """Whoever wrote a log is gone for good: nobody misses it, and nothing more is taken. What is there stays."""
+    told = gateway(token_file).call("POST", "/v1/ledger/close", {"origin": origin, "reason": reason}).body
+    show(told, as_json, lambda: say(f"{origin} is closed; what it says stays"))
 
 
 @app.command("renew")

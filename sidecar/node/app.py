@@ -197,7 +197,7 @@ class Node:
                 if not await self.membership.renew():
                     await self._join()
                 await self.identity.renew_when_due()
-                if await self.identity.certify_when_due(self._tls, self.config.tls_certificate):
+                if await self.identity.certify_when_due(self._tls):
                     self._show_to_the_gateway()
                 await self.identity.open_session_when_due()
             except (Unreachable, Broken, Unverifiable, UpstreamFailed) as bad:
@@ -260,7 +260,7 @@ class Node:
         await self.offers.close()
         await self._showing.close()
         await self._to_tools.close()
-        await self.ledger.close()
+        await self.ledger.end()
         await self.shipper.ship_the_rest()
         await self._client.close()
         await asyncio.to_thread(self.telemetry.close)

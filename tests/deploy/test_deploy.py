@@ -13,7 +13,7 @@ import ssl
 import subprocess
 import sys
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final
 
@@ -32,7 +32,7 @@ from cryptography.x509.oid import NameOID
 from edge.config import Source
 from gateway.app import Gateway
 from gateway.config import GatewayConfig, InjectConfig
-from gateway.injection import AGENT, CONTAINER, Injected, reviewed
+from gateway.injection import AGENT, CONTAINER, Injected, reviewed, validated
 from licet.settings import SECTIONS
 from loadtests.servers import free_port
 from sidecar.app import Sidecar
@@ -341,6 +341,9 @@ def test_services_and_rules_meet_what_they_are_for(rendered: list[Any]) -> None:
     assert {port["port"] for rule in (to_gateway, to_names) for port in rule["ports"]} == {7400, 53}
     hook = next(one for one in rendered if one["kind"] == "MutatingWebhookConfiguration")["webhooks"][0]
     assert (hook["failurePolicy"], hook["clientConfig"]["service"]["path"]) == ("Fail", "/v1/kubernetes/inject")
+    after = next(one for one in rendered if one["kind"] == "ValidatingWebhookConfiguration")["webhooks"][0]
+    assert (after["failurePolicy"], after["clientConfig"]["service"]["path"]) == ("Fail", "/v1/kubernetes/validate")
+    assert after["namespaceSelector"] == hook["namespaceSelector"]
     asked = next(
         one
         for one in rendered
@@ -516,6 +519,123 @@ def test_what_is_no_review_is_refused(body: bytes) -> None:
         reviewed(body, INJECTED)
 
 
+def completed(made: dict[str, Any]) -> dict[str, Any]:
+    """As a cluster fills it in: defaults, and the token of its service account in every container."""
+    spec = made["spec"]
+    for one in (*spec["initContainers"], *spec["containers"]):
+        one.update(terminationMessagePath="/dev/termination-log", terminationMessagePolicy="File")
+        one["imagePullPolicy"] = "IfNotPresent"
+        mount = {"name": "kube-api-access-x", "readOnly": True}
+        one.setdefault("volumeMounts", []).append(
+            {**mount, "mountPath": "/var/run/secrets/kubernetes.io/serviceaccount"}
+        )
+        for each in one.get("env", []):
+            if "fieldRef" in each.get("valueFrom", {}):
+                each["valueFrom"]["fieldRef"]["apiVersion"] = "v1"
+        one.get("startupProbe", {}).update(successThreshold=1)
+    spec["volumes"].append({"name": "kube-api-access-x", "projected": {"sources": [{"serviceAccountToken": {}}]}})
+    return made
+
+
+def looked_at(asked: Any, before: Any = None) -> str:
+    """Why it may not be made so; empty if it may."""
+    request = {"uid": "u-2", "object": asked, "operation": "CREATE" if before is None else "UPDATE"}
+    request |= {} if before is None else {"oldObject": before}
+    body = {"apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview", "request": request}
+    answer = validated(json.dumps(body).encode(), INJECTED)["response"]
+    assert answer["uid"] == "u-2"
+    return "" if answer["allowed"] else str(answer["status"]["message"])
+
+
+def made() -> dict[str, Any]:
+    found, _ = admitted(pod())
+    assert found is not None
+    return completed(json.loads(json.dumps(found)))
+
+
+def with_other(kind: str, **container: Any) -> Callable[[dict[str, Any]], None]:
+    def change(spec: dict[str, Any]) -> None:
+        spec.setdefault(kind, []).append({"name": "other", "image": "x:1", **container})
+
+    return change
+
+
+def sidecar_with(**changed: Any) -> Callable[[dict[str, Any]], None]:
+    return lambda spec: spec["initContainers"][0].update(changed)
+
+
+ENV = {"name": "PYTHONPATH", "value": "/evil"}
+TAMPERED: list[tuple[Callable[[dict[str, Any]], Any], str]] = [
+    (lambda spec: spec["initContainers"].pop(0), "0 containers are called licet-sidecar"),
+    (lambda spec: spec["initContainers"].append(dict(spec["initContainers"][0])), "2 containers are called"),
+    (sidecar_with(image="evil:1"), "after it was injected: image"),
+    (sidecar_with(command=["sleep"]), "after it was injected: command"),
+    (sidecar_with(args=["--help"]), "after it was injected: args"),
+    (sidecar_with(envFrom=[{"configMapRef": {"name": "x"}}]), "after it was injected: envFrom"),
+    (sidecar_with(lifecycle={"postStart": {"exec": {"command": ["cp"]}}}), "after it was injected: lifecycle"),
+    (sidecar_with(restartPolicy="Never"), "after it was injected: restartPolicy"),
+    (sidecar_with(securityContext={"privileged": True}), "after it was injected: securityContext"),
+    (
+        lambda spec: spec["initContainers"][0]["securityContext"]["capabilities"].update(add=["SYS_ADMIN"]),
+        "after it was injected: securityContext",
+    ),
+    (lambda spec: spec["initContainers"][0]["env"].append(ENV), "after it was injected: env"),
+    (lambda spec: spec["initContainers"][0]["env"][1].update(value="http://evil"), "after it was injected: env"),
+    (
+        lambda spec: spec["initContainers"][0]["volumeMounts"].append({"name": "own", "mountPath": "/usr"}),
+        "after it was injected: volumeMounts",
+    ),
+    (lambda spec: spec["volumes"][1].update(emptyDir=None, hostPath={"path": "/"}), "the volume licet-data"),
+    (lambda spec: spec["volumes"][0]["secret"].update(secretName="licet-agent-x"), "the volume licet-identity"),
+    (with_other("containers", volumeMounts=[{"name": "licet-identity", "mountPath": "/k"}]), "are the sidecar's"),
+    (with_other("ephemeralContainers", volumeMounts=[{"name": "licet-data", "mountPath": "/k"}]), "are the sidecar's"),
+    (with_other("ephemeralContainers", targetContainerName=CONTAINER), "nobody looks into"),
+    (with_other("ephemeralContainers", securityContext={"runAsUser": 10001}), "the user 10001"),
+    (with_other("initContainers", envFrom=[{"secretRef": {"name": "licet-agent-demo"}}]), "for sidecars only"),
+    (
+        with_other(
+            "containers",
+            env=[{"name": "K", "valueFrom": {"secretKeyRef": {"name": "licet-agent-demo", "key": "identity.key"}}}],
+        ),
+        "for sidecars only",
+    ),
+    (lambda spec: spec.update(shareProcessNamespace=True), "shareProcessNamespace"),
+]
+
+
+def test_a_pod_that_was_made_as_it_was_injected_is_made() -> None:
+    assert looked_at(made()) == ""
+    more = made()
+    more["spec"]["ephemeralContainers"] = [{"name": "debug", "image": "busybox", "targetContainerName": "agent"}]
+    assert looked_at(more, made()) == "", "the agent itself may be looked into"
+    assert "name the agent" in looked_at(pod(agent=""))
+    assert "expected a Pod" in looked_at({"kind": "Deployment"})
+
+
+@pytest.mark.parametrize(("container", "why"), [("agent", ""), ("", ""), (CONTAINER, "nobody enters")])
+def test_nobody_enters_the_sidecar(container: str, why: str) -> None:
+    asked = {"kind": "PodExecOptions", "command": ["sh"], **({"container": container} if container else {})}
+    request = {"uid": "u-3", "operation": "CONNECT", "subResource": "exec", "object": asked}
+    body = {"apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview", "request": request}
+    answer = validated(json.dumps(body).encode(), INJECTED)["response"]
+    assert answer["allowed"] == (not why)
+    assert why in answer.get("status", {}).get("message", "")
+
+
+@pytest.mark.parametrize(("change", "why"), TAMPERED)
+def test_what_somebody_does_to_a_pod_after_it_was_injected_is_refused(
+    change: Callable[[dict[str, Any]], Any], why: str
+) -> None:
+    tampered = made()
+    change(tampered["spec"])
+    assert why in looked_at(tampered)
+    later = looked_at(tampered, made())
+    assert why in later or "stays as it was injected" in later
+    other = made()
+    other["metadata"]["annotations"][AGENT] = "another"
+    assert "licet" in looked_at(other, made())
+
+
 def certificate(home: Path, name: str) -> tuple[Path, Path]:
     key = ec.generate_private_key(ec.SECP256R1())
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
@@ -565,6 +685,8 @@ async def test_the_gateway_answers_an_api_server_over_tls(tmp_path: Path) -> Non
             status, told = await ask("/v1/kubernetes/inject", review(pod()))
             assert (status, told["response"]["allowed"], told["response"]["patchType"]) == (200, True, "JSONPatch")
             assert (await ask("/v1/kubernetes/inject", b"{}"))[0] == 400
+            status, told = await ask("/v1/kubernetes/validate", review(pod()))
+            assert (status, told["response"]["allowed"]) == (200, False), "it has no sidecar"
             assert (await ask("/v1/people", b"{}"))[0] == 404, "nothing else is served there"
             assert (await ask("/v1/kubernetes/inject", review(pod()), "evil.example"))[0] == 400
     finally:

@@ -399,6 +399,29 @@ async def test_a_node_that_is_connected_to_one_gateway_works_for_both(two: Mesh)
     assert answer.json["reason"] in ("node_unreachable", "no_eligible_node"), answer.body
 
 
+async def test_a_gateway_that_lost_its_disk_is_another_one(two: Mesh, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And whatever the one before it wrote stays, and is proved."""
+    a, b = two.gateway, two.replicas["b"]
+    assert (await ask(two, b, "POST", "/v1/people", {"name": "before", "roles": ["viewer"]})).status == 201
+    old, size = b.ledger.origin, b.ledger.size
+    await eventually(lambda: copies(a).get(old, 0) >= size, 15.0)
+    await two.stop_replica("b")
+    shutil.rmtree(two.home / "gateway-b")
+    b = await two.start_replica("b")
+    assert b.ledger.origin == old + ".2"
+    assert (await ask(two, b, "POST", "/v1/people", {"name": "after", "roles": ["viewer"]})).status == 201
+    names = {one["name"] for one in (await ask(two, a, "GET", "/v1/people")).json["people"]}
+    assert {"before", "after"} <= names
+    assert [one.name for one in a.records.store.all(Peer)] == ["b.2", "main"]
+    await eventually(lambda: copies(b).get(old, 0) >= size, 15.0)
+    monkeypatch.setattr("gateway.witness.SILENT_US", 0)
+    closed = {"origin": old, "reason": "its volume is gone"}
+    assert (await ask(two, a, "POST", "/v1/ledger/close", closed)).status == 201
+    await two.stop_replica("b")
+    b = await two.start_replica("b")
+    assert b.ledger.origin == old + ".2", "it is the same one after a restart"
+
+
 def test_workers_share_a_port_and_each_has_its_own_log(tmp_path: Path, database: str, redis: Redis) -> None:
     """Real processes: three workers, one of which is killed and comes back."""
     key, port = tmp_path / "gateway.key", free_ports(4)

@@ -170,6 +170,16 @@ async def test_certificates_are_renewed_while_everything_runs(mesh: Mesh) -> Non
     assert (await mesh.call(READ, NOTES)).status == 200
 
 
+async def shown(port: int) -> bytes:
+    """The certificate that whoever connects sees."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    _, writer = await asyncio.open_connection("127.0.0.1", port, ssl=context)
+    told: bytes = writer.get_extra_info("ssl_object").getpeercert(binary_form=True)
+    writer.close()
+    return told
+
+
 async def test_with_certificates_from_files(tmp_path: Path) -> None:
     from gateway.app import Gateway
     from gateway.config import GatewayConfig
@@ -219,6 +229,22 @@ async def test_with_certificates_from_files(tmp_path: Path) -> None:
         assert sidecar.world.facts.agent.name == "demo"
         async with sidecar.identity.send("POST", "/v1/certificate", b'{"key":"AA"}', strong=True) as reply:
             assert b"come from files" in await reply.read()
+        # Somebody renews the files, one after the other.
+        before = await shown(gateway.port)
+        files("spare", "wimse://licet.local/gateway/main")
+        (tmp_path / "spare.key").rename(tmp_path / "gateway.key")
+        await asyncio.sleep(1.5)
+        assert await shown(gateway.port) == before
+        (tmp_path / "spare.pem").rename(tmp_path / "gateway.pem")
+        async with asyncio.timeout(10):
+            while await shown(gateway.port) == before:
+                await asyncio.sleep(0.1)
+        assert await shown(gateway.port) == ssl.PEM_cert_to_DER_cert((tmp_path / "gateway.pem").read_text())
+        mine = sidecar.identity._files
+        assert mine is not None
+        assert not mine.show_renewed()
+        files("demo", "wimse://licet.local/agent/demo")
+        assert mine.show_renewed()
     finally:
         await sidecar.stop()
         await gateway.stop()

@@ -276,3 +276,43 @@ async def test_several_sidecars_of_one_agent_have_a_log_each(mesh: Mesh) -> None
         stranger = SecretKey.generate()
         vkey = checkpoint.vkey(f"{ORIGIN}/{bad}", stranger.public)
         assert (await shipped(mesh, 0, b"", [], vkey))[0] == 403
+
+
+async def gaps_of(mesh: Mesh, kind: str) -> list[str]:
+    told = (await mesh.admin("GET", "/v1/ledger/gaps?since_us=0")).json["gaps"]
+    return [gap["origin"] for gap in told if gap["kind"] == kind]
+
+
+async def test_a_log_that_ended_in_good_order_is_not_missed(mesh: Mesh, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gateway.gaps.SILENT_US", 0)
+    sealed = (await witnessed(mesh)).size
+    await mesh.stop("sidecar")
+    async with asyncio.timeout(10):
+        while ORIGIN in await gaps_of(mesh, "unwitnessed"):
+            await asyncio.sleep(0.1)
+    [log] = [one for one in (await mesh.admin("GET", "/v1/ledger/logs")).json["logs"] if one["origin"] == ORIGIN]
+    assert (log["closed"], log["sealed"] > sealed) == ("in good order", True)
+    await mesh.start_sidecar()
+    async with asyncio.timeout(10):
+        while ORIGIN not in await gaps_of(mesh, "unwitnessed"):
+            await asyncio.sleep(0.1)
+
+
+async def test_a_log_whose_writer_was_lost_is_closed_by_a_person(mesh: Mesh, monkeypatch: pytest.MonkeyPatch) -> None:
+    await witnessed(mesh)
+    for task in mesh.sidecar._tasks:  # as if it were gone: nothing comes any more, and nothing said so
+        task.cancel()
+    asked = {"origin": ORIGIN, "reason": "its pod was killed"}
+    early = await mesh.admin("POST", "/v1/ledger/close", asked)
+    assert (early.status, "is not gone" in early.json["detail"]) == (400, True)
+    monkeypatch.setattr("gateway.gaps.SILENT_US", 0)
+    monkeypatch.setattr("gateway.witness.SILENT_US", 0)
+    assert ORIGIN in await gaps_of(mesh, "unwitnessed")
+    assert (await mesh.admin("POST", "/v1/ledger/close", {**asked, "reason": " "})).status == 400
+    assert (await mesh.admin("POST", "/v1/ledger/close", {**asked, "origin": "x"})).status == 404
+    assert (await mesh.admin("POST", "/v1/ledger/close", asked)).status == 201
+    assert ORIGIN not in await gaps_of(mesh, "unwitnessed")
+    status, told = await shipped(mesh, 0, b"", [])
+    assert (status, b"its pod was killed" in told) == (409, True)
+    assert (await mesh.admin("POST", "/v1/ledger/renew", asked)).status == 201
+    assert (await shipped(mesh, 0, b"", []))[0] == 200

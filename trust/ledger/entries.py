@@ -97,6 +97,10 @@ class Start(_Entry, frozen=True, tag="start"):
     found: int
 
 
+class End(_Entry, frozen=True, tag="end"):
+    """A process closed its ledger in good order: it had nothing more to say."""
+
+
 class Intent(_Entry, frozen=True, tag="intent"):
     """The action is permitted and about to leave; ``labels`` are what it will bring into its run."""
 
@@ -514,9 +518,10 @@ class Breaker(_Entry, frozen=True, tag="breaker"):
 
 class Log(_Entry, frozen=True, tag="log"):
     """The gateway meets the log ``origin``, whose verifier key is ``vkey`` (``met``), a person lets it begin anew under
-    another key (``renewed``), or it contradicts what was seen of it (``forked``; ``detail`` says how)."""
+    another key (``renewed``), or it contradicts what was seen of it (``forked``; ``detail`` says how), or a person says
+    that whoever wrote it is gone for good (``closed``)."""
 
-    event: Literal["met", "renewed", "forked"]
+    event: Literal["met", "renewed", "forked", "closed"]
     origin: str
     vkey: str = ""
     by: str = ""
@@ -599,6 +604,7 @@ class Gap(_Entry, frozen=True, tag="gap"):
 
 AnyEntry = (
     Start
+    | End
     | Intent
     | Refusal
     | Hold
@@ -640,10 +646,10 @@ def may_stand_in(entry: AnyEntry, kind: str) -> bool:
         case "sidecar":
             loaded = isinstance(entry, Bundle) and entry.event == "loaded"
             own = isinstance(entry, Outcome) and entry.step == 10
-            return own or loaded or isinstance(entry, Start | Intent | Refusal | Hold | Gap)
+            return own or loaded or isinstance(entry, Start | End | Intent | Refusal | Hold | Gap)
         case "node":
             own = isinstance(entry, Outcome | Dispatch) and entry.step == 9
-            return own or isinstance(entry, Start | Refusal | Gap)
+            return own or isinstance(entry, Start | End | Refusal | Gap)
     return kind == "gateway"
 
 

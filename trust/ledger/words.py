@@ -125,6 +125,8 @@ def words(entry: AnyEntry) -> str:
             return f"{entry.name} shares the state from here on{at}, its log is {visible(entry.origin)}"
         case entries.Void():
             return f"entry {entry.seq} changed nothing (turn {entry.turn}): {visible(entry.detail, MAX_SHOWN)}"
+        case entries.End():
+            return "closed in good order"
         case entries.Start():
             return f"version {entry.version}, {entry.found} entries found"
         case entries.Gap():

@@ -311,8 +311,8 @@ def _require_place(entry: Entry, gateway: str) -> None:
     step = entry.body.get("step")
     allowed = {
         "gateway": entry.kind not in ("intent", "hold") and not (entry.kind == "dispatch" and step == 9),
-        "sidecar": entry.kind in ("intent", "hold", "refusal", "outcome", "start", "gap"),
-        "node": entry.kind in ("dispatch", "outcome", "refusal", "start", "gap") and step in (None, 9),
+        "sidecar": entry.kind in ("intent", "hold", "refusal", "outcome", "start", "end", "gap"),
+        "node": entry.kind in ("dispatch", "outcome", "refusal", "start", "end", "gap") and step in (None, 9),
     }
     if not allowed.get(kind, False):
         raise Fault(f"{entry.place} is an entry that no {kind} writes")
