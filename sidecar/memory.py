@@ -17,8 +17,8 @@ from trust.facts import Rate, Run
 from trust.recalled import Recalled
 from trust.window import DAY, HOUR, MINUTE, Window
 
-TOLD_S: Final = 1.0
-"""For so long what a gateway told holds."""
+TOLD_S, FLYING_S = 5.0, 1.0
+"""For so long what a gateway told holds; what is in flight ends sooner."""
 _NOBODY: Final = Recalled()
 MAX_RUNS: Final = 10_000
 MAX_TOOLS: Final = 5_000
@@ -86,7 +86,8 @@ class Memory(msgspec.Struct):
         told = (others.minute, others.hour, others.day, others.tool_minute, others.tool_hour, others.tool_day)
         if self.others is not None and self.others.tool != tool:
             told = (*told[:3], 0, 0, 0)
-        return Rate(*map(max, known, (*told, others.in_flight)))
+        flying = others.in_flight if self.others is not None and now - self.others.at < FLYING_S else 0
+        return Rate(*map(max, known, (*told, flying)))
 
     def told(self, run: str, tool: str, recalled: Recalled, now: float) -> None:
         """The gateway counted more. Its counts hold for a moment, in which the same is decided again: after that they

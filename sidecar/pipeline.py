@@ -134,7 +134,8 @@ class Pipeline:
         answer = await self._act(action, caller, place, approval, marks)
         if answer.decision_id == action.decision_id:  # else it is a stored action's, which was told as such
             tell(self._telemetry, action, answer, marks, (self._clock.mono_ns() - began) / 1e9)
-        if isinstance(answer, answers.Behind) and not again:
+        # What an agent signed itself is good for one attempt, so it is asked to send it again.
+        if isinstance(answer, answers.Behind) and not again and caller.proof is None:
             action = msgspec.structs.replace(action, id=new_id("act"), decision_id=new_id("dec"))
             return await self.act(action, caller, place, approval=approval, again=True)
         return answer

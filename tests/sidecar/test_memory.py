@@ -8,6 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sidecar.memory import Memory
+from trust.facts import Rate
+from trust.recalled import Recalled
 from trust.window import BUCKETS, DAY, HOUR, MINUTE, Window
 
 
@@ -52,3 +54,21 @@ def test_rates_are_of_the_agent_and_of_the_tool() -> None:
     rate = memory.rate("a", 1001.0)
     assert (rate.minute, rate.tool_minute) == (3, 2)
     assert memory.rate("c", 1001.0).tool_day == 0
+
+
+def test_what_the_gateway_counted_holds_for_a_moment_and_what_was_seen_stays() -> None:
+    memory = Memory(labels_keep_s=100)
+    memory.permitted("r", "a", [], 1000.0)
+    told = Recalled(
+        minute=9, hour=9, day=9, tool_minute=4, tool_day=5, spent_cents=70, denied=3, in_flight=2, labels=("x",)
+    )
+    memory.told("r", "a", told, 1000.0)
+    assert memory.rate("a", 1000.5) == Rate(9, 9, 9, 4, 1, 5, 2)
+    assert memory.rate("b", 1000.5) == Rate(9, 9, 9, 0, 0, 0, 2)
+    run = memory.run("r", 1000.5)
+    assert (run.calls, run.denied, run.spent_cents, run.labels) == (9, 3, 70, ("x",))
+    assert memory.rate("a", 1002.0) == Rate(9, 9, 9, 4, 1, 5, 0)
+    assert memory.rate("a", 1006.0) == Rate(1, 1, 1, 1, 1, 1, 0)
+    assert memory.run("r2", 1006.0).labels == ("x",)
+    memory.permitted("r", "a", [], 1000.6)
+    assert memory.rate("a", 1000.7).minute == 9, "it is what the agent did, not what others did beside it"
