@@ -151,6 +151,7 @@ class Recall:
         self._sidecars: dict[str, str] = {}
         """Of each agent the log of its sidecar, or :data:`_SEVERAL`."""
         self._looking = asyncio.Lock()
+        self._telling: dict[str, asyncio.Task[Past]] = {}
         self._spent = Nonces()
         self._recent: deque[tuple[float, Call, str]] = deque()
         """When, what, and through the sidecar with which log."""
@@ -259,9 +260,22 @@ class Recall:
         self._flying.add(call.agent)
         if counted.whole:
             return counted
-        past = await self._past(call.agent, asked.bundle.inventory, now, counted.since)
-        await shared.seed(call.agent, past, self._labels_keep_s)
+        past = await self._told_together(shared, call.agent, asked.bundle.inventory, now, counted.since)
         return msgspec.structs.replace(counted, before=_with(counted.before, call, past, counted.at))
+
+    async def _told_together(self, shared: Shared, agent: str, inventory: Inventory, now: float, since: float) -> Past:
+        """What *agent* did before, which Redis knows from then on; looked up once for all calls that wait for it."""
+
+        async def tell() -> Past:
+            past = await self._past(agent, inventory, now, since)
+            await shared.seed(agent, past, self._labels_keep_s)
+            return past
+
+        task = self._telling.get(agent)
+        if task is None:
+            task = self._telling[agent] = asyncio.create_task(tell())
+            task.add_done_callback(lambda _: self._telling.pop(agent, None))
+        return await asyncio.shield(task)
 
     async def work(self, busy: Mapping[str, int]) -> None:
         """Tell the others, for ever, how many calls of each agent are in flight here."""
