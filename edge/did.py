@@ -70,16 +70,30 @@ local function label(name, lasting)
   end
 end
 
--- A label of a run lasts as long as the run; of more runs than are kept apart it stays with the agent.
+-- Runs that brought nothing for a day are forgotten when there are too many, looked for once a minute at most.
+local function full()
+  if redis.call('HLEN', KEYS[3]) < {MAX_RUNS} then return false end
+  if now - (tonumber(redis.call('HGET', did, 'swept')) or 0) > 60 then
+    redis.call('HSET', did, 'swept', string.format('%.3f', now))
+    local runs = redis.call('HGETALL', KEYS[3])
+    for at = 1, #runs, 2 do
+      if now - string.match(runs[at + 1], '^[^\\n]+') > {DAY} then redis.call('HDEL', KEYS[3], runs[at]) end
+    end
+  end
+  return redis.call('HLEN', KEYS[3]) >= {MAX_RUNS}
+end
+
+-- A label of a run lasts as long as the run; of more runs than are kept apart it stays with the agent. A run is kept as
+-- when it brought something last, and its labels, by lines.
 local function label_run(run, name)
   local known = redis.call('HGET', KEYS[3], run)
-  if known == false and redis.call('HLEN', KEYS[3]) >= {MAX_RUNS} then
+  if known == false and full() then
     label(name, now + {DAY})
-  elseif known == false then
-    redis.call('HSET', KEYS[3], run, '\\n' .. name .. '\\n')
-  elseif not string.find(known, '\\n' .. name .. '\\n', 1, true) then
-    redis.call('HSET', KEYS[3], run, known .. name .. '\\n')
+    return
   end
+  local labels = known and string.match(known, '^[^\\n]+(.*)') or '\\n'
+  if not string.find(labels, '\\n' .. name .. '\\n', 1, true) then labels = labels .. name .. '\\n' end
+  redis.call('HSET', KEYS[3], run, string.format('%.3f', now) .. labels)
 end
 
 local function keep(lasting)
@@ -127,7 +141,8 @@ for at = 1, #lasting, 2 do
     redis.call('HDEL', KEYS[2], lasting[at])
   end
 end
-for name in string.gmatch(redis.call('HGET', KEYS[3], ARGV[7]) or '', '[^\\n]+') do
+local seen = redis.call('HGET', KEYS[3], ARGV[7])
+for name in string.gmatch(seen and string.match(seen, '\\n.*') or '', '[^\\n]+') do
   told[#told + 1] = name
 end
 for name in string.gmatch(ARGV[8], '[^\\n]+') do
@@ -143,11 +158,14 @@ PUT: Final = (
     _WINDOW
     + """
 -- KEYS: did, labels, runs
--- ARGV: a mark that this is done once for an agent, or nothing; how long labels last; the number of windows; of each
---       its name, span, part (or nothing: that of now), and how many more; then of each label its name, until when, run
+-- ARGV: a mark that this is done once for an agent, or nothing; since when it is counted, if what was told before that
+--       is not to count, or nothing; how long labels last; the number of windows; of each its name, span, part (or
+--       nothing: that of now), and how many more; then of each label its name, until when, and run
+if ARGV[2] ~= '' and redis.call('HGET', did, 'began') ~= ARGV[2] then return 0 end
 if ARGV[1] ~= '' and redis.call('HSETNX', did, ARGV[1], 1) == 0 then return 0 end
-local last = 3 + 4 * ARGV[3]
-for at = 4, last, 4 do
+redis.call('HSETNX', did, 'began', string.format('%.6f', now))
+local last = 4 + 4 * ARGV[4]
+for at = 5, last, 4 do
   local span = tonumber(ARGV[at + 1])
   put(ARGV[at], span, tonumber(ARGV[at + 2]) or part_of(span), tonumber(ARGV[at + 3]))
 end
@@ -155,10 +173,15 @@ for at = last + 1, #ARGV, 3 do
   label(ARGV[at], tonumber(ARGV[at + 1]))
   label_run(ARGV[at + 2], ARGV[at])
 end
-keep(ARGV[2])
+keep(ARGV[3])
 return 1
 """
 )
+
+RELEASE: Final = """
+-- KEYS: what is held; ARGV: who holds it
+if redis.call('GET', KEYS[1]) == ARGV[1] then redis.call('DEL', KEYS[1]) end
+"""
 
 FLY: Final = f"""
 -- KEYS: of each agent its flights; ARGV: the gateway, then of each agent its calls in flight

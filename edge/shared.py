@@ -194,20 +194,20 @@ class Shared:
         past = Past()
         for name, span_s, amount in counted.call.counts:
             past.add(name, span_s, int(counted.at * BUCKETS / span_s), -amount)
-        await self._put(counted.call.agent, past)
+        await self._put(counted.call.agent, past, since=f"{counted.since:.6f}")
 
     async def denied(self, agent: str, amount: int) -> None:
         """So much was refused to *agent*."""
-        await self._run(did.PUT, self._did(agent), "", 0, 1, DENIED, DAY, "", amount)
+        await self._run(did.PUT, self._did(agent), "", "", 0, 1, DENIED, DAY, "", amount)
 
     async def seed(self, agent: str, past: Past, labels_keep_s: int) -> None:
         """What *agent* did before counting began; only the first time."""
         await self._put(agent, past, "seeded", labels_keep_s)
 
-    async def _put(self, agent: str, past: Past, mark: str = "", labels_keep_s: int = 0) -> None:
+    async def _put(self, agent: str, past: Past, mark: str = "", labels_keep_s: int = 0, *, since: str = "") -> None:
         counts = [part for key, amount in past.counts.items() for part in (*key, amount)]
         labels = [part for one in past.labels for part in one]
-        await self._run(did.PUT, self._did(agent), mark, labels_keep_s, len(past.counts), *counts, *labels)
+        await self._run(did.PUT, self._did(agent), mark, since, labels_keep_s, len(past.counts), *counts, *labels)
 
     async def flying(self, calls: dict[str, int]) -> None:
         """How many calls of agents are in flight with this process. If that cannot be told, it is told soon again."""
@@ -241,10 +241,10 @@ class Shared:
             raise _unknown(bad) from None
         return bytes(holder).decode()
 
-    async def release(self, key: str) -> None:
-        """Nothing happened under *key*. If that cannot be told, it stays taken."""
-        with contextlib.suppress(RedisError, OSError):
-            await self._redis.delete(self._of + key)
+    async def release(self, key: str, action: str) -> None:
+        """Nothing happened under *key* by *action*. If that cannot be told, it stays taken."""
+        with contextlib.suppress(Unverifiable):
+            await self._run(did.RELEASE, [self._of + key], action)
 
     # Sessions
 

@@ -214,7 +214,7 @@ class Gateway:
             _credentials(config),
             self.telemetry,
         )
-        self._recall = Recall(self.ledger, self.ledgers.index, self._shared, clock, config.labels_keep_s)
+        self._recall = Recall(self.records, self.ledgers.index, self._shared, clock, config.labels_keep_s)
         tries = Tries(self.fleet, self.router, attempts)
         dispatcher = Dispatcher(
             self.records,
@@ -297,6 +297,7 @@ class Gateway:
         self._tasks = [
             *([asyncio.create_task(self._replica.work())] if self._replica is not None else []),
             asyncio.create_task(self._tick()),
+            asyncio.create_task(self._keep_policies()),
             asyncio.create_task(self.standings.work()),
             asyncio.create_task(self.ledgers.work()),
             asyncio.create_task(self.anchors.work()),
@@ -372,6 +373,18 @@ class Gateway:
         token = await people.register("operator", [OPERATOR, AUTHOR], "gateway")
         write_atomically(path, token.encode() + b"\n", flush=True)
 
+    async def _keep_policies(self) -> None:
+        """Beside the other periodic tasks: preparing policies may take seconds."""
+        while True:
+            await asyncio.sleep(1.0)
+            try:
+                await self.bundles.settle()
+                await self.bundles.renew_when_due()
+            except (LedgerUnavailable, Unverifiable) as fault:
+                _log.error("policies were not renewed, trying again: %s", fault)
+            except Exception:
+                _log.exception("policies were not renewed; it is tried again in a second")
+
     async def _tick(self) -> None:
         while True:
             await asyncio.sleep(1.0)
@@ -383,8 +396,6 @@ class Gateway:
                     self._tls.renew_when_due()
                 if self._injection_files is not None:
                     self._injection_files[0].show_renewed(self._injection_files[1])
-                await self.bundles.settle()
-                await self.bundles.renew_when_due()
             except LedgerUnavailable as fault:
                 _log.error("ledger unavailable: %s", fault)
             except Exception:

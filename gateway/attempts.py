@@ -140,12 +140,18 @@ class Attempts:
         asked = attempt.asked
         try:
             await self._records.note(self._entry(attempt))
-            asked.marks.at("8 record")
+        except BaseException:
+            self._router.measured.abandoned(attempt.node.name, attempt.ticket)
+            raise
+        asked.marks.at("8 record")
+        try:
             self._statements.require_unchanged(asked)
             body = wire.encode(self._execute(attempt), asked.action.payload.body)
             ticketed = self._sealed(self._ticket(attempt), asked)
-        except BaseException:
+        except Exception as bad:
             self._router.measured.abandoned(attempt.node.name, attempt.ticket)
+            reason = str(bad.reason) if isinstance(bad, Unverifiable) else ""
+            await self._ended(attempt, "refused", by_us=True, reason=reason, detail="it was not sent")
             raise
         return await self._send(attempt, {"Content-Type": wire.EXECUTE_TYPE, wire.TICKET_HEADER: ticketed}, body)
 

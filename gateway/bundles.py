@@ -5,12 +5,25 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Final, Literal
 
+import msgspec
+
 from edge.clock import SystemClock
-from gateway.editions import NO_SOURCES, PREFIX, Draft, Prepared, of_the_mesh, own_of, prefix, prepare, require_bounded
+from gateway.editions import (
+    NO_SOURCES,
+    PREFIX,
+    Draft,
+    Prepared,
+    of_the_mesh,
+    own_of,
+    permits_elsewhere,
+    prefix,
+    prepare,
+    require_bounded,
+)
 from gateway.fold import active_key
 from gateway.people import People
 from gateway.records import Records
@@ -53,6 +66,16 @@ class BundleFiles:
         if found != digest:
             raise ValueError(f"its digest is {found}")
         await asyncio.to_thread(write_atomically, self._path(digest), data, flush=True)
+
+
+class _Made(msgspec.Struct, frozen=True):
+    """An edition that was prepared, and of what."""
+
+    basis: object
+    found: Prepared | BundleRejected
+
+
+_RESTLESS: Final = BundleRejected([], "its policies or servers change all the time")
 
 
 class Edition:
@@ -118,7 +141,7 @@ class Bundles:
         self._ttl_s = ttl_s
         self._editions: defaultdict[str, Edition] = defaultdict(Edition)
         self._looked_at: dict[str, str] = {}
-        self._making = asyncio.Lock()
+        self._making: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._made: dict[str, Compiled] = {}
         for namespace in ("", *self._namespaces()):
             self._load(namespace)
@@ -238,12 +261,12 @@ class Bundles:
     async def ensure(self, namespace: str, by: str) -> None:
         """Agents of *namespace* have policies: those of the mesh, until it has some of its own."""
         while namespace and self.sealed is not None and self._active(namespace) is None:
-            basis = self._basis()
+            basis = self._basis(namespace)
             made = await asyncio.to_thread(prepare, self._draft(namespace, NO_SOURCES, self._present()))
             if isinstance(made, BundleRejected):
                 raise made
             async with self._records.deciding:
-                if self._basis() == basis:
+                if self._basis(namespace) == basis:
                     await self._write(made, by, "activated")
 
     async def settle(self) -> None:
@@ -290,37 +313,52 @@ class Bundles:
         due: Callable[[], bool] = lambda: True,
     ) -> None:
         """All editions that it concerns are prepared before the first of them is written: beside everything else that
-        goes on, so it is done again if what they are made of changed meanwhile, for as long as it is *due*."""
-        async with self._making:
-            for _ in range(MAX_TRIES):
+        goes on, so each is done again if what it is made of changed meanwhile, for as long as it is *due*. Whatever
+        changes all the time cannot follow, and holds up nobody."""
+        async with self._making[namespace]:
+            made: dict[str, _Made] = {}
+            for last in reversed(range(MAX_TRIES)):
                 if not due():
                     return
-                basis = self._basis()
-                made = await self._prepared(sources(), namespace)
+                await self._prepare(sources(), namespace, made)
                 async with self._records.deciding:
-                    if self._basis() == basis:
+                    changed = self._changed(namespace, made)
+                    if namespace not in changed and (not changed or not last):
+                        made |= {name: _Made(None, _RESTLESS) for name in changed}
                         await self._settled(made, by, event, namespace, renewed=renewed, without=without)
                         return
+                    for name in list(made) if namespace in changed else changed:
+                        made.pop(name, None)
         raise Unverifiable(Reason.OVERLOADED, "others change policies or servers at the same time; try again")
 
-    async def _prepared(self, sources: Sources, namespace: str) -> list[Prepared | BundleRejected]:
-        """First the edition of *namespace*, and after that of the mesh those of all that follow it."""
+    def _changed(self, namespace: str, made: Mapping[str, _Made]) -> list[str]:
+        """The editions that are to be prepared, or prepared again."""
+        changed = [name for name, one in made.items() if one.basis != self._basis(name)]
+        if isinstance(made[namespace].found, BundleRejected):
+            return changed
+        return changed + [name for name in self._following(namespace) if name not in made]
+
+    async def _prepare(self, sources: Sources, namespace: str, made: dict[str, _Made]) -> None:
+        """First the edition of *namespace*, and after that of the mesh those of all that follow it; whatever was *made*
+        of what there still is stays."""
         try:
             if (odd := next((name for name in sources.policies if name.startswith(PREFIX)), "")) != "":
                 raise BundleRejected([], f'{odd}: no file begins with "{PREFIX}"')
             if namespace and self.sealed is None:
                 raise BundleRejected([], "the mesh has no policies yet; what a namespace adds comes after them")
         except BundleRejected as bad:
-            return [bad]
+            made[namespace] = _Made(self._basis(namespace), bad)
+            return
         mesh = self._present() if namespace else sources
-        first = self._draft(namespace, sources if namespace else NO_SOURCES, mesh, tried=True)
-        drafts = [first, *(self._draft(name, None, mesh) for name in self._following(namespace))]
-        made: list[Prepared | BundleRejected] = []
-        for draft in drafts:
-            made.append(await asyncio.to_thread(prepare, draft))
-            if isinstance(made[0], BundleRejected):
-                break
-        return made
+        for name in (namespace, *self._following(namespace)):
+            if name in made:
+                continue
+            first = name == namespace
+            basis = self._basis(name)
+            own = (sources if namespace else NO_SOURCES) if first else None
+            made[name] = _Made(basis, await asyncio.to_thread(prepare, self._draft(name, own, mesh, tried=first)))
+            if isinstance(made[namespace].found, BundleRejected):
+                return
 
     def _following(self, namespace: str) -> list[str]:
         """The namespaces whose editions follow that of *namespace*. The cases of each are its own concern."""
@@ -331,7 +369,7 @@ class Bundles:
 
     async def _settled(
         self,
-        made: list[Prepared | BundleRejected],
+        made: dict[str, _Made],
         by: str,
         event: Event,
         namespace: str,
@@ -340,13 +378,14 @@ class Bundles:
         without: frozenset[str],
     ) -> None:
         """What was prepared is active, or refused."""
-        first, *following = made
+        first = made[namespace].found
         try:
             if isinstance(first, BundleRejected):
                 raise first
             self._require_people(first)
             if first.failed is not None:
                 raise first.failed
+            following = {name: one.found for name, one in made.items() if name != namespace}
             rest, lost = self._rest(following, without, renewed=renewed)
         except BundleRejected as bad:
             version = self._next_version(namespace)
@@ -361,19 +400,20 @@ class Bundles:
             )
 
     def _rest(
-        self, made: list[Prepared | BundleRejected], without: frozenset[str], *, renewed: bool
+        self, made: Mapping[str, Prepared | BundleRejected], without: frozenset[str], *, renewed: bool
     ) -> tuple[list[Prepared], list[tuple[str, str]]]:
         """The editions of all namespaces over what the mesh activates, and those that are lost by it, with why. One
         that cannot follow refuses an author of the mesh who does not go on *without* it, and holds up nobody else when
-        nothing but inventory and time are new: its last good one ends by itself."""
+        nothing but inventory and time are new: its last good one ends by itself, unless it permits on a server that is
+        not its own any more."""
         found: list[Prepared] = []
         lost: list[tuple[str, str]] = []
-        for namespace, one in zip(self._following("") if made else [], made, strict=True):
+        for namespace, one in made.items():
             if isinstance(one, Prepared):
                 found.append(one)
                 continue
             told = f"the namespace {namespace} could not follow: {one}"
-            if namespace in without or (renewed and not self._has(self._present(), namespace)):
+            if namespace in without or (renewed and not self._may_stay(namespace)):
                 lost.append((namespace, told))
             elif renewed:
                 self._editions[namespace].degraded = told
@@ -382,13 +422,20 @@ class Bundles:
                 raise BundleRejected(one.problems, told)
         return found, lost
 
+    def _may_stay(self, namespace: str) -> bool:
+        """Whether the edition of *namespace* has just the policies of the mesh, and permits at home only."""
+        sealed = self._editions[namespace].sealed
+        if sealed is None or not self._has(self._present(), namespace):
+            return False
+        return not permits_elsewhere(sealed.content.sources, namespace, self._servers.own(namespace))
+
     def _next_version(self, namespace: str) -> int:
         active = self._active(namespace)
         return (active.version if active else 0) + 1
 
     def _draft(self, namespace: str, own: Sources | None, mesh: Sources, *, tried: bool = False) -> Draft:
         now = int(self._clock.now())
-        edition = self._editions[namespace]
+        edition, active = self._editions[namespace], self._active(namespace)
         return Draft(
             namespace,
             self._next_version(namespace),
@@ -399,15 +446,15 @@ class Bundles:
             edition.compiled,
             self._servers.inventory(namespace),
             self._servers.own(namespace),
-            tried,
+            lost=active is not None and bool(active.digest) and edition.compiled is None,
+            tried=tried,
         )
 
-    def _basis(self) -> object:
-        """What editions are made of beside what somebody hands in; equal while nothing of it changed."""
-        return (
-            {name: self._active(name) for name in ("", *self._namespaces())},
-            {record.name: (record.admitted, record.namespace) for record in self._servers.all()},
-        )
+    def _basis(self, namespace: str) -> object:
+        """What the edition of *namespace* is made of, beside what is handed in: equal while nothing of it changed."""
+        servers = (one for one in self._servers.all() if one.namespace in ("", namespace))
+        mesh = self._active("") if namespace else None
+        return self._active(namespace), mesh, {one.name: (one.admitted, one.namespace) for one in servers}
 
     async def _write(self, made: Prepared, by: str, event: Event, *, renewed: bool = False) -> None:
         content = made.content

@@ -18,6 +18,7 @@ from edge.http import Incoming, Response, StreamResponse, problem
 from edge.telemetry import Telemetry
 from edge.tracing import UNSEEN, Attributes
 from gateway.approvals.desk import Desk
+from gateway.attempts import TurnedAway
 from gateway.callers import Sender
 from gateway.recall import Recall
 from gateway.records import Records
@@ -25,7 +26,7 @@ from gateway.standings import Standings
 from gateway.statements import Asked, Statements
 from gateway.stops import Stops, circuit_open
 from gateway.tries import Tries
-from trust import recalled, report, wire
+from trust import recalled, report
 from trust.ledger import entries
 from trust.ledger.writer import LedgerUnavailable
 from trust.policy.inventory import RISK_HIGH
@@ -141,18 +142,18 @@ class Dispatcher:
             if asked.dispatch.bundle != asked.bundle.digest:
                 raise Unverifiable(Reason.PERMIT_INVALID, "the sidecar has not the policies of now yet; ask again")
         first = self._tries.choose(asked)
-        await self._recall.claim(asked)
         try:
+            await self._recall.claim(asked)
             if approval is not None:
                 await self._consume(asked, approval)
-            answer = await self._tries.send(incoming, asked, first)
+            return await self._tries.send(incoming, asked, first)
+        except TurnedAway as no:
+            await self._recall.release(asked)
+            return no.answer
         except Unverifiable as bad:
             if bad.reason in NOTHING_HAPPENED:
                 await self._recall.release(asked)
             raise
-        if wire.UPSTREAM_STATUS_HEADER not in answer.headers:  # a node turned it away
-            await self._recall.release(asked)
-        return answer
 
     async def _consume(self, asked: Asked, approval: str) -> None:
         """Spend the approval under the policy of the very moment in which it is spent."""

@@ -20,7 +20,7 @@ MAX_OWN_CHARACTERS: Final = 256 << 10
 
 class Draft(msgspec.Struct, frozen=True):
     """What an edition is to be made of: the policies of the *mesh*, and of a namespace its *own*, or those that it has
-    active (``like``). ``tried``: its cases have to hold."""
+    active (``like``); ``lost``: it has some, and they cannot be read. ``tried``: its cases have to hold."""
 
     namespace: str
     version: int
@@ -31,6 +31,7 @@ class Draft(msgspec.Struct, frozen=True):
     like: Compiled | None
     inventory: Inventory
     servers: list[str]
+    lost: bool = False
     tried: bool = False
 
 
@@ -49,6 +50,8 @@ def prepare(draft: Draft) -> Prepared | BundleRejected:
         sources = draft.mesh
         if draft.namespace:
             own = draft.own
+            if own is None and draft.lost:
+                raise BundleRejected([], "its own policies cannot be read here")
             if own is None:
                 own = NO_SOURCES if draft.like is None else own_of(draft.like.content.sources, draft.namespace)
             sources = merged(draft.namespace, own, draft.mesh, draft.servers)
@@ -120,3 +123,10 @@ def own_of(sources: Sources, namespace: str) -> Sources:
         if file.startswith(before)
     }
     return Sources("", own, sources.cases, sources.expected)
+
+
+def permits_elsewhere(sources: Sources, namespace: str, servers: list[str]) -> list[str]:
+    """The servers on which an edition of *namespace* permits by its own policies, and which are not its own."""
+    before = prefix(namespace)
+    own = [text for file, text in sources.policies.items() if file.startswith(before)]
+    return sorted(set().union(*map(confined.confined_to, own)) - set(servers))

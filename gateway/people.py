@@ -75,7 +75,8 @@ class People:
         token = new_token()
         async with self._records.deciding:
             former = self._records.store.get(Former, name)
-            if self._records.store.get(Person, name) is not None or (former and former.namespace != namespace):
+            taken = bool(namespace and former and former.namespace != namespace)  # the mesh may have whatever is free
+            if self._records.store.get(Person, name) is not None or taken:
                 raise Unverifiable(Reason.MALFORMED_REQUEST, f'the person "{name}" is already registered')
             self._require_free(login)
             digest = sha256_hex(token.encode())

@@ -10,56 +10,80 @@ one.
 from __future__ import annotations
 
 import asyncio
-from collections import deque
-from collections.abc import Mapping
+from collections import defaultdict, deque
+from collections.abc import Iterator, Mapping
 from typing import Final
 
 import msgspec
 
 from edge.clock import SystemClock
-from edge.durable import DurableLedger
 from edge.shared import Counted, Shared
 from gateway.index import Index
+from gateway.records import Records
+from gateway.state import LogRecord
 from gateway.statements import Asked
 from trust.identity.replay import Nonces
 from trust.ledger import entries
+from trust.ledger.shipment import log_of
 from trust.policy.inventory import Inventory
 from trust.reasons import Reason, Unverifiable, visible
 from trust.recalled import DENIED, MAX_RUNS, SPANS, SPENT, Call, Past, Recalled
+from trust.standing.rules import COUNTED
 from trust.window import BUCKETS, DAY, Window
 
 _SEVERAL: Final = ""
 REMEMBER_S: Final = 120.0
 """Longer than any signature is valid, clock skew on both sides included: an action id is dispatched once."""
-SEALED_S: Final = 10.0
-"""Our own entries are in the index after so long at most; those of less long ago are known without it."""
+SEALED_S: Final = 30.0
+"""Our own entries are in the index after so long, many times over; those of less long ago are known without it."""
+BEHIND_S: Final = 5.0
+"""For so long a call waits for the index to have read what there was at the start."""
 FLYING_EVERY_S: Final = 1.0
 _US: Final = 1_000_000
 _SINCE: Final = """
-agent = ?1 AND wall_us >= ?2 AND wall_us < iif(source = (SELECT id FROM source WHERE origin = ?3), ?4, ?5)
+agent = ?1 AND agent <> '' AND wall_us >= ?2 AND wall_us < ?3
+AND action_id NOT IN (SELECT value FROM json_each(?4))
 """
-"""Of an agent, from when, and until when: of our own log, and of others."""
+"""Of an agent, from when until when, but for the actions that are known without the index. What is said twice of its
+columns lets SQLite use an index that has no empty ones."""
 _DISPATCHED: Final = f"""
-SELECT server || '/' || tool, wall_us * ?6 / ?7, count(DISTINCT action_id) FROM entry
+SELECT server || '/' || tool, wall_us * ?5 / ?6, count(DISTINCT action_id) FROM entry
 WHERE {_SINCE} AND kind = 'dispatch' AND step = 8 GROUP BY 1, 2
 """  # noqa: S608
 _DENIED: Final = f"""
-SELECT wall_us * ?6 / ?7, count(*) FROM entry WHERE {_SINCE} AND kind = 'refusal' GROUP BY 1
+SELECT wall_us * ?5 / ?6, count(*) FROM entry
+WHERE {_SINCE} AND kind = 'refusal' AND reason IN (SELECT value FROM json_each(?7)) GROUP BY 1
 """  # noqa: S608
 _LABELLED: Final = f"""
 SELECT server || '/' || tool, run, max(wall_us) FROM entry
 WHERE {_SINCE} AND kind = 'dispatch' AND step = 8
-  AND server || '/' || tool IN (SELECT value FROM json_each(?6)) GROUP BY 1, 2
+  AND server || '/' || tool IN (SELECT value FROM json_each(?5)) GROUP BY 1, 2
 """  # noqa: S608
-_SIDECARS: Final = """
-SELECT DISTINCT s.origin FROM entry e JOIN source s ON s.id = e.source
-WHERE e.agent = ? AND e.decision IN ('allow', 'deny') AND e.kind IN ('intent', 'refusal') AND e.step <> 8
-  AND e.wall_us >= ?
-"""
 _WITH_KEY: Final = """
 SELECT action_id FROM metered
-WHERE idempotency_key = ? AND agent = ? AND status IS NOT 'refused' AND wall_us >= ? LIMIT 1
+WHERE idempotency_key = ?1 AND idempotency_key <> '' AND agent = ?2 AND status IS NOT 'refused' AND wall_us >= ?3
+  AND action_id <> ?4 LIMIT 1
 """
+QUESTIONS: Final = {"dispatched": _DISPATCHED, "denied": _DENIED, "labelled": _LABELLED, "with key": _WITH_KEY}
+_COUNTED: Final = msgspec.json.encode(sorted(map(str, COUNTED))).decode()
+
+
+class _Done(msgspec.Struct, frozen=True):
+    """A call of not long ago: the action, and through the sidecar with which log. ``since``: when Redis began to count
+    its agent, if it counted it."""
+
+    at: float
+    action: str
+    call: Call
+    log: str
+    since: float = 0.0
+
+
+class _Seen(msgspec.Struct):
+    """What a run has seen, which did something ``last``."""
+
+    last: float
+    labels: set[str] = set()
 
 
 class _Did(msgspec.Struct):
@@ -68,7 +92,7 @@ class _Did(msgspec.Struct):
     last: float
     windows: dict[str, Window] = {}
     labels: dict[str, float] = {}
-    runs: dict[str, set[str]] = {}
+    runs: dict[str, _Seen] = {}
 
     def window(self, name: str, span_s: int) -> Window:
         found = self.windows.get(name)
@@ -78,8 +102,12 @@ class _Did(msgspec.Struct):
 
     def label(self, name: str, until: float, run: str, now: float) -> None:
         self.labels[name] = max(self.labels.get(name, 0.0), until)
+        if run not in self.runs and len(self.runs) >= MAX_RUNS:
+            self.runs = {one: seen for one, seen in self.runs.items() if seen.last > now - DAY}
         if run in self.runs or len(self.runs) < MAX_RUNS:
-            self.runs.setdefault(run, set()).add(name)
+            seen = self.runs.setdefault(run, _Seen(now))
+            seen.last = now
+            seen.labels.add(name)
         else:
             self.labels[name] = max(self.labels[name], now + DAY)
 
@@ -96,7 +124,11 @@ class OwnCounts:
 
     def begin(self, agent: str, past: Past, now: float) -> None:
         """Count *agent* from now on; what it did before counts too. Whoever did nothing for a day is forgotten."""
-        self._did = {name: did for name, did in self._did.items() if did.labels or did.last > now - DAY}
+        self._did = {
+            name: did
+            for name, did in self._did.items()
+            if did.last > now - DAY or any(until > now for until in did.labels.values())
+        }
         did = self._did[agent] = _Did(now)
         for (name, span_s, bucket), amount in past.counts.items():
             window = did.window(name, span_s)
@@ -115,7 +147,8 @@ class OwnCounts:
             before.append(window.count(now))
             window.add(now, amount)
         did.labels = {label: until for label, until in did.labels.items() if until > now}
-        labels = did.runs.get(call.run, set()) | did.labels.keys()
+        seen = did.runs.get(call.run)
+        labels = did.labels.keys() | (seen.labels if seen is not None else set())
         for label in call.labels:
             did.label(label, now + labels_keep_s, call.run, now)
         return Counted(call, now, Recalled.of(before, in_flight - 1, labels), now, whole=True)
@@ -136,13 +169,13 @@ class Recall:
 
     def __init__(
         self,
-        ledger: DurableLedger,
+        records: Records,
         index: Index,
         shared: Shared | None,
         clock: SystemClock,
         labels_keep_s: int,
     ) -> None:
-        self._origin = ledger.origin
+        self._records = records
         self._index = index
         self._shared = shared
         self._clock = clock
@@ -150,26 +183,26 @@ class Recall:
         self._own = OwnCounts()
         self._sidecars: dict[str, str] = {}
         """Of each agent the log of its sidecar, or :data:`_SEVERAL`."""
-        self._looking = asyncio.Lock()
+        self._looking: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+        self._reading: asyncio.Task[int] | None = None
         self._telling: dict[str, asyncio.Task[Past]] = {}
         self._spent = Nonces()
-        self._recent: deque[tuple[float, Call, str]] = deque()
-        """When, what, and through the sidecar with which log."""
+        self._recent: deque[_Done] = deque()
         self._claims: dict[str, tuple[str, float]] = {}
         """Of this process, in the last moments: which action has an idempotency key, and since when."""
         self._flying: set[str] = set()
-        self._remember_recent(ledger)
+        self._remember_recent()
 
-    def _remember_recent(self, ledger: DurableLedger) -> None:
+    def _remember_recent(self) -> None:
         """After a restart: what was dispatched while signatures of before the restart are still valid."""
         now = self._clock.now()
-        for _, line in ledger.since(int((now - REMEMBER_S) * _US)):
+        for _, line in self._records.ledger.since(int((now - REMEMBER_S) * _US)):
             at, entry = line.stamp.wall_us / _US, line.entry
             if isinstance(entry, entries.Dispatch) and entry.attempt == 1 and at > now - REMEMBER_S:
                 self._spent.spend(entry.action_id, at + REMEMBER_S, at)
                 if at > now - SEALED_S:
                     call = Call(entry.agent, entry.run, f"{entry.server}/{entry.tool}")
-                    self._recent.append((at, call, _log_of(entry.intent)))
+                    self._recent.append(_Done(at, entry.action_id, call, _log_of(entry.intent)))
                     if entry.idempotency_key:
                         self._claims[_key(entry.agent, entry.idempotency_key)] = (entry.action_id, at)
 
@@ -179,19 +212,20 @@ class Recall:
         now = self._clock.now()
         self._spent.spend(asked.action.id, now + REMEMBER_S, now)
         call = _call(asked)
+        asked.knowing(Recalled())  # what cannot be compared is refused before it counts
         if self._shared is not None:
             counted = await self._count_together(self._shared, asked, call, in_flight, now)
-        elif await self._has_several(asked, now):
+        elif await self._has_several(asked):
             counted = self._own.count(call, in_flight, self._labels_keep_s, self._clock.now())
         else:
             self._remember(asked, call, now)
             return asked, None
-        self._remember(asked, call, now)
+        self._remember(asked, call, now, counted.since)
         return asked.knowing(counted.before), counted
 
-    def _remember(self, asked: Asked, call: Call, now: float) -> None:
-        self._recent.append((now, call, _log_of(asked.dispatch.intent)))
-        while self._recent[0][0] < now - SEALED_S:
+    def _remember(self, asked: Asked, call: Call, now: float, since: float = 0.0) -> None:
+        self._recent.append(_Done(now, asked.action.id, call, _log_of(asked.dispatch.intent), since))
+        while self._recent[0].at < now - SEALED_S:
             self._recent.popleft()
 
     async def uncount(self, counted: Counted | None) -> None:
@@ -225,6 +259,7 @@ class Recall:
         if not named:
             return
         now, key = self._clock.now(), _key(agent, named)
+        await self._require_read()
         if self._shared is not None:
             holder = await self._shared.claim(key, action, DAY)
         else:
@@ -232,18 +267,30 @@ class Recall:
                 del self._claims[oldest[0]]
             holder, _ = self._claims.setdefault(key, (action, now))
         if holder == action:
-            for (before,) in await self._index.ask(_WITH_KEY, (named, agent, int((now - DAY) * _US))):
+            for (before,) in await self._index.ask(_WITH_KEY, (named, agent, int((now - DAY) * _US), action)):
                 holder = before
         if holder != action:
             raise Unverifiable(Reason.REPLAYED, f"its idempotency_key was used before, by {visible(holder)}")
 
     async def release(self, asked: Asked) -> None:
-        """Nothing happened, so the key is free again."""
+        """Nothing happened, so the key is free again, if it was this action's."""
         if asked.dispatch.idempotency_key:
             key = _key(asked.agent.name, asked.dispatch.idempotency_key)
-            self._claims.pop(key, None)
+            if self._claims.get(key, ("", 0.0))[0] == asked.action.id:
+                del self._claims[key]
             if self._shared is not None:
-                await self._shared.release(key)
+                await self._shared.release(key, asked.action.id)
+
+    async def _require_read(self) -> None:
+        """The index has read what there was at the start, or :class:`Unverifiable`: before that it knows too little."""
+        if self._reading is None or (self._reading.done() and self._reading.exception() is not None):
+            self._reading = asyncio.create_task(self._index.follow())
+        if not self._reading.done():
+            await asyncio.wait([self._reading], timeout=BEHIND_S)
+        stuck = self._index.stuck.get(self._records.ledger.origin, "")
+        if not self._reading.done() or self._reading.exception() is not None or stuck:
+            told = f"the ledgers are being read again since the start{stuck and ': '}{stuck}; ask again"
+            raise Unverifiable(Reason.STALE_FACTS, told)
 
     # Several gateways
 
@@ -260,14 +307,14 @@ class Recall:
         self._flying.add(call.agent)
         if counted.whole:
             return counted
-        past = await self._told_together(shared, call.agent, asked.bundle.inventory, now, counted.since)
+        past = await self._told_together(shared, call.agent, asked.bundle.inventory, counted.since)
         return msgspec.structs.replace(counted, before=_with(counted.before, call, past, counted.at))
 
-    async def _told_together(self, shared: Shared, agent: str, inventory: Inventory, now: float, since: float) -> Past:
+    async def _told_together(self, shared: Shared, agent: str, inventory: Inventory, since: float) -> Past:
         """What *agent* did before, which Redis knows from then on; looked up once for all calls that wait for it."""
 
         async def tell() -> Past:
-            past = await self._past(agent, inventory, now, since)
+            past = await self._past(agent, inventory, since, since)
             await shared.seed(agent, past, self._labels_keep_s)
             return past
 
@@ -288,45 +335,56 @@ class Recall:
 
     # One gateway
 
-    async def _has_several(self, asked: Asked, now: float) -> bool:
+    async def _has_several(self, asked: Asked) -> bool:
         """Whether the agent uses, or used, more than one sidecar; if so it is counted from now on."""
         agent, log = asked.agent.name, _log_of(asked.dispatch.intent)
         if self._sidecars.get(agent) == log:
             return False
         if self._own.counts(agent):
             return True
-        async with self._looking:
-            if self._own.counts(agent):
-                return True
-            known = {origin for (origin,) in await self._index.ask(_SIDECARS, (agent, int((now - DAY) * _US)))}
-            known |= {log, self._sidecars.get(agent, log)}
-            known |= {other for _, call, other in self._recent if call.agent == agent}
-            if len(known) == 1:
-                self._sidecars[agent] = log
-                return False
-            self._sidecars[agent] = _SEVERAL  # from here on its other calls wait for the past
-            since = self._clock.now()
-            past = await self._past(agent, asked.bundle.inventory, since, since)
-            self._own.begin(agent, past, since)
-            return True
+        known = {log, self._sidecars.get(agent, log), *self._logs(asked)}
+        known |= {done.log for done in self._recent if done.call.agent == agent}
+        if len(known) == 1:
+            self._sidecars[agent] = log
+            return False
+        self._sidecars[agent] = _SEVERAL  # from here on its other calls wait for the past
+        async with self._looking[agent]:
+            if not self._own.counts(agent):
+                past = await self._past(agent, asked.bundle.inventory, self._clock.now())
+                self._own.begin(agent, past, self._clock.now())
+        self._looking.pop(agent, None)
+        return True
+
+    def _logs(self, asked: Asked) -> Iterator[str]:
+        """The logs of all sidecars through which this agent ever asked."""
+        store, sender = self._records.store, asked.sender.workload
+        for name in {asked.agent.name, sender.name}:
+            own = log_of(sender.trust_domain, "sidecar", name)
+            yield from (one.origin for one in store.within(LogRecord, f"{own}/"))
+            if store.get(LogRecord, own) is not None:
+                yield own
 
     # The past
 
-    async def _past(self, agent: str, inventory: Inventory, now: float, until: float) -> Past:
-        """What the ledgers say that *agent* did before *until*; the last of what we did ourselves from memory."""
-        past, sealed = Past(), min(until, now - SEALED_S)
-
-        def within(span_s: int) -> tuple[object, ...]:
-            """The values of :data:`_SINCE`, from the oldest part of a window that counts at *now*."""
-            oldest = (int(now * BUCKETS / span_s) - BUCKETS) * span_s / BUCKETS
-            return (agent, int(oldest * _US), self._origin, int(sealed * _US), int(until * _US))
-
+    async def _past(self, agent: str, inventory: Inventory, until: float, counted_since: float = 0.0) -> Past:
+        """What the ledgers say that *agent* did before *until*; the last of what went through here from memory, but for
+        what Redis counts already (*counted_since*)."""
+        await self._require_read()
+        await self._index.follow()
+        past, keep_s = Past(), self._labels_keep_s
+        recent = [done for done in self._recent if done.call.agent == agent]
+        known = msgspec.json.encode([done.action for done in recent]).decode()
         manifests = {
             f"{name}/{tool.name}": tool.manifest
             for name, server in inventory.servers.items()
             for tool in server.tools.values()
         }
-        await self._index.follow()
+
+        def within(span_s: int) -> tuple[object, ...]:
+            """The values of :data:`_SINCE`, from the oldest part of a window that counts then."""
+            oldest = (int(until * BUCKETS / span_s) - BUCKETS) * span_s / BUCKETS
+            return (agent, int(oldest * _US), int(until * _US), known)
+
         for span, span_s in SPANS:
             parts = (*within(span_s), BUCKETS, span_s * _US)
             for tool, bucket, count in await self._index.ask(_DISPATCHED, parts):
@@ -334,19 +392,17 @@ class Recall:
                 past.add(f"{span} {tool}", span_s, bucket, count)
                 if span_s == DAY and tool in manifests:
                     past.add(SPENT, DAY, bucket, count * manifests[tool].cents)
-        for bucket, count in await self._index.ask(_DENIED, (*within(DAY), BUCKETS, DAY * _US)):
+        for bucket, count in await self._index.ask(_DENIED, (*within(DAY), BUCKETS, DAY * _US, _COUNTED)):
             past.add(DENIED, DAY, bucket, count)
         labelled = msgspec.json.encode([tool for tool, manifest in manifests.items() if manifest.labels]).decode()
-        for tool, run, last_us in await self._index.ask(_LABELLED, (*within(max(DAY, self._labels_keep_s)), labelled)):
-            lasting = last_us / _US + self._labels_keep_s
-            past.labels += [(label, lasting, run) for label in manifests[tool].labels]
-        for at, call, _ in self._recent:
-            if call.agent == agent and sealed <= at < until:
-                manifest = manifests.get(call.tool)
-                cents, labels = (manifest.cents, manifest.labels) if manifest is not None else (0, ())
-                for name, span_s, amount in msgspec.structs.replace(call, cents=cents).counts:
-                    past.add(name, span_s, int(at * BUCKETS / span_s), amount)
-                past.labels += [(label, at + self._labels_keep_s, call.run) for label in labels]
+        for tool, run, last_us in await self._index.ask(_LABELLED, (*within(max(DAY, keep_s)), labelled)):
+            past.labels += [(label, last_us / _US + keep_s, run) for label in manifests[tool].labels]
+        for done in (one for one in recent if not counted_since or one.since != counted_since):
+            manifest = manifests.get(done.call.tool)
+            cents, labels = (manifest.cents, manifest.labels) if manifest is not None else (0, ())
+            for name, span_s, amount in msgspec.structs.replace(done.call, cents=cents).counts:
+                past.add(name, span_s, int(done.at * BUCKETS / span_s), amount)
+            past.labels += [(label, done.at + keep_s, done.call.run) for label in labels]
         return past
 
 

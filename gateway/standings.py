@@ -73,14 +73,16 @@ class Standings:
             raise Unverifiable(Reason.OVERLOADED, f"one report in {MIN_REPORT_S} s; tell the rest in the next", 1)
         self._reported[origin] = now
 
-    async def refused(self, entry: entries.Reported) -> None:
-        """An agent's sidecar, or the gateway itself, refused it something. What was told before changes nothing."""
+    async def refused(self, entry: entries.Reported) -> bool:
+        """An agent's sidecar, or the gateway itself, refused it something; whether that is news. What was told before
+        changes nothing."""
         await self._room()
         async with self._records.deciding:
             if entry.first <= self.heard(entry.agent, entry.origin):
-                return
+                return False
             stamp = await self._records.change(entry)
             self._observed.put_nowait((stamp, entry))
+            return True
 
     def heard(self, agent: str, origin: str) -> int:
         """The last refusal of this ledger that is known, or -1."""

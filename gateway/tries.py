@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections.abc import Mapping
-from typing import Final
+from typing import Final, NoReturn
 
 import msgspec
 
@@ -49,13 +49,11 @@ class Tried(msgspec.Struct):
     lost: Unverifiable | None = None
     turned_away: TurnedAway | None = None
 
-    def over(self, why: Unverifiable) -> StreamResponse:
-        """What is told in the end: that it may have happened, if it may; else what the last node said, or *why*."""
+    def over(self, why: Unverifiable) -> NoReturn:
+        """Raise what is told in the end: that it may have happened, if it may; else what a node said last, or *why*."""
         if self.lost is not None:
             raise self.lost
-        if self.turned_away is not None:
-            return self.turned_away.answer
-        raise why
+        raise self.turned_away if self.turned_away is not None else why
 
 
 class Tries:
@@ -85,7 +83,8 @@ class Tries:
         return routed
 
     async def send(self, incoming: Incoming, asked: Asked, first: Routed) -> StreamResponse:
-        """To the node that was chosen *first*, and then where it is safe, until one answers."""
+        """To the node that was chosen *first*, and then where it is safe, until one answers. :class:`TurnedAway` if
+        none took it on."""
         state, routed = Tried(), first
         self._budget.earned()
         while True:
@@ -103,11 +102,11 @@ class Tries:
             except Broken as bad:
                 self._lost(asked, routed, state, bad)
             if state.number >= MAX_ATTEMPTS:
-                return state.over(Unverifiable(Reason.NODE_UNREACHABLE, f"tried {', '.join(state.left)}"))
+                state.over(Unverifiable(Reason.NODE_UNREACHABLE, f"tried {', '.join(state.left)}"))
             try:
                 routed = self._again(asked, state)
             except Unverifiable as bad:
-                return state.over(bad)
+                state.over(bad)
         self._settle(asked, begun)
         return await self._attempts.finish(incoming, begun)
 

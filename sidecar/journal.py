@@ -20,7 +20,7 @@ from typing import Final, Protocol, Self
 
 import msgspec
 
-from sidecar.memories import AnyEvent, Denied, Ended, Memories, Permitted, Snapshot, Told
+from sidecar.memories import AnyEvent, Denied, Ended, Memories, Permitted, Snapshot, Told, TookBack
 from trust.facts import Rate, Run
 from trust.reasons import Reason, Unverifiable
 from trust.recalled import Recalled
@@ -294,9 +294,13 @@ class Recall:
         """A call leaves; it is in flight until it has ended."""
         self.turn.tell(Permitted(self.turn.worker, self._agent, run, tool, labels, now, cents))
 
-    def told(self, run: str, tool: str, recalled: Recalled, now: float) -> None:
-        """The gateway knows that the agent did more."""
-        self.turn.tell(Told(self._agent, run, tool, now, recalled))
+    def told(self, run: str, tool: str, recalled: Recalled, now: float, until: float) -> None:
+        """The gateway knows that the agent did more; or :class:`Unverifiable`, and it is not known here."""
+        self.turn.tell(Told(self._agent, run, tool, now, until, recalled))
+
+    def took_back(self, tool: str, at: float, cents: int) -> None:
+        """A call that was permitted at that time was never sent."""
+        self.turn.tell_later(TookBack(self._agent, tool, at, cents))
 
     def ended(self) -> None:
         """A call is over."""

@@ -49,13 +49,23 @@ class Spent(Event, frozen=True, tag="n"):
 
 class Told(Event, frozen=True, tag="t"):
     """The gateway knows that an agent did so much before its next call of *tool* in *run*, through other sidecars
-    too."""
+    too; what it counted holds ``until`` then."""
 
     agent: str
     run: str
     tool: str
     at: float
+    until: float
     recalled: Recalled
+
+
+class TookBack(Event, frozen=True, tag="b"):
+    """A call that was permitted ``at`` a time was never sent."""
+
+    agent: str
+    tool: str
+    at: float
+    cents: int
 
 
 class Gone(Event, frozen=True, tag="g"):
@@ -64,7 +74,7 @@ class Gone(Event, frozen=True, tag="g"):
     worker: int
 
 
-AnyEvent = Permitted | Ended | Denied | Spent | Told | Gone
+AnyEvent = Permitted | Ended | Denied | Spent | Told | TookBack | Gone
 
 
 class Snapshot(msgspec.Struct):
@@ -115,7 +125,9 @@ class Memories:
             case Spent():
                 self.nonces.remember(event.nonce, event.expires_at)
             case Told():
-                self.of(event.agent).told(event.run, event.tool, event.recalled, event.at)
+                self.of(event.agent).told(event.run, event.tool, event.recalled, event.at, event.until)
+            case TookBack():
+                self.of(event.agent).took_back(event.tool, event.at, event.cents)
             case Gone():
                 for memory in self._agents.values():
                     memory.gone(event.worker)

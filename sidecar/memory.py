@@ -17,8 +17,8 @@ from trust.facts import Rate, Run
 from trust.recalled import Recalled
 from trust.window import DAY, HOUR, MINUTE, Window
 
-TOLD_S, FLYING_S = 5.0, 1.0
-"""For so long what a gateway told holds; what is in flight ends sooner."""
+FLYING_S: Final = 1.0
+"""For so long what a gateway told of what is in flight holds."""
 _NOBODY: Final = Recalled()
 MAX_RUNS: Final = 10_000
 MAX_TOOLS: Final = 5_000
@@ -29,19 +29,19 @@ class _Rates(msgspec.Struct):
     hour: Window = msgspec.field(default_factory=lambda: Window(HOUR))
     day: Window = msgspec.field(default_factory=lambda: Window(DAY))
 
-    def add(self, now: float) -> None:
+    def add(self, now: float, amount: int = 1) -> None:
         for window in (self.minute, self.hour, self.day):
-            window.add(now)
+            window.add(now, amount)
 
     def counts(self, now: float) -> tuple[int, int, int]:
         return self.minute.count(now), self.hour.count(now), self.day.count(now)
 
 
 class _Told(msgspec.Struct):
-    """What the gateway knew at a moment, before a call of ``tool``."""
+    """What the gateway knew at a moment, before a call of a tool, and until when that holds."""
 
     at: float
-    tool: str
+    until: float
     recalled: Recalled
 
 
@@ -62,7 +62,7 @@ class Memory(msgspec.Struct):
     tools: dict[str, _Rates] = {}
     runs: dict[str, _Run] = {}
     labels: dict[str, float] = {}
-    others: _Told | None = None
+    others: dict[str, _Told] = {}
 
     def run(self, run: str, now: float) -> Run:
         """What a decision may know of *run*."""
@@ -82,24 +82,40 @@ class Memory(msgspec.Struct):
         of_tool = self.tools.get(tool)
         counts = (*self.agent.counts(now), *(of_tool.counts(now) if of_tool else (0, 0, 0)))
         known = (*counts, sum(self.in_flight.values()))
-        others = self._others(now)
-        told = (others.minute, others.hour, others.day, others.tool_minute, others.tool_hour, others.tool_day)
-        if self.others is not None and self.others.tool != tool:
-            told = (*told[:3], 0, 0, 0)
-        flying = others.in_flight if self.others is not None and now - self.others.at < FLYING_S else 0
-        return Rate(*map(max, known, (*told, flying)))
+        others, same = self._others(now), self.others.get(tool)
+        of_same = same.recalled if same is not None and now < same.until else _NOBODY
+        told = (others.minute, others.hour, others.day, of_same.tool_minute, of_same.tool_hour, of_same.tool_day)
+        return Rate(*map(max, known, (*told, others.in_flight)))
 
-    def told(self, run: str, tool: str, recalled: Recalled, now: float) -> None:
-        """The gateway counted more. Its counts hold for a moment, in which the same is decided again: after that they
+    def told(self, run: str, tool: str, recalled: Recalled, now: float, until: float) -> None:
+        """The gateway counted more. Its counts hold for a while, in which the same is decided again: after that they
         would be too high. What the agent has seen stays."""
-        self.others = _Told(now, tool, recalled)
+        self.others = {name: one for name, one in self.others.items() if one.until > now}
+        self.others[tool] = _Told(now, until, recalled)
         known = self._run(run, now)
         known.labels.update(recalled.labels)
         for label in recalled.labels:
             self.labels[label] = max(self.labels.get(label, 0.0), now + self.labels_keep_s)
 
     def _others(self, now: float) -> Recalled:
-        return self.others.recalled if self.others is not None and now - self.others.at < TOLD_S else _NOBODY
+        """The most of what was told for any tool."""
+        told = [one for one in self.others.values() if now < one.until]
+        if not told:
+            return _NOBODY
+        flying = [one.recalled.in_flight for one in told if now - one.at < FLYING_S]
+        most = {
+            name: max(getattr(one.recalled, name) for one in told)
+            for name in ("minute", "hour", "day", "spent_cents", "denied")
+        }
+        return msgspec.structs.replace(_NOBODY, in_flight=max(flying, default=0), **most)
+
+    def took_back(self, tool: str, at: float, cents: int) -> None:
+        """A call that was permitted at that time was never sent. What it would have brought stays."""
+        for rates in (self.agent, self.tools.get(tool)):
+            if rates is not None:
+                rates.add(at, -1)
+        if cents:
+            self.spent.add(at, -cents)
 
     def began(self, worker: int = 0) -> None:
         """A call is in flight, from the moment in which it is permitted."""

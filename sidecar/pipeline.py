@@ -52,6 +52,8 @@ from trust.verdict import Hold, Permit, Refusal, Verdict, decide
 from trust.wire import Dispatch, Place, Proof
 
 ANYWHERE: Final = Place()
+TOLD_S, TOLD_AGENTS_S = 5.0, 60.0
+"""For so long what a gateway counted holds: it is decided again at once, or when the agent has signed it again."""
 ASK_AGAIN_S: Final = 1.0
 """While the gateway cannot be reached."""
 POLL_S: Final = 5.0
@@ -81,6 +83,7 @@ class Judged(msgspec.Struct, frozen=True):
     finding: Finding
     approval: str | None
     place: Place
+    permitted_at: float = 0.0
 
     @property
     def mandate(self) -> Mandate:
@@ -184,6 +187,7 @@ class Pipeline:
                 manifest = judged.tool.manifest
                 now = self._clock.now()
                 self._recalled.permitted(action.run, action.name, tuple(manifest.labels), now, manifest.cents)
+                judged = msgspec.structs.replace(judged, permitted_at=now)
         return judged, verdict
 
     def _principal(self, delegated: Opened | None) -> str:
@@ -544,12 +548,17 @@ class Pipeline:
             self._outcome(action, "unknown", started, Reason.OUTCOME_UNKNOWN, "the caller went away")
             raise
         if isinstance(came, Behind):
-            self._recalled.told(action.run, action.name, came.recalled, self._clock.now())
-            no = came.refusal
-            self._outcome(action, "refused", started, no.reason, no.detail)
-            return answers.Behind(action.decision_id, audit, no)
+            known = self._learn(judged, came)
+            self._not_sent(judged, came.refusal, started)
+            kind = answers.Behind if known else Refused
+            return kind(action.decision_id, audit, came.refusal)
+        if isinstance(came, Refusal) and came.reason is Reason.STALE_FACTS:
+            if action.personal is not None:
+                self._subjects.forget()
+            self._not_sent(judged, came, started)
+            return Refused(action.decision_id, audit, came)
         if isinstance(came, Refusal):
-            if action.personal is not None and came.reason in (Reason.STALE_FACTS, Reason.PERMIT_INVALID):
+            if action.personal is not None and came.reason is Reason.PERMIT_INVALID:
                 self._subjects.forget()
             self._recalled.denied(action.run, self._clock.now())
             status: Status = "refused" if came.reason in NOTHING_HAPPENED else "unknown"
@@ -570,6 +579,23 @@ class Pipeline:
             approved=judged.approval is not None,
             trace=came.trace,
         )
+
+    def _learn(self, judged: Judged, came: Behind) -> bool:
+        """Whether what the gateway counted is known here now, for as long as deciding again takes."""
+        action, now = judged.action, self._clock.now()
+        holds_s = TOLD_S if judged.caller.proof is None else TOLD_AGENTS_S
+        try:
+            self._recalled.told(action.run, action.name, came.recalled, now, now + holds_s)
+        except Unverifiable as bad:
+            _log.error("what the gateway counted could not be kept: %s", bad)
+            return False
+        return True
+
+    def _not_sent(self, judged: Judged, no: Refusal, started: int) -> None:
+        """A gateway that knew more, or too little, sent nothing: so it does not count as a call."""
+        action = judged.action
+        self._recalled.took_back(action.name, judged.permitted_at, judged.tool.manifest.cents)
+        self._outcome(action, "refused", started, no.reason, no.detail)
 
     def _stream(self, action: Action, came: Forwarded, started: int) -> Stream | None:
         """The answer as a stream whose end, whichever it is, is the outcome."""

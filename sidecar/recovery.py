@@ -4,13 +4,18 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable
+from typing import Final
 
 import msgspec
 
 from sidecar.memories import Memories
 from trust.ledger import entries
 from trust.ledger.entries import Line
+from trust.reasons import Reason
 from trust.window import DAY
+
+NOT_SENT: Final = ("refused", str(Reason.STALE_FACTS))
+"""The outcome of what was permitted knowing too little, or what a gateway that knew too little would not send."""
 
 
 class Past(msgspec.Struct):
@@ -30,12 +35,12 @@ class Before(msgspec.Struct):
     def read(self, lines: Iterable[tuple[int, Line]], now: float) -> Own:
         """Everything that one of its ledgers tells, those of its other workers included."""
         own = Own()
-        open_deeds: dict[str, entries.Deed] = {}
+        open_deeds: dict[str, tuple[entries.Intent, float]] = {}
         for index, line in lines:
             at = line.stamp.wall_us / 1_000_000
             match line.entry:
                 case entries.Intent(deed=deed) as intent:
-                    open_deeds[deed.action_id] = deed
+                    open_deeds[deed.action_id] = intent, at
                     if now - at < DAY:
                         tool = f"{deed.server}/{deed.tool}"
                         self.memories.of(deed.agent).permitted(deed.run, tool, intent.labels, at, intent.cents)
@@ -45,12 +50,15 @@ class Before(msgspec.Struct):
                     self.memories.of(deed.agent).denied(deed.run, at)
                     own.refusals[deed.agent].append((index, refusal))
                 case entries.Outcome() as outcome if outcome.action_id in open_deeds:
-                    deed = open_deeds.pop(outcome.action_id)
+                    intent, permitted_at = open_deeds.pop(outcome.action_id)
+                    deed = intent.deed
                     if outcome.status == "refused":
                         self.keys[deed.agent].pop(deed.idempotency_key, None)
+                    if (outcome.status, outcome.reason) == NOT_SENT and now - permitted_at < DAY:
+                        self.memories.of(deed.agent).took_back(f"{deed.server}/{deed.tool}", permitted_at, intent.cents)
                 case entries.Bundle() as loaded:
                     own.newest_bundle = max(own.newest_bundle, loaded.version)
-        own.unfinished = [_unfinished(deed) for deed in open_deeds.values()]
+        own.unfinished = [_unfinished(intent.deed) for intent, _ in open_deeds.values()]
         return own
 
 

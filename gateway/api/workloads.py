@@ -215,9 +215,8 @@ class Workloads:
             for one in told.refusals
             if one.reason in COUNTED
         ]
-        if told.last > self._s.standings.heard(name, origin):
+        if await self._s.standings.refused(entries.Reported(name, origin, told.first, told.last, counted)):
             await self._s.recall.denied(name, sum(one.count for one in counted), origin)
-        await self._s.standings.refused(entries.Reported(name, origin, told.first, told.last, counted))
         return json_response({"heard": self._s.standings.heard(name, origin)})
 
     async def _witness(self, incoming: Incoming, sender: Sender) -> Response:

@@ -248,6 +248,24 @@ async def test_a_server_that_nobody_offers_can_be_retired(mesh: Mesh, red: Sidec
     assert record.namespace == ""
 
 
+async def test_an_edition_that_permits_where_it_is_not_at_home_any_more_is_lost(mesh: Mesh, red: Sidecar) -> None:
+    """Though it could not follow: else it would go on permitting on whatever has the name then."""
+    token = (
+        await register(mesh, "nodes", {"name": "more", "servers": ["more-tools"], "outbound": True}, "striped-op")
+    )["enrolment_token"]
+    await join(mesh, "more", token, "more-tools")
+    await until_knows(red, "more-tools")
+    text = '@id("more") @owner("red") permit (principal, action == Action::"more-tools/read_file", resource);'
+    assert (await mesh.admin("POST", "/v1/bundles", own(OWN + text), "striped-op")).status == 200
+    for name, server in (("more", "more-tools"), ("striped-node", "striped-tools")):
+        drained = {"state": "quarantined", "reason": "x"}
+        assert (await mesh.admin("POST", f"/v1/nodes/{name}/state", drained, "striped-op")).status == 200
+        assert (await mesh.admin("POST", f"/v1/servers/{server}/retire", who="striped-op")).status == 200
+    assert mesh.gateway.bundles.of("red").sealed is None
+    assert "could not follow" in mesh.gateway.bundles.degraded
+    assert (await mesh.admin("POST", "/v1/bundles", own(OWN), "striped-op")).status == 200
+
+
 def test_one_namespace_takes_no_server_away_from_all() -> None:
     breaker = Breaker(Limits(failures=10))
     trips = [trip for n in range(60) if (trip := breaker.failed(f"red-{n % 7}", "bank", n // 4, "red"))]

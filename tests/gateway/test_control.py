@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from typing import get_args
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.control import Act, _may
+from gateway.editions import Draft, prepare
 from trust.policy import cedar
+from trust.policy.bundle import BundleRejected, Sources
 from trust.policy.cedar import Uid
-from trust.policy.confined import MARK, confine, released, unconfined
+from trust.policy.confined import MARK, confine, confined_to, released, unconfined
+from trust.policy.inventory import Inventory
 from trust.policy.lint import read_policies
 from trust.policy.positions import statements
 
@@ -125,3 +129,22 @@ def test_a_text_that_reads_in_two_ways_permits_nothing_more(text: str) -> None:
 def test_whatever_is_handed_in_comes_back_or_is_confined(text: str) -> None:
     if MARK not in text:
         assert released(confine(text, ["own"])) == text
+
+
+@given(st.lists(st.from_regex(r"[a-z][a-z0-9-]{0,20}", fullmatch=True), max_size=4))
+def test_where_a_confined_text_permits_is_known(servers: list[str]) -> None:
+    text = (
+        '@id("a") permit (principal, action, resource);\n@id("b") permit (principal, action, resource) when { true };\n'
+    )
+    assert confined_to(confine(text, servers)) == set(servers)
+    assert confined_to(text) == set()
+
+
+def test_policies_that_cannot_be_read_are_not_left_out() -> None:
+    """An edition without its own forbids and approvals would permit more than anybody wanted."""
+    draft = Draft("red", 1, 0, 1, Sources(BASE, {"m.cedar": '@id("m") permit (principal, action, resource);'}, {}),
+                  None, None, Inventory({}), [], lost=True)  # fmt: skip
+    found = prepare(draft)
+    assert isinstance(found, BundleRejected)
+    assert "cannot be read here" in str(found)
+    assert not isinstance(prepare(msgspec.structs.replace(draft, lost=False)), BundleRejected)

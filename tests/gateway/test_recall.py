@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +16,8 @@ from hypothesis import strategies as st
 
 from edge import did
 from edge.shared import Shared
-from gateway.recall import OwnCounts
+from gateway.index import Index
+from gateway.recall import QUESTIONS, OwnCounts
 from loadtests.servers import Redis
 from trust.facts import Rate, Run
 from trust.reasons import Reason, Unverifiable
@@ -211,7 +213,9 @@ async def test_a_key_has_one_action(timed: Timed) -> None:
     one = Shared(timed.url, "keys")
     assert await one.claim("k", "act_1", 60) == "act_1"
     assert await one.claim("k", "act_2", 60) == "act_1"
-    await one.release("k")
+    await one.release("k", "act_2")
+    assert await one.claim("k", "act_2", 60) == "act_1"
+    await one.release("k", "act_1")
     assert await one.claim("k", "act_2", 60) == "act_2"
     await one.close()
 
@@ -225,6 +229,51 @@ async def test_of_more_runs_than_are_kept_apart_labels_stay_with_the_agent() -> 
     assert own.count(Call("a", "other", "t/t"), 1, 1, 10.0).before.labels == ()
     own.count(Call("a", "one more", "t/t", ("seen",)), 1, 1, 10.0)
     assert own.count(Call("a", "other", "t/t"), 1, 1, DAY).before.labels == ("seen",)
+
+
+@pytest.mark.slow
+async def test_runs_that_are_over_make_room(timed: Timed) -> None:
+    both = Both(timed)
+    for number in range(MAX_RUNS):
+        await both.count(Call("a", f"r{number}", "t/t", ("seen",)))
+    timed.wait(DAY + KEEP_S + 120.0)
+    await both.count(Call("a", "new", "t/t", ("seen",)))
+    timed.wait(KEEP_S + 1.0)
+    assert (await both.count(Call("a", "another", "t/t"))).labels == ()
+    assert (await both.count(Call("a", "new", "t/t"))).labels == ("seen",)
+    await both.shared.close()
+
+
+@pytest.mark.slow
+async def test_what_a_memory_that_is_lost_counted_is_not_taken_back(timed: Timed) -> None:
+    both = Both(timed)
+    await both.count(Call("a", "r", "t/t"))
+    counted, _ = both.counted[0]
+    lost = Shared(timed.url, "another-life")
+    now = time.time()
+    once = {"nonce": "n", "created_at": int(now) + 10**9, "expires_at": now + 9, "now": now}
+    await lost.count(Call("a", "r", "t/t"), 1, 1, **once)  # type: ignore[arg-type]
+    await lost.uncount(counted)  # type: ignore[arg-type]
+    assert (await lost.count(Call("a", "r", "t/t"), 1, 1, **{**once, "nonce": "m"})).before.day == 1  # type: ignore[arg-type]
+    for one in (both.shared, lost):
+        await one.close()
+
+
+def test_every_question_is_answered_by_an_index(tmp_path: Path) -> None:
+    """Asked of the whole mesh's day, one call would hold up all."""
+    index = Index(tmp_path / "index.sqlite", list)
+    values = {"dispatched": 6, "denied": 7, "labelled": 5, "with key": 4}
+    for name, question in QUESTIONS.items():
+        asked = index._thread.submit(
+            lambda question=question, count=values[name]: index._db.execute(  # type: ignore[misc]
+                f"EXPLAIN QUERY PLAN {question}", ["[]"] * count
+            ).fetchall()
+        )
+        plan = " ".join(str(row[-1]) for row in asked.result())
+        assert re.search(
+            r"USING INDEX (by_agent|by_agent_and_decision|metered_by_key) \((agent|idempotency_key)=\?", plan
+        ), plan
+    index.close()
 
 
 counts = st.integers(0, 9)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import shutil
+import time
 from collections import Counter
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -11,12 +12,14 @@ from typing import Any
 
 import pytest
 
+from gateway.statements import Statements
 from loadtests.servers import Redis
 from sidecar.app import Sidecar
 from sidecar.config import SidecarConfig
 from tests.mesh import SEGMENT, Answer, Mesh, policy_files
 from tests.stories.test_replicas import eventually, url
 from trust.ledger import entries
+from trust.reasons import Reason, Unverifiable
 
 pytestmark = pytest.mark.slow
 READ, WRITE, LIST = "workbench/read_file", "workbench/write_file", "workbench/list_directory"
@@ -191,6 +194,43 @@ async def test_a_key_of_what_no_node_took_is_free(pair: Pair) -> None:
         while (answer := await pair.call(1, WRITE, write, idempotency_key="k")).status != 200:
             assert answer.json["reason"] in ("node_unreachable", "no_eligible_node"), answer.json
             await asyncio.sleep(0.1)
+
+
+async def test_a_key_of_what_was_not_sent_after_all_is_free(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Policy changed between its dispatch entry and its sending."""
+
+    def changed(_self: Statements, _asked: Any) -> None:
+        raise Unverifiable(Reason.PERMIT_INVALID, "policy was changed while this waited; ask again")
+
+    write = {"path": "later.txt", "content": "x"}
+    monkeypatch.setattr(Statements, "require_unchanged", changed)
+    assert (await pair.call(0, WRITE, write, idempotency_key="k")).json["reason"] == "permit_invalid"
+    monkeypatch.undo()
+    await eventually_indexed(pair)
+    assert (await pair.call(1, WRITE, write, idempotency_key="k")).status == 200
+
+
+async def eventually_indexed(pair: Pair) -> None:
+    """What the gateways dispatched so far is searchable at each of them."""
+    gateways = (pair.mesh.gateway, *pair.mesh.replicas.values())
+    sent = sum(isinstance(line.entry, entries.Dispatch) for one in gateways for _, line in one.ledger.lines())
+    async with asyncio.timeout(20):
+        for one in gateways:
+            asked = "SELECT count(*) FROM entry WHERE kind = 'dispatch' AND step = 8"
+            while await one.ledgers.index.ask(asked) < [(sent,)]:
+                await asyncio.sleep(0.1)
+
+
+async def test_who_is_told_that_a_limit_is_reached_reaches_no_other(pair: Pair) -> None:
+    """What a gateway did not send counts at no sidecar, so trying in vain uses nothing up."""
+    for _ in range(5):
+        assert (await pair.call(0, READ, run="limited")).status == 200
+    memory = pair.pods[0]._journal.memories.of("demo")
+    for _ in range(4):
+        assert (await pair.call(1, READ, run="limited")).status == 403
+        assert memory.rate(READ, time.time()).tool_day >= 5, "for a moment it knows"
+        memory.others.clear()
+    assert memory.rate(READ, time.time()).tool_day == 0
 
 
 async def test_a_pod_that_takes_the_place_of_another_begins_where_that_ended(pair: Pair) -> None:

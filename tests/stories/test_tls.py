@@ -232,10 +232,10 @@ async def test_with_certificates_from_files(tmp_path: Path) -> None:
         # Somebody renews the files, one after the other.
         before = await shown(gateway.port)
         files("spare", "wimse://licet.local/gateway/main")
-        (tmp_path / "spare.key").rename(tmp_path / "gateway.key")
+        (tmp_path / "spare.pem").rename(tmp_path / "gateway.pem")
         await asyncio.sleep(1.5)
         assert await shown(gateway.port) == before
-        (tmp_path / "spare.pem").rename(tmp_path / "gateway.pem")
+        (tmp_path / "spare.key").rename(tmp_path / "gateway.key")
         async with asyncio.timeout(10):
             while await shown(gateway.port) == before:
                 await asyncio.sleep(0.1)

@@ -29,7 +29,7 @@ OF_NODES: Final = {"place", "admit"}
 """The action that placement policies are about; cases are about tools."""
 Expectation = Literal["permit", "hold", "refuse"]
 MAX_CASES: Final = 5_000
-"""Of one bundle: they are run while everybody else who decides something waits."""
+"""Of one bundle: whoever activates something for the same namespace waits for them."""
 
 
 class AgentCase(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

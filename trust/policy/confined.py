@@ -6,6 +6,7 @@ what is signed is what is evaluated, by whatever tool.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable
 from typing import Final
@@ -20,6 +21,7 @@ NOBODYS: Final = "(none)"
 _NO_CODE: Final = re.compile(r'"(?:[^"\\\n]|\\.)*"|//[^\n]*')
 _EFFECT: Final = re.compile(r"\b(permit|forbid)\s*\(")
 _MADE: Final = re.compile(r'\n  when \{ resource in \[(?:Server::"(?:[^"\\\n]|\\.)*"(?:, )?)+\] \};(?=\s*//confined\n)')
+_SERVER: Final = re.compile(r'Server::"((?:[^"\\\n]|\\.)*)"')
 _MARK: Final = " //confined\n"
 MARK: Final = "//confined"
 """Stands in no policy that anybody writes."""
@@ -43,6 +45,12 @@ def confine(text: str, servers: Iterable[str]) -> str:
 def released(text: str) -> str:
     """What :func:`confine` was given."""
     return _MADE.sub(";", text).replace(";" + _MARK, ";")
+
+
+def confined_to(text: str) -> set[str]:
+    """The servers on which *text*, which :func:`confine` made, permits."""
+    found = {name for made in _MADE.findall(text) for name in _SERVER.findall(made)}
+    return {json.loads(f'"{name}"') for name in found} - {NOBODYS}
 
 
 def unconfined(read: Read, prefix: str, servers: Iterable[str]) -> list[str]:
