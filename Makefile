@@ -14,14 +14,14 @@ demo: $(VENV)/run.done
 	@$(BIN)/licet up --demo
 
 test: $(VENV)/test.done $(NPM) debian lint
-	@$(BIN)/python -m pytest -q -n 3 --dist loadgroup
+	@$(BIN)/python -m pytest -q -n 3
 
 quick: $(VENV)/test.done $(NPM)
-	@$(BIN)/python -m pytest -q -n 2 -m "not slow and not soak" --dist loadgroup
+	@$(BIN)/python -m pytest -q -n 2 -m "not slow and not soak"
 
 soak: $(VENV)/test.done $(NPM) debian
 	@$(BIN)/python -m pytest -q --soak -m "not slow" tests/trust tests/sidecar tests/gateway
-	@$(BIN)/python -m pytest -q --soak -m soak -n 2 --dist loadgroup
+	@$(BIN)/python -m pytest -q --soak -m soak -n 2
 
 bench: $(VENV)/test.done
 	@$(BIN)/python -m loadtests.bench

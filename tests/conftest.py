@@ -5,9 +5,11 @@ from __future__ import annotations
 import uuid
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
+from xdist.scheduler import LoadScopeScheduling
 
 from loadtests.servers import Postgres, Redis
 from tests.mesh import Mesh
@@ -19,6 +21,28 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
 )
 settings.register_profile("soak", max_examples=3000, deadline=None, suppress_health_check=list(HealthCheck))
+
+
+TOGETHER = {
+    "test_chaos": "fleets",
+    "test_partitions": "fleets",
+    "test_processes": "processes",
+    "test_mesh_programs": "processes",
+    "test_browser_and_sandbox": "browser",
+}
+"""Files whose tests run in one process and in their order, with those of the same name: they share what they started, or
+would be in each other's way. (The marks that pytest-xdist has for this do nothing with this version of pytest.)"""
+
+
+class Together(LoadScopeScheduling):
+    """Each test for itself, but for those of :data:`TOGETHER`."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        return TOGETHER.get(Path(nodeid.partition("::")[0]).stem, nodeid)
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Together:
+    return Together(config, log)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

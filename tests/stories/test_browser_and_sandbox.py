@@ -22,7 +22,7 @@ from sidecar.node.upstream import UpstreamFailed
 from tests.mesh import Answer, Mesh
 from tests.stories.test_routing import policies, refused
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("browser")]
+pytestmark = pytest.mark.slow
 
 PAGE = """<!doctype html><title>Desk</title><h1>Reports</h1>
 <button onclick="n.textContent = +n.textContent + 1">Count</button> <p>so far <b id="n">0</b></p>"""

@@ -24,7 +24,7 @@ from trust.ledger import entries
 from trust.ledger.entries import AnyEntry, Line
 from trust.ledger.verify import verify
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("chaos")]
+pytestmark = pytest.mark.slow
 CALLERS: Final = 3
 """Of each sidecar."""
 READ: Final[dict[str, Any]] = {"tool": "workbench/read_file", "args": {"path": "notes.txt"}}

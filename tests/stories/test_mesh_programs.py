@@ -18,7 +18,7 @@ from tests.mesh import REPOSITORY
 from tests.stories.test_processes import licet, until, up
 
 PROGRAMS = REPOSITORY / "docs" / "mesh"
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("processes")]
+pytestmark = pytest.mark.slow
 
 
 def test_the_programs_take_nothing_but_their_imports_from_licet() -> None:

@@ -17,7 +17,6 @@ from tests.stories.test_chaos import asked, goes_on, settle, trouble
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.xdist_group("chaos"),
     pytest.mark.skipif(os.geteuid() != 0, reason="only root makes network namespaces"),
 ]
 FAKETIME: Final = next(iter(sorted(Path("/usr/lib").glob("*/faketime/libfaketime.so.1"))), Path("missing"))

@@ -25,7 +25,7 @@ from tests.mesh import REPOSITORY
 from trust.ledger.entries import Dispatch, Intent, Outcome
 from trust.ledger.verify import verify
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("processes")]
+pytestmark = pytest.mark.slow
 
 
 def environment(home: Path) -> dict[str, str]:

@@ -140,7 +140,7 @@ async def test_replay_gives_the_stored_books_and_a_crash_in_between_is_made_up_f
     await reported(mesh, 3)
     assert replayed(mesh).books() == stored(mesh)
     # The gateway dies after it wrote what it observed and before it wrote what follows.
-    mesh.gateway._tasks[1].cancel()
+    mesh.gateway._tasks[2].cancel()
     await asyncio.sleep(0)
     assert (await mesh.call(WRITE, {"path": "x", "content": ""})).status == 200
     kind = entries.Refusals("policy_forbids", "workbench", 3, "minor", ["p"])
