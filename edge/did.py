@@ -108,15 +108,19 @@ COUNT: Final = (
     + f"""
 -- KEYS: did, labels, runs, flight, mark, nonce
 -- ARGV: time of the gateway, life of the nonce (ms), time of the signature, gateway, its calls in flight, how long
---       labels last, run, its labels to come (by lines); then of each window its name, span, and how many more
--- Answers: that it counted, now, since when this agent is counted, whether its past is, how many calls are in flight
---       with other gateways, what each window had before, and the labels of before
+--       labels last, run, its labels to come (by lines), the sidecar's log; then of each window its name, span, and how
+--       many more
+-- Answers: that it counted, now, since when this agent is counted, whether its past is, whether it comes through
+--       several sidecars, how many calls are in flight with other gateways, what each window and which labels it had
 redis.call('SET', KEYS[5], ARGV[1], 'NX')
 if not redis.call('SET', KEYS[6], 1, 'NX', 'PX', ARGV[2]) then return {{'replayed'}} end
 if tonumber(ARGV[3]) < tonumber(redis.call('GET', KEYS[5])) then return {{'unknown'}} end
 local exact = string.format('%.6f', now)
 redis.call('HSETNX', did, 'began', exact)
-local told = {{'counted', exact, redis.call('HGET', did, 'began'), redis.call('HEXISTS', did, 'seeded')}}
+redis.call('HSETNX', did, 'log', ARGV[9])
+if redis.call('HGET', did, 'log') ~= ARGV[9] then redis.call('HSET', did, 'several', 1) end
+local told = {{'counted', exact, redis.call('HGET', did, 'began'), redis.call('HEXISTS', did, 'seeded'),
+              redis.call('HEXISTS', did, 'several')}}
 local flying = 0
 local flights = redis.call('HGETALL', KEYS[4])
 for at = 1, #flights, 2 do
@@ -130,7 +134,7 @@ end
 redis.call('HSET', KEYS[4], ARGV[4], ARGV[5] .. ' ' .. exact)
 redis.call('EXPIRE', KEYS[4], {FLIGHT_S})
 told[#told + 1] = flying
-for at = 9, #ARGV, 3 do
+for at = 10, #ARGV, 3 do
   told[#told + 1] = count(ARGV[at], tonumber(ARGV[at + 1]), tonumber(ARGV[at + 2]))
 end
 local lasting = redis.call('HGETALL', KEYS[2])
@@ -159,13 +163,15 @@ PUT: Final = (
     + """
 -- KEYS: did, labels, runs
 -- ARGV: a mark that this is done once for an agent, or nothing; since when it is counted, if what was told before that
---       is not to count, or nothing; how long labels last; the number of windows; of each its name, span, part (or
---       nothing: that of now), and how many more; then of each label its name, until when, and run
+--       is not to count, or nothing; how long labels last; whether the agent came through several sidecars; the number
+--       of windows; of each its name, span, part (or nothing: that of now), and how many more; then of each label its
+--       name, until when, and run
 if ARGV[2] ~= '' and redis.call('HGET', did, 'began') ~= ARGV[2] then return 0 end
 if ARGV[1] ~= '' and redis.call('HSETNX', did, ARGV[1], 1) == 0 then return 0 end
 redis.call('HSETNX', did, 'began', string.format('%.6f', now))
-local last = 4 + 4 * ARGV[4]
-for at = 5, last, 4 do
+if ARGV[4] == '1' then redis.call('HSET', did, 'several', 1) end
+local last = 5 + 4 * ARGV[5]
+for at = 6, last, 4 do
   local span = tonumber(ARGV[at + 1])
   put(ARGV[at], span, tonumber(ARGV[at + 2]) or part_of(span), tonumber(ARGV[at + 3]))
 end

@@ -78,13 +78,15 @@ async def examine(url: str) -> list[Finding]:
 
 class Counted(msgspec.Struct, frozen=True):
     """A call counts, since ``at`` (Unix seconds). ``before``: what its agent had done, as far as that counts;
-    ``since``: when counting began; ``whole``: what was before that counts too."""
+    ``since``: when counting began; ``whole``: what was before that counts too; ``several``: it comes through several
+    sidecars."""
 
     call: Call
     at: float
     before: Recalled
     since: float
     whole: bool
+    several: bool
 
 
 class Shared:
@@ -155,6 +157,7 @@ class Shared:
         call: Call,
         in_flight: int,
         labels_keep_s: int,
+        log: str,
         *,
         nonce: str,
         created_at: int,
@@ -162,7 +165,7 @@ class Shared:
         now: float,
     ) -> Counted:
         """Spend *nonce* as :meth:`spend` does, and count *call* from now on. *in_flight*: calls of its agent here,
-        with this one."""
+        with this one; *log*: of its sidecar."""
         windows = [*call.counts, (DENIED, DAY, 0)]
         lives_ms = max(1, int((expires_at - now) * 1000))
         keys = (*self._did(call.agent), self._flight(call.agent), MARK, f"{self._of}nonce:{nonce}")
@@ -177,6 +180,7 @@ class Shared:
             labels_keep_s,
             call.run,
             "\n".join(call.labels),
+            log,
             *(part for window in windows for part in window),
         )
         match bytes(told[0]):
@@ -184,10 +188,10 @@ class Shared:
                 raise _replayed()
             case b"unknown":
                 raise _before_memory()
-        at, since, whole, flying, *counts = told[1 : 5 + len(windows)]
-        known = {label.decode() for label in told[5 + len(windows) :]}
+        at, since, whole, several, flying, *counts = told[1 : 6 + len(windows)]
+        known = {label.decode() for label in told[6 + len(windows) :]}
         before = Recalled.of(counts, in_flight - 1 + flying, known)
-        return Counted(call, float(at), before, float(since), bool(whole))
+        return Counted(call, float(at), before, float(since), bool(whole), bool(several))
 
     async def uncount(self, counted: Counted) -> None:
         """The call did not happen. Its labels stay."""
@@ -198,7 +202,7 @@ class Shared:
 
     async def denied(self, agent: str, amount: int) -> None:
         """So much was refused to *agent*."""
-        await self._run(did.PUT, self._did(agent), "", "", 0, 1, DENIED, DAY, "", amount)
+        await self._run(did.PUT, self._did(agent), "", "", 0, "", 1, DENIED, DAY, "", amount)
 
     async def seed(self, agent: str, past: Past, labels_keep_s: int) -> None:
         """What *agent* did before counting began; only the first time."""
@@ -207,7 +211,9 @@ class Shared:
     async def _put(self, agent: str, past: Past, mark: str = "", labels_keep_s: int = 0, *, since: str = "") -> None:
         counts = [part for key, amount in past.counts.items() for part in (*key, amount)]
         labels = [part for one in past.labels for part in one]
-        await self._run(did.PUT, self._did(agent), mark, since, labels_keep_s, len(past.counts), *counts, *labels)
+        several = "1" if past.several else ""
+        keys, told = self._did(agent), (len(past.counts), *counts, *labels)
+        await self._run(did.PUT, keys, mark, since, labels_keep_s, several, *told)
 
     async def flying(self, calls: dict[str, int]) -> None:
         """How many calls of agents are in flight with this process. If that cannot be told, it is told soon again."""

@@ -38,7 +38,7 @@ SEALED_S: Final = 30.0
 """Our own entries are in the index after so long, many times over; those of less long ago are known without it."""
 BEHIND_S: Final = 5.0
 """For so long a call waits for the index to have read what there was at the start."""
-FLYING_EVERY_S: Final = 1.0
+FLYING_EVERY_S: Final = 0.25
 _US: Final = 1_000_000
 _SINCE: Final = """
 agent = ?1 AND agent <> '' AND wall_us >= ?2 AND wall_us < ?3
@@ -151,7 +151,7 @@ class OwnCounts:
         labels = did.labels.keys() | (seen.labels if seen is not None else set())
         for label in call.labels:
             did.label(label, now + labels_keep_s, call.run, now)
-        return Counted(call, now, Recalled.of(before, in_flight - 1, labels), now, whole=True)
+        return Counted(call, now, Recalled.of(before, in_flight - 1, labels), now, whole=True, several=True)
 
     def uncount(self, counted: Counted) -> None:
         """The call did not happen. Its labels stay."""
@@ -221,7 +221,8 @@ class Recall:
             self._remember(asked, call, now)
             return asked, None
         self._remember(asked, call, now, counted.since)
-        return asked.knowing(counted.before), counted
+        # The only sidecar of an agent knows all that it did, and better what is in flight.
+        return asked.knowing(counted.before) if counted.several else asked, counted
 
     def _remember(self, asked: Asked, call: Call, now: float, since: float = 0.0) -> None:
         self._recent.append(_Done(now, asked.action.id, call, _log_of(asked.dispatch.intent), since))
@@ -299,6 +300,7 @@ class Recall:
             call,
             in_flight,
             self._labels_keep_s,
+            _log_of(asked.dispatch.intent),
             nonce=f"action {asked.action.id}",
             created_at=asked.sender.claim.created_at,
             expires_at=now + REMEMBER_S,
@@ -307,14 +309,17 @@ class Recall:
         self._flying.add(call.agent)
         if counted.whole:
             return counted
-        past = await self._told_together(shared, call.agent, asked.bundle.inventory, counted.since)
-        return msgspec.structs.replace(counted, before=_with(counted.before, call, past, counted.at))
+        past = await self._told_together(shared, asked, counted.since)
+        several, before = counted.several or past.several, _with(counted.before, call, past, counted.at)
+        return msgspec.structs.replace(counted, before=before, several=several)
 
-    async def _told_together(self, shared: Shared, agent: str, inventory: Inventory, since: float) -> Past:
-        """What *agent* did before, which Redis knows from then on; looked up once for all calls that wait for it."""
+    async def _told_together(self, shared: Shared, asked: Asked, since: float) -> Past:
+        """What its agent did before, which Redis knows from then on; looked up once for all calls that wait for it."""
+        agent, log = asked.agent.name, _log_of(asked.dispatch.intent)
 
         async def tell() -> Past:
-            past = await self._past(agent, inventory, since, since)
+            past = await self._past(agent, asked.bundle.inventory, since, since)
+            past.several = len({log, *self._logs(asked)}) > 1
             await shared.seed(agent, past, self._labels_keep_s)
             return past
 

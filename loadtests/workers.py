@@ -82,7 +82,9 @@ def servers(home: Path) -> Iterator[dict[str, str]]:
 @contextmanager
 def gateway(home: Path, shared: dict[str, str], workers: int, log: Path) -> Iterator[Running]:
     port = free_ports(1 + workers)
-    settings = {"HOME": str(home), "PEER_URL": f"http://127.0.0.1:{port}", **shared}
+    # One agent that asks the same without a pause is what breakers are for.
+    open_to_all = {"BREAKER": json.dumps({"loop": 0, "burst": 0, "failures": 0})}
+    settings = {"HOME": str(home), "PEER_URL": f"http://127.0.0.1:{port}", **open_to_all, **shared}
     with running("gateway", settings, port, workers, log) as made:
         yield made
 

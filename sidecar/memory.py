@@ -17,8 +17,8 @@ from trust.facts import Rate, Run
 from trust.recalled import Recalled
 from trust.window import DAY, HOUR, MINUTE, Window
 
-FLYING_S: Final = 1.0
-"""For so long what a gateway told of what is in flight holds."""
+FLYING_S: Final = 0.05
+"""For so long what a gateway told of what is in flight holds: until the same call is decided again."""
 _NOBODY: Final = Recalled()
 MAX_RUNS: Final = 10_000
 MAX_TOOLS: Final = 5_000

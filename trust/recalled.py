@@ -85,10 +85,11 @@ class Recalled(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 class Past(msgspec.Struct):
     """What an agent did before anybody counted: so many in each window (name, span in seconds) and part of it, and its
-    labels, until when (Unix seconds), and in which run."""
+    labels, until when (Unix seconds), and in which run; ``several``: through more than one sidecar."""
 
     counts: dict[tuple[str, int, int], int] = {}
     labels: list[tuple[str, float, str]] = []
+    several: bool = False
 
     def add(self, name: str, span_s: int, bucket: int, amount: int) -> None:
         """So many more in one part of a window."""

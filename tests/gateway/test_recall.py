@@ -91,10 +91,11 @@ class Both:
         self.nonces += 1
         now = time.time()
         told = await self.shared.count(
-            call, 1, KEEP_S, nonce=str(self.nonces), created_at=int(now) + 10**9, expires_at=now + 60, now=now
+            call, 1, KEEP_S, "log", nonce=str(self.nonces), created_at=int(now) + 10**9, expires_at=now + 60, now=now
         )
         mine = self.own.count(call, 1, KEEP_S, told.at)
         assert told.before == mine.before
+        assert not told.several
         self.counted.append((told, mine))
         return told.before
 
@@ -138,7 +139,7 @@ async def test_of_many_that_count_at_once_each_knows_of_those_before(timed: Time
     async def one(number: int) -> int:
         now = time.time()
         told = await both.shared.count(
-            call, 1, 1, nonce=f"n{number}", created_at=int(now) + 10**9, expires_at=now + 9, now=now
+            call, 1, 1, "log", nonce=f"n{number}", created_at=int(now) + 10**9, expires_at=now + 9, now=now
         )
         return told.before.day
 
@@ -172,15 +173,15 @@ async def test_a_nonce_that_was_used_counts_nothing(timed: Timed) -> None:
     both = Both(timed)
     now = time.time()
     once = {"nonce": "n", "created_at": int(now) + 10**9, "expires_at": now + 60, "now": now}
-    await both.shared.count(Call("a", "r", "t/t"), 1, 1, **once)  # type: ignore[arg-type]
+    await both.shared.count(Call("a", "r", "t/t"), 1, 1, "log", **once)  # type: ignore[arg-type]
     with pytest.raises(Unverifiable) as bad:
-        await both.shared.count(Call("a", "r", "t/t"), 1, 1, **once)  # type: ignore[arg-type]
+        await both.shared.count(Call("a", "r", "t/t"), 1, 1, "log", **once)  # type: ignore[arg-type]
     assert bad.value.reason is Reason.REPLAYED
     with pytest.raises(Unverifiable) as bad:
-        await both.shared.count(Call("a", "r", "t/t"), 1, 1, **{**once, "nonce": "m", "created_at": 1})  # type: ignore[arg-type]
+        await both.shared.count(Call("a", "r", "t/t"), 1, 1, "log", **{**once, "nonce": "m", "created_at": 1})  # type: ignore[arg-type]
     assert bad.value.reason is Reason.REPLAY_UNKNOWN
     both.nonces += 1
-    told = await both.shared.count(Call("a", "r", "t/t"), 1, 1, **{**once, "nonce": "o"})  # type: ignore[arg-type]
+    told = await both.shared.count(Call("a", "r", "t/t"), 1, 1, "log", **{**once, "nonce": "o"})  # type: ignore[arg-type]
     assert told.before.day == 1
     await both.shared.close()
 
@@ -192,7 +193,7 @@ async def test_what_is_in_flight_elsewhere_is_known_for_as_long_as_it_is_said(ti
     async def known(by: Shared, here: int) -> int:
         now = time.time()
         told = await by.count(
-            Call("x", "r", "t/t"), here, 1, nonce=os.urandom(8).hex(), created_at=int(now) + 10**9,
+            Call("x", "r", "t/t"), here, 1, "log", nonce=os.urandom(8).hex(), created_at=int(now) + 10**9,
             expires_at=now + 9, now=now,
         )  # fmt: skip
         return told.before.in_flight
@@ -206,6 +207,21 @@ async def test_what_is_in_flight_elsewhere_is_known_for_as_long_as_it_is_said(ti
     assert await known(other, 1) == 0
     await one.close()
     await other.close()
+
+
+@pytest.mark.slow
+async def test_that_there_are_several_sidecars_is_known_from_the_first_call_of_the_second(timed: Timed) -> None:
+    both = Both(timed)
+    now = time.time()
+    told = []
+    for number, log in enumerate(["one", "one", "two", "one"]):
+        once = {"nonce": f"n{number}", "created_at": int(now) + 10**9, "expires_at": now + 9, "now": now}
+        told.append(await both.shared.count(Call("a", "r", "t/t"), 1, 1, log, **once))  # type: ignore[arg-type]
+    assert [one.several for one in told] == [False, False, True, True]
+    await both.shared.seed("b", Past(several=True), 1)
+    once = {"nonce": "m", "created_at": int(now) + 10**9, "expires_at": now + 9, "now": now}
+    assert (await both.shared.count(Call("b", "r", "t/t"), 1, 1, "one", **once)).several  # type: ignore[arg-type]
+    await both.shared.close()
 
 
 @pytest.mark.slow
@@ -252,9 +268,9 @@ async def test_what_a_memory_that_is_lost_counted_is_not_taken_back(timed: Timed
     lost = Shared(timed.url, "another-life")
     now = time.time()
     once = {"nonce": "n", "created_at": int(now) + 10**9, "expires_at": now + 9, "now": now}
-    await lost.count(Call("a", "r", "t/t"), 1, 1, **once)  # type: ignore[arg-type]
+    await lost.count(Call("a", "r", "t/t"), 1, 1, "log", **once)  # type: ignore[arg-type]
     await lost.uncount(counted)  # type: ignore[arg-type]
-    assert (await lost.count(Call("a", "r", "t/t"), 1, 1, **{**once, "nonce": "m"})).before.day == 1  # type: ignore[arg-type]
+    assert (await lost.count(Call("a", "r", "t/t"), 1, 1, "log", **{**once, "nonce": "m"})).before.day == 1  # type: ignore[arg-type]
     for one in (both.shared, lost):
         await one.close()
 

@@ -63,15 +63,15 @@ def test_what_the_gateway_counted_holds_for_a_moment_and_what_was_seen_stays() -
         minute=9, hour=9, day=9, tool_minute=4, tool_day=5, spent_cents=70, denied=3, in_flight=2, labels=("x",)
     )
     memory.told("r", "a", told, 1000.0, 1005.0)
-    assert memory.rate("a", 1000.5) == Rate(9, 9, 9, 4, 1, 5, 2)
-    assert memory.rate("b", 1000.5) == Rate(9, 9, 9, 0, 0, 0, 2)
+    assert memory.rate("a", 1000.01) == Rate(9, 9, 9, 4, 1, 5, 2)
+    assert memory.rate("b", 1000.5) == Rate(9, 9, 9, 0, 0, 0, 0)
     run = memory.run("r", 1000.5)
     assert (run.calls, run.denied, run.spent_cents, run.labels) == (9, 3, 70, ("x",))
     assert memory.rate("a", 1002.0) == Rate(9, 9, 9, 4, 1, 5, 0)
     assert memory.rate("a", 1006.0) == Rate(1, 1, 1, 1, 1, 1, 0)
     assert memory.run("r2", 1006.0).labels == ("x",)
     memory.told("r", "b", Recalled(minute=3, tool_minute=2), 1000.2, 1005.0)
-    assert memory.rate("a", 1000.5) == Rate(9, 9, 9, 4, 1, 5, 2), "what was told for one tool hides nothing of another"
+    assert memory.rate("a", 1000.5) == Rate(9, 9, 9, 4, 1, 5, 0), "what was told for one tool hides nothing of another"
     assert memory.rate("b", 1000.5).tool_minute == 2
     memory.permitted("r", "a", [], 1000.6)
     assert memory.rate("a", 1000.7).minute == 9, "it is what the agent did, not what others did beside it"
