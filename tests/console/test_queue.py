@@ -103,6 +103,9 @@ async def test_on_a_phone_arguments_are_changed(mesh: Mesh, browser: Browser) ->
     await phone.go("/console/queue")
     card = phone.page.locator(f"#{approval}")
     await card.get_by_text("Change the arguments").click()
+    await held(mesh, args={**PAY, "cents": 1})  # so the page is drawn again behind it
+    await expect(phone.page.locator("article.request")).to_have_count(2, timeout=10_000)
+    await expect(card.locator("details.edit")).to_have_attribute("open", "")
     await card.locator("textarea").fill('{"to": "ada\'s landlord", "cents": 5}')
     await card.get_by_role("button", name="Ask with these instead").click()
     await expect(phone.page.locator("del")).to_have_text("70000")
