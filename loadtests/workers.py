@@ -32,7 +32,7 @@ BEGIN, END = "<!-- workers: written by `python -m loadtests.workers` -->", "<!--
 STEPS: Final = ((1, 1), (2, 1), (2, 2), (2, 3))
 """(cores of everything, workers)"""
 CONNECTIONS: Final = 32
-ROUNDS: Final = 5
+ROUNDS: Final = 3
 SECONDS: Final = 3.0
 
 
