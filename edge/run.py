@@ -1,8 +1,9 @@
-"""Running one process of the mesh: uvloop, signals, and an end within two seconds."""
+"""Running one process of the mesh: uvloop, signals, and an end within two seconds, or within ten whatever hangs."""
 
 from __future__ import annotations
 
 import asyncio
+import faulthandler
 import gc
 import logging
 import signal
@@ -12,7 +13,10 @@ from typing import Final, Protocol
 
 import uvloop
 
+from edge.stopping import ended
+
 STOP_WITHIN_S: Final = 1.8
+END_WITHIN_S: Final = 10.0
 SWITCH_INTERVAL_S: Final = 0.0005
 """The ledger's threads wait for the interpreter lock; the default of 5 ms would be most of a call's latency."""
 
@@ -54,9 +58,12 @@ async def _run(part: Part, on_started: Callable[[], None]) -> None:
     calm_the_collector()
     on_started()
     await stopping.wait()
+    # A thread that hangs, or a task that cannot be cancelled, keeps no process alive: it ends, and says where it hung.
+    faulthandler.dump_traceback_later(END_WITHIN_S, exit=True)
     try:
         async with asyncio.timeout(STOP_WITHIN_S):
             await part.stop()
     except TimeoutError:
         # The ledger is durable at every moment, so ending here loses nothing that was answered.
         logging.getLogger("licet").warning("did not stop within %.1f s; ending anyway", STOP_WITHIN_S)
+        await ended(asyncio.all_tasks() - {asyncio.current_task()})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Awaitable, Callable, Iterator
 from itertools import islice
@@ -35,6 +36,7 @@ from trust.ledger.verify import Undecidable
 from trust.reasons import Reason, Unverifiable, visible
 
 INTERVAL_S: Final = 1.0
+CAUGHT_UP_S: Final = 5.0
 PRUNE_EVERY_S: Final = 3600.0
 DAY_US: Final = 86_400 * 1_000_000
 MAX_ASKED: Final = 20_000
@@ -125,6 +127,7 @@ class Ledgers:
         self._witness = witness
         self._clock = clock
         self._wake = asyncio.Event()
+        self._followed = asyncio.Event()
         self._listeners: list[Callable[[], None]] = []
         self.home = path.parent
         self._blobs = Blobs(self.home / "blobs")
@@ -159,7 +162,10 @@ class Ledgers:
         """Keep the index current, for ever."""
         while True:
             try:
-                if await self.index.follow():
+                found = await self.index.follow()
+                self._followed.set()  # whoever waits looks again; who comes later waits for the next time
+                self._followed = asyncio.Event()
+                if found:
                     for listener in self._listeners:
                         listener()
             except Exception:
@@ -183,6 +189,14 @@ class Ledgers:
         except Exception:
             _log.exception("old entries could not be pruned; it is tried again in an hour")
 
+    async def _caught_up(self) -> None:
+        """Until the index has what is in our own log now, or for so long that it seems stuck."""
+        size = self._own.size
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(CAUGHT_UP_S):
+                while (await self.index.reach()).get(self._own.origin, 0) < size:
+                    await self._followed.wait()
+
     @staticmethod
     async def _asked(page: Awaitable[Page]) -> Page:
         try:
@@ -191,7 +205,9 @@ class Ledgers:
             raise Unverifiable(Reason.MALFORMED_REQUEST, str(bad)) from None
 
     async def whole_run(self, run: str, most: int, by: Person, what: str) -> list[Row]:
-        """All of one run, for *what* it is wanted; at most one row more than *most*."""
+        """All of one run, for *what* it is wanted; at most one row more than *most*. With what is in our own log when
+        it is asked, which may take until the next seal."""
+        await self._caught_up()
         found: list[Row] = []
         after = ""
         while len(found) <= most:

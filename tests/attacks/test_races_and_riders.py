@@ -17,6 +17,14 @@ from trust.reasons import Unverifiable
 pytestmark = pytest.mark.slow
 
 
+async def waiting(mesh: Mesh, count: int) -> None:
+    """Until so many want to decide, and wait for who decides now."""
+    deciding: Any = mesh.gateway.records.deciding
+    async with asyncio.timeout(20):
+        while len(deciding._waiters or ()) < count:
+            await asyncio.sleep(0.01)
+
+
 async def test_a_claim_runs_under_the_policy_of_the_moment_in_which_it_is_spent(mesh: Mesh) -> None:
     approval = (await mesh.call("workbench/delete_file", {"path": "notes.txt"})).json["approval"]
     await mesh.vote(approval)
@@ -24,9 +32,9 @@ async def test_a_claim_runs_under_the_policy_of_the_moment_in_which_it_is_spent(
     files = {k: v for k, v in policy_files().items() if not k.startswith("cases/")} | {"z.cedar": forbids}
     await mesh.gateway.records.deciding.acquire()  # as if something slow were being written
     activation = asyncio.create_task(mesh.activate(files))
-    await asyncio.sleep(0.1)
+    await waiting(mesh, 1)
     claim = asyncio.create_task(mesh.claim(approval))
-    await asyncio.sleep(0.3)
+    await waiting(mesh, 2)
     mesh.gateway.records.deciding.release()
     assert (await activation).status == 200
     assert (await claim).status == 403
@@ -39,9 +47,9 @@ async def test_a_kill_that_comes_while_a_claim_waits_stops_it(mesh: Mesh) -> Non
     await mesh.vote(approval)
     await mesh.gateway.records.deciding.acquire()
     kill = asyncio.create_task(mesh.admin("POST", "/v1/kills", {"target": "demo", "reason": "x"}))
-    await asyncio.sleep(0.1)
+    await waiting(mesh, 1)
     claim = asyncio.create_task(mesh.claim(approval))
-    await asyncio.sleep(0.3)
+    await waiting(mesh, 2)
     mesh.gateway.records.deciding.release()
     assert (await kill).status == 200
     assert (await claim).json["reason"] == "killed"

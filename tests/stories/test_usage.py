@@ -138,6 +138,13 @@ async def test_a_trail_shows_each_hop_and_that_all_are_of_one_identity(two: Thre
     assert (await two.mesh.admin("GET", "/v1/runs/nothing/trail")).status == 404
 
 
+async def test_a_trail_has_what_was_sent_before_it_was_asked(two: Three) -> None:
+    for number in range(4):
+        assert (await two.look(run="r1")).status == 200
+        told = (await two.mesh.admin("GET", "/v1/runs/r1/trail")).json
+        assert len(told["hops"]) == number + 1
+
+
 async def test_a_trail_names_the_hops_of_another_identity(two: Three) -> None:
     other = await two.mesh.add_agent("other", "bob")
     assert (await two.look(run="shared")).status == 200
