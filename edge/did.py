@@ -1,4 +1,7 @@
-"""Scripts by which Redis counts what agents do: each is one step that nothing comes between.
+"""Scripts by which Redis remembers what was used and counts what agents do: each is one step with nothing in between.
+
+A server that started again, or took over from another, may have an older memory than there was: it is known by its run
+id, which no two have. What is remembered counts from then on, and agents are counted anew.
 
 They are to answer what :class:`trust.window.Window` answers, by the clock of Redis, which all gateways share. A window
 is three kinds of fields in the hash of its agent: ``name`` (its total), ``name<`` (its oldest part), ``name:part``.
@@ -16,10 +19,64 @@ KEEP_S: Final = DAY + 3600
 FLIGHT_S: Final = 10
 """What a gateway says of what is in flight holds for so long; it says it again before that."""
 
-_WINDOW: Final = f"""
+_MEMORY: Final = """
+local run = string.match(redis.call('INFO', 'server'), 'run_id:(%x+)')
+
+-- Since when everything is remembered (Unix seconds of the gateways).
+local function since(mark, moment)
+  local at, of = string.match(redis.call('GET', mark) or '', '^(%d+) (%x+)$')
+  if of ~= run then
+    at = moment
+    redis.call('SET', mark, moment .. ' ' .. run)
+  end
+  return tonumber(at)
+end
+"""
+
+BEGIN: Final = (
+    _MEMORY
+    + """
+-- KEYS: mark; ARGV: time of the gateway
+since(KEYS[1], ARGV[1])
+return run
+"""
+)
+
+SPEND: Final = (
+    _MEMORY
+    + """
+-- KEYS: mark, nonce; ARGV: time of the gateway, life of the nonce (ms), time of the signature
+local remembered = since(KEYS[1], ARGV[1])
+if not redis.call('SET', KEYS[2], 1, 'NX', 'PX', ARGV[2]) then return 'replayed' end
+return tonumber(ARGV[3]) < remembered and 'unknown' or 'spent'
+"""
+)
+
+CLAIM: Final = (
+    _MEMORY
+    + """
+-- KEYS: mark, what is claimed
+-- ARGV: time of the gateway, life of the claim (ms), who claims, the run that the gateway began with, for how long what
+--       another one lost may be nowhere else (s)
+-- Answers: who has it, or nothing if that is not known
+local remembered = since(KEYS[1], ARGV[1])
+local holder = redis.call('GET', KEYS[2])
+if holder then return holder end
+if run ~= ARGV[4] and tonumber(ARGV[1]) < remembered + ARGV[5] then return '' end
+redis.call('SET', KEYS[2], ARGV[3], 'PX', ARGV[2])
+return ARGV[3]
+"""
+)
+
+_WINDOW: Final = f"""{_MEMORY}
 local time = redis.call('TIME')
 local now = time[1] + time[2] / 1000000
 local did = KEYS[1]
+
+if redis.call('HGET', did, 'memory') ~= run then
+  redis.call('DEL', did, KEYS[2], KEYS[3])
+  redis.call('HSET', did, 'memory', run)
+end
 
 local function part_of(span)
   return math.floor(now * {BUCKETS} / span)
@@ -112,9 +169,9 @@ COUNT: Final = (
 --       many more
 -- Answers: that it counted, now, since when this agent is counted, whether its past is, whether it comes through
 --       several sidecars, how many calls are in flight with other gateways, what each window and which labels it had
-redis.call('SET', KEYS[5], ARGV[1], 'NX')
+local remembered = since(KEYS[5], ARGV[1])
 if not redis.call('SET', KEYS[6], 1, 'NX', 'PX', ARGV[2]) then return {{'replayed'}} end
-if tonumber(ARGV[3]) < tonumber(redis.call('GET', KEYS[5])) then return {{'unknown'}} end
+if tonumber(ARGV[3]) < remembered then return {{'unknown'}} end
 local exact = string.format('%.6f', now)
 redis.call('HSETNX', did, 'began', exact)
 redis.call('HSETNX', did, 'log', ARGV[9])

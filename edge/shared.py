@@ -2,15 +2,16 @@
 
 The one door to redis. All of it is soft: when Redis forgets, nonces are not believed for a while, sessions are opened
 again, leases come back with the next heartbeat, and what agents did is counted again from the ledgers. ``SET … NX``
-decides which of several verifiers saw a nonce first. A Redis that lost its memory is noticed by a mark that is gone
-with it: what was signed before the mark was set again may have been seen, and is refused. Evicting keys would lose
-nonces without a sign, so a server that evicts is refused at the start.
+decides which of several verifiers saw a nonce first. A server that started again or took over is known by its run id,
+whatever it remembers: what was signed before may have been seen, and is refused. Evicting keys would lose nonces
+without a sign, so a server that evicts is refused at the start.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import Sequence
 from typing import Any, Final
 
@@ -28,10 +29,7 @@ PREFIX: Final = "licet:"
 MARK: Final = PREFIX + "since"
 LEASES: Final = PREFIX + "leases"
 TIMEOUT_S: Final = 0.5
-SNAPSHOTS: Final = (
-    "it keeps snapshots only, so after a crash an old memory would come back as if it were whole; "
-    'expected appendonly yes, or save ""'
-)
+NO_RUN_ID: Final = "it does not say its run_id in INFO, so nobody would see that it lost something"
 IF_LOST: Final = "sessions are opened again, nodes heard of again within seconds, agents counted from the ledgers"
 CONNECTIONS: Final = 64
 _RENEW: Final = """
@@ -54,20 +52,18 @@ async def examine(url: str) -> list[Finding]:
     server: Any = redis.Redis.from_url(url, socket_timeout=2.0, socket_connect_timeout=2.0)
     try:
         info = await server.info()
-        settings = await server.config_get("maxmemory-policy", "appendonly", "save")
     except (RedisError, OSError) as bad:
         return [Finding("reached", False, str(bad) or type(bad).__name__, "what is signed is refused until it is back")]
     finally:
         await server.aclose()
-    policy, role = settings.get("maxmemory-policy", "noeviction"), str(info.get("role", "master"))
-    kept = settings.get("appendonly") == "yes"
-    snapshots = bool(settings.get("save")) and not kept
+    policy, role = str(info.get("maxmemory_policy", "noeviction")), str(info.get("role", "master"))
+    kept, known = bool(info.get("aof_enabled")), "run_id" in info
     return [
         Finding("reached", True, f"version {info.get('redis_version', 'unknown')}"),
         Finding("memory", policy == "noeviction", policy, "expected noeviction, or used nonces could be forgotten"),
         Finding("takes writes", role == "master", role, "expected the primary"),
-        Finding("snapshots", not snapshots, "alone" if snapshots else "not relied on", SNAPSHOTS),
-        Finding("persistence", True, "on" if kept else "off: after a restart what was signed before is signed again"),
+        Finding("run id", known, "said" if known else "not said", NO_RUN_ID),
+        Finding("persistence", True, "on" if kept else "off, and not needed: what is in it is found again"),
         Finding(
             "if it were lost",
             True,
@@ -104,23 +100,26 @@ class Shared:
         self._redis: Any = redis.Redis(connection_pool=pool)
         self._of = f"{PREFIX}{audience}:"
         self._scripts: dict[str, Any] = {}
+        self._began_with = b""
+        """The run id of the server when this process began to ask it."""
 
     async def start(self, within_s: float = 0.0) -> None:
         """Refuse to work with a server that forgets; one that cannot be reached is waited for so long."""
-        found = await self._settings(within_s)
-        policy = found.get("maxmemory-policy", "noeviction")
-        if found.get("save") and found.get("appendonly") != "yes":
-            raise Unverifiable(Reason.REPLAY_UNKNOWN, f"redis: {SNAPSHOTS}")
+        info = await self._info(within_s)
+        policy = info.get("maxmemory_policy", "noeviction")
+        if "run_id" not in info:
+            raise Unverifiable(Reason.REPLAY_UNKNOWN, f"redis: {NO_RUN_ID}")
         if policy != "noeviction":
             detail = f"its maxmemory-policy is {policy}; expected noeviction, or used nonces could be forgotten"
             raise Unverifiable(Reason.REPLAY_UNKNOWN, f"redis: {detail}")
+        self._began_with = await self._run(did.BEGIN, [MARK], int(time.time()))
 
-    async def _settings(self, within_s: float) -> dict[str, str]:
+    async def _info(self, within_s: float) -> dict[str, Any]:
         backoff, loop = Backoff(), asyncio.get_running_loop()
         end = loop.time() + within_s
         while True:
             try:
-                found: dict[str, str] = await self._redis.config_get("maxmemory-policy", "appendonly", "save")
+                found: dict[str, Any] = await self._redis.info()
                 return found
             except (redis.ConnectionError, redis.TimeoutError, OSError) as bad:
                 if loop.time() >= end:
@@ -137,18 +136,8 @@ class Shared:
     async def spend(self, nonce: str, created_at: int, expires_at: float, now: float) -> None:
         """Nothing, if no process saw *nonce* before, or :class:`Unverifiable`. Times are Unix seconds."""
         lives_ms = max(1, int((expires_at - now) * 1000))
-        try:
-            async with self._redis.pipeline(transaction=True) as asked:
-                asked.set(MARK, int(now), nx=True)
-                asked.get(MARK)
-                asked.set(f"{self._of}nonce:{nonce}", 1, nx=True, px=lives_ms)
-                _, since, first = await asked.execute()
-        except (RedisError, OSError) as bad:
-            raise _unknown(bad) from None
-        if not first:
-            raise _replayed()
-        if created_at < int(since):
-            raise _before_memory()
+        keys = [MARK, f"{self._of}nonce:{nonce}"]
+        _require_new(await self._run(did.SPEND, keys, int(now), lives_ms, created_at))
 
     # What agents did
 
@@ -183,11 +172,7 @@ class Shared:
             log,
             *(part for window in windows for part in window),
         )
-        match bytes(told[0]):
-            case b"replayed":
-                raise _replayed()
-            case b"unknown":
-                raise _before_memory()
+        _require_new(told[0])
         at, since, whole, several, flying, *counts = told[1 : 6 + len(windows)]
         known = {label.decode() for label in told[6 + len(windows) :]}
         before = Recalled.of(counts, in_flight - 1 + flying, known)
@@ -236,16 +221,12 @@ class Shared:
 
     # Used once for a day
 
-    async def claim(self, key: str, action: str, lives_s: float) -> str:
-        """Which action has *key*: *action*, if none had it yet."""
-        try:
-            async with self._redis.pipeline(transaction=True) as asked:
-                asked.set(self._of + key, action, nx=True, px=int(lives_s * 1000))
-                asked.get(self._of + key)
-                _, holder = await asked.execute()
-        except (RedisError, OSError) as bad:
-            raise _unknown(bad) from None
-        return bytes(holder).decode()
+    async def claim(self, key: str, action: str, lives_s: float, sealed_s: float, now: float) -> str:
+        """Which action has *key*: *action*, if none had it yet; empty, if a memory that lost some does not tell. What
+        was claimed *sealed_s* ago is sealed in a ledger, so after that it is asked no more."""
+        keys, lives_ms = [MARK, self._of + key], int(lives_s * 1000)
+        told = await self._run(did.CLAIM, keys, int(now), lives_ms, action, self._began_with, int(sealed_s))
+        return bytes(told).decode()
 
     async def release(self, key: str, action: str) -> None:
         """Nothing happened under *key* by *action*. If that cannot be told, it stays taken."""
@@ -290,12 +271,12 @@ class Shared:
         return leases
 
 
-def _replayed() -> Unverifiable:
-    return Unverifiable(Reason.REPLAYED, "this nonce was used before")
-
-
-def _before_memory() -> Unverifiable:
-    return Unverifiable(Reason.REPLAY_UNKNOWN, "made before the memory of used nonces began; sign again")
+def _require_new(told: bytes) -> None:
+    """Nothing, if a nonce was spent for the first time, or :class:`Unverifiable`."""
+    if told == b"replayed":
+        raise Unverifiable(Reason.REPLAYED, "this nonce was used before")
+    if told == b"unknown":
+        raise Unverifiable(Reason.REPLAY_UNKNOWN, "made before the memory of used nonces began; sign again")
 
 
 def _unknown(bad: Exception) -> Unverifiable:

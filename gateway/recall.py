@@ -262,14 +262,17 @@ class Recall:
         now, key = self._clock.now(), _key(agent, named)
         await self._require_read()
         if self._shared is not None:
-            holder = await self._shared.claim(key, action, DAY)
+            holder = await self._shared.claim(key, action, DAY, SEALED_S, now)
         else:
             while self._claims and (oldest := next(iter(self._claims.items())))[1][1] < now - SEALED_S:
                 del self._claims[oldest[0]]
             holder, _ = self._claims.setdefault(key, (action, now))
-        if holder == action:
+        if holder in (action, ""):
             for (before,) in await self._index.ask(_WITH_KEY, (named, agent, int((now - DAY) * _US), action)):
                 holder = before
+        if not holder:
+            missing = "redis lost what it knew of idempotency keys a moment ago; ask again"
+            raise Unverifiable(Reason.REPLAY_UNKNOWN, missing, int(SEALED_S))
         if holder != action:
             raise Unverifiable(Reason.REPLAYED, f"its idempotency_key was used before, by {visible(holder)}")
 

@@ -148,7 +148,7 @@ class Sidecar:
         if config.webhook is not None:
             client = Client(total_timeout_s=TIMEOUT_S)  # it goes elsewhere than to the gateway
             webhook = Webhook(config.webhook.url, config.webhook.secret_file, client, clock)
-            self._decided = Decided(home / "awaited", webhook, client, self.pipeline.states)
+            self._decided = Decided(home / "awaited", webhook, client, self.pipeline.approvals.states)
             self.pipeline.on_held = self._decided.follow
         self._mandates = Mandates(
             self.own.chains, config.shared_home / "mandates", self.token, clock, removes=config.is_first

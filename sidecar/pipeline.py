@@ -7,29 +7,27 @@ awaited, so no other call can slip in between what was read and what was decided
 
 from __future__ import annotations
 
-import asyncio
-import json
 import logging
 import traceback
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from typing import Any, Final, Literal
 
 import msgspec
 
-from edge.backoff import Backoff
 from edge.blobs import Blobs
-from edge.client import Broken, Unreachable
 from edge.clock import SystemClock, new_id, new_span
 from edge.durable import DurableLedger
 from edge.telemetry import Telemetry
 from edge.tracing import Marks
 from sidecar import answers
 from sidecar.answers import Allowed, Answer, Audit, Held, Refused
+from sidecar.asking import Asking
 from sidecar.chains import Chains, Opened
-from sidecar.forward import Behind, Forwarded, forward, refusal_of
+from sidecar.forward import Behind, Forwarded, forward
 from sidecar.identity import Identity
 from sidecar.journal import Recall
 from sidecar.reports import Reports
+from sidecar.shown import Shown
 from sidecar.stream import End, Stream
 from sidecar.subjects import Subjects
 from sidecar.told import tell
@@ -41,11 +39,10 @@ from trust.facts import Facts, Mandate
 from trust.ledger import entries
 from trust.ledger.writer import EntryTooLarge, LedgerUnavailable
 from trust.personal import Marked, padded
-from trust.policy import judge, schema
+from trust.policy import judge
 from trust.policy.bundle import Compiled
-from trust.policy.cedar import Uid
 from trust.policy.engine import Finding
-from trust.policy.inventory import RISK_HIGH, Tool, pin_of
+from trust.policy.inventory import RISK_HIGH, Tool
 from trust.reasons import NOTHING_HAPPENED, Reason, Unverifiable
 from trust.standing.score import lowest
 from trust.verdict import Hold, Permit, Refusal, Verdict, decide
@@ -54,10 +51,6 @@ from trust.wire import Dispatch, Place, Proof
 ANYWHERE: Final = Place()
 TOLD_S, TOLD_AGENTS_S = 5.0, 60.0
 """For so long what a gateway counted holds: it is decided again at once, or when the agent has signed it again."""
-ASK_AGAIN_S: Final = 1.0
-"""While the gateway cannot be reached."""
-POLL_S: Final = 5.0
-"""For how long the gateway is asked to keep the line, each time: clients and proxies give up on a silent stream."""
 Status = Literal["done", "tool_error", "refused", "failed", "unknown"]
 _log = logging.getLogger("licet.sidecar")
 
@@ -107,6 +100,8 @@ class Pipeline:
         clock: SystemClock,
         telemetry: Telemetry,
     ) -> None:
+        self.shown = Shown(view, chains)
+        self.approvals = Asking(agent, identity, clock)
         self._agent = agent
         self.on_held: Callable[[str], None] = lambda _approval: None
         self._telemetry = telemetry
@@ -119,7 +114,6 @@ class Pipeline:
         self._ledger = ledger
         self._blobs = blobs
         self._clock = clock
-        self._shown: tuple[object, list[tuple[str, Tool]]] = (None, [])
 
     async def act(
         self,
@@ -191,13 +185,13 @@ class Pipeline:
         return judged, verdict
 
     def _principal(self, delegated: Opened | None) -> str:
-        return self._identify().agent.owner if delegated is None else delegated.mandate.principal
+        return self._world.identified().agent.owner if delegated is None else delegated.mandate.principal
 
     def _judge(
         self, action: Action, caller: Caller, delegated: Opened | None, place: Place, approval: str | None, marks: Marks
     ) -> Judged:
         """Steps 2, 3 and 4: plain code that reads what is in memory."""
-        told = self._identify()
+        told = self._world.identified()
         marks.at("2 identify")
         bundle = self._current_bundle()
         tool = bundle.inventory.tool(action.server, action.tool)
@@ -217,73 +211,11 @@ class Pipeline:
         digest = action.digest(told.agent.name, mandate.principal, mandate.tokens, tool.digest)
         return Judged(action, caller, bundle, tool, facts, digest, finding, approval, place)
 
-    def tool(self, server: str, tool: str) -> Tool | None:
-        """What is pinned under this name, for whoever must know before an action can be made of a message."""
-        bundle = self._world.bundle
-        known = bundle.inventory.servers.get(server) if bundle else None
-        return known.tools.get(tool) if known else None
-
     async def require_identified(self, caller: Caller) -> None:
         """Step 2 alone, for what answers without acting again."""
-        self._identify()
+        self._world.identified()
         if caller.chain:
             await self._chains.open(caller.chain)
-
-    async def delegated_tools(self, caller: Caller) -> frozenset[str] | None:
-        """The tools that *caller* was left with; None: nothing was taken from it."""
-        return frozenset((await self._chains.open(caller.chain)).authority.tools) if caller.chain else None
-
-    def may_see(self, server: str, listed: object, among: frozenset[str] | None) -> bool:
-        """Whether a tool that a server lists may be shown: pinned as it is, *among* what was delegated, and some call
-        of it not refused."""
-        if not isinstance(listed, dict):
-            return False
-        tool = self.tool(server, str(listed.get("name")))
-        try:
-            if tool is None or tool.digest != pin_of(listed):
-                return False
-        except Unverifiable:
-            return False
-        return self._may_ever_call(server, tool.name, among)
-
-    async def tools(self, caller: Caller) -> list[tuple[str, Tool]]:
-        """Every tool of which some call of *caller* is not refused, with its server; asked of Cedar once for as long as
-        bundle, facts and chain stay what they are."""
-        await self.require_identified(caller)
-        among, bundle, told = await self.delegated_tools(caller), self._world.bundle, self._world.facts
-        if bundle is None or told is None:
-            raise Unverifiable(Reason.NO_BUNDLE, "no policies are there yet, so nothing may be called")
-        key = (bundle.digest, told.agent, among)
-        if self._shown[0] != key:
-            found = [
-                (server, tool)
-                for server, known in sorted(bundle.inventory.servers.items())
-                for _, tool in sorted(known.tools.items())
-                if tool.name not in mcp.PROTOCOL_TOOLS and self._may_ever_call(server, tool.name, among)
-            ]
-            self._shown = (key, found)
-        return self._shown[1]
-
-    def _may_ever_call(self, server: str, tool: str, among: frozenset[str] | None) -> bool:
-        bundle, told = self._world.bundle, self._world.facts
-        if bundle is None or told is None:
-            return False
-        world = bundle.engine.world(told.agent.entities())
-        name = schema.action_name(server, tool)
-        if among is not None and name not in among:
-            return False
-        return bundle.engine.visible(told.agent.uid, name, Uid("Server", server), world)
-
-    # 2 identify
-
-    def _identify(self) -> feed.Facts:
-        """The agent that this sidecar is bound to, unless somebody stopped it."""
-        told = self._world.facts
-        if told is None:
-            raise Unverifiable(Reason.STALE_FACTS, "the gateway has not been heard yet")
-        if told.stopped is not None:
-            raise Unverifiable(Reason(told.stopped.reason), told.stopped.detail)
-        return told
 
     # 3 recall
 
@@ -411,7 +343,7 @@ class Pipeline:
         except LedgerUnavailable as fault:
             return Refused(action.decision_id, None, Refusal(6, Reason.LEDGER_UNAVAILABLE, str(fault)))
         audit = Audit(self._ledger.origin, stamp.seq)
-        state = await self._ask_for_approval(judged, audit)
+        state = await self.approvals.ask(self._dispatch(judged, audit), action.payload.body)
         if isinstance(state, Refusal):
             return await self._refuse(action, state, judged.caller, None)
         match state["state"]:
@@ -432,72 +364,28 @@ class Pipeline:
             hold.sentences,
         )
 
-    async def _ask_for_approval(self, judged: Judged, audit: Audit) -> dict[str, Any] | Refusal:
-        body = wire.encode(self._dispatch(judged, audit), judged.action.payload.body)
-        headers = {"Content-Type": wire.DISPATCH_TYPE}
-        return await self._ask_gateway("POST", "/v1/approvals", body, headers)
-
-    async def approval_state(self, approval: str, wait_s: float = 0.0) -> dict[str, Any] | Refusal:
-        """What the gateway says of one approval of this agent, after at most *wait_s* if it is pending."""
-        return await self._ask_gateway("GET", f"/v1/approvals/{approval}/state?agent={self._agent}&wait={wait_s:.1f}")
-
-    async def states(self, approval: str, seconds: float) -> AsyncIterator[dict[str, Any]]:
-        """What becomes of an approval: each time that the gateway says so, until it is decided or *seconds* are over.
-        While the gateway is away nothing is said: the request is safe with it."""
-        deadline, backoff = self._clock.mono() + seconds, Backoff()
-        while (left := deadline - self._clock.mono()) > 0:
-            state = await self.approval_state(approval, min(left, POLL_S))
-            if isinstance(state, Refusal):
-                if state.reason in (Reason.NOT_FOUND, Reason.NOT_YOURS, Reason.REVOKED):
-                    return  # no later answer will be another
-                patience = ASK_AGAIN_S if state.reason is Reason.GATEWAY_UNREACHABLE else left
-                await asyncio.sleep(min(backoff.next(), patience, left))
-                continue
-            backoff.reset()
-            yield state
-            if state["state"] != "pending":
-                return
-
-    async def _ask_gateway(
-        self, method: str, target: str, body: bytes = b"", headers: dict[str, str] | None = None
-    ) -> dict[str, Any] | Refusal:
-        try:
-            async with self._identity.send(method, target, body, headers) as reply:
-                answer = await reply.read()
-        except (Unreachable, Broken) as bad:
-            return Refusal(7, Reason.GATEWAY_UNREACHABLE, str(bad))
-        if reply.status >= 300:
-            return refusal_of(reply.status, answer)
-        told: dict[str, Any] = json.loads(answer)
-        return told
-
     async def claim(self, approval: str, caller: Caller, key: str = "") -> Answer:
         """Run the stored action of *approval*: identify, recall, evaluate, decide again, then consume and route.
         *key*: the idempotency key of the request that found it approved; else it is that of the one that asked."""
         decision_id = new_id("dec")
         try:
-            async with self._identity.send("GET", f"/v1/approvals/{approval}/action?agent={self._agent}") as reply:
-                answer = await reply.read()
-            if reply.status != 200:
-                return await self.refuse_with(refusal_of(reply.status, answer), decision_id, approval=approval)
-            edited = bool(reply.header(wire.EDITED_HEADER))
-            stored, body = wire.decode(answer, Dispatch)
-            if caller.chain and caller.chain != stored.chain:
+            stored = await self.approvals.stored(approval)
+            if isinstance(stored, Refusal):
+                return await self.refuse_with(stored, decision_id, approval=approval)
+            asked = stored.dispatch
+            if caller.chain and caller.chain != asked.chain:
                 raise Unverifiable(Reason.NOT_YOURS, "this was asked for under another authority")
-            fresh = msgspec.structs.replace(stored, action_id=new_id("act"), decision_id=decision_id)
-            made, _ = wire.action_of(fresh, body)
+            fresh = msgspec.structs.replace(asked, action_id=new_id("act"), decision_id=decision_id)
+            made, _ = wire.action_of(fresh, stored.body)
             action = msgspec.structs.replace(
-                made, idempotency_key=key or stored.idempotency_key, trace=new_span(made.trace)
+                made, idempotency_key=key or asked.idempotency_key, trace=new_span(made.trace)
             )
-        except (Unreachable, Broken) as bad:
-            no = Refusal(7, Reason.GATEWAY_UNREACHABLE, str(bad))
-            return await self.refuse_with(no, decision_id, approval=approval)
         except Unverifiable as bad:
             return await self.refuse_with(Refusal.of(7, bad), decision_id, approval=approval)
         # Under the authority under which it was asked for, whoever comes for it.
-        stored_caller = msgspec.structs.replace(caller, chain=stored.chain, proof=stored.proof)
-        answered = await self.act(action, stored_caller, stored.place, approval=approval)
-        return msgspec.structs.replace(answered, edited=edited) if isinstance(answered, Allowed) else answered
+        as_asked = msgspec.structs.replace(caller, chain=asked.chain, proof=asked.proof)
+        answered = await self.act(action, as_asked, asked.place, approval=approval)
+        return msgspec.structs.replace(answered, edited=stored.edited) if isinstance(answered, Allowed) else answered
 
     # 8 route, 9 execute, 10 answer
 

@@ -99,6 +99,15 @@ class View:
     def facts(self) -> Facts | None:
         return self._ear.facts
 
+    def identified(self) -> Facts:
+        """The agent that this is about, unless somebody stopped it: then :class:`Unverifiable`."""
+        told = self.facts
+        if told is None:
+            raise Unverifiable(Reason.STALE_FACTS, "the gateway has not been heard yet")
+        if told.stopped is not None:
+            raise Unverifiable(Reason(told.stopped.reason), told.stopped.detail)
+        return told
+
     @property
     def revoked(self) -> frozenset[str]:
         """``what:id`` of everything that is not believed any more."""

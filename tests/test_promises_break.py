@@ -22,6 +22,22 @@ INSTANCES = "tests/stories/test_instances.py::"
 TENANTS = "tests/attacks/test_tenants.py::"
 EVIDENCE = "tests/stories/test_gpus.py::"
 BREAKS = {
+    "17 an older memory of nonces is believed": (
+        "edge/did.py", "  if of ~= run then", "  if not at then",
+        "tests/gateway/test_shared.py::test_a_redis_that_comes_back_with_an_older_memory_accepts_nothing_from_before",
+    ),
+    "17 a replica that takes over is believed": (
+        "edge/did.py", "  if of ~= run then", "  if not at then",
+        "tests/gateway/test_shared.py::test_a_replica_that_takes_over_accepts_nothing_from_before",
+    ),
+    "17 an older count is believed": (
+        "edge/did.py", "if redis.call('HGET', did, 'memory') ~= run then", "if false then",
+        "tests/gateway/test_shared.py::test_of_an_older_memory_no_count_and_no_key_is_believed",
+    ),
+    "17 a key is given again after its claim was lost": (
+        "edge/did.py", "if run ~= ARGV[4] and tonumber(ARGV[1]) < remembered + ARGV[5] then return '' end", "",
+        "tests/gateway/test_shared.py::test_of_an_older_memory_no_count_and_no_key_is_believed",
+    ),
     "6 a trail is told before what was sent is in it": (
         "gateway/ledgers.py", "        await self._caught_up()\n", "",
         "tests/stories/test_usage.py::test_a_trail_has_what_was_sent_before_it_was_asked",
@@ -299,7 +315,7 @@ BREAKS = {
         "tests/stories/test_tls.py::test_a_workload_without_its_own_certificate_is_refused",
     ),
     "5 a nonce is used twice": (
-        "edge/shared.py", "        if not first:", "        if False:",
+        "edge/did.py", "if not redis.call('SET', KEYS[2], 1, 'NX', 'PX', ARGV[2]) then return 'replayed' end", "",
         "tests/gateway/test_shared.py::test_of_all_verifiers_one_accepts",
     ),
     "5 a token for somebody else": (
@@ -711,7 +727,7 @@ BREAKS = {
         TENANTS + "test_one_namespace_takes_no_server_away_from_all",
     ),
     "16 what was held under a key is done again": (
-        "sidecar/pipeline.py", "idempotency_key=key or stored.idempotency_key", "idempotency_key=key",
+        "sidecar/pipeline.py", "idempotency_key=key or asked.idempotency_key", "idempotency_key=key",
         TENANTS + "test_a_key_is_one_action_though_it_was_held_and_claimed",
     ),
     "16 one namespace hides what others ask": (

@@ -78,7 +78,7 @@ class Actions:
         it is held as before."""
         if not isinstance(answer, Held) or not wait_s:
             return answer
-        async for state in self._pipeline.states(answer.approval, wait_s):
+        async for state in self._pipeline.approvals.states(answer.approval, wait_s):
             if state["state"] == "approved":
                 # In a task of its own: the approval is spent, so an agent that hangs up must not cancel it half-way.
                 return await asyncio.shield(asyncio.create_task(self._pipeline.claim(answer.approval, caller)))
@@ -97,7 +97,7 @@ class Actions:
         action_id = new_id("act")
         message, body = mcp.call(action_id, require_tool_name(tool), arguments)
         headers = {mcp.VERSION_HEADER: mcp.MODERN}
-        known = self._pipeline.tool(require_server_name(server), tool)
+        known = self._pipeline.shown.tool(require_server_name(server), tool)
         payload = mcp.payload(message, body, headers, known)
         run = require_run(asked.run or self._default_run)
         key = asked.idempotency_key or ""
@@ -105,24 +105,26 @@ class Actions:
 
     async def tools(self, _incoming: Incoming, caller: Caller) -> StreamResponse:
         """What this agent may call, by the names that ``POST /v1/actions`` takes."""
-        return json_response({"tools": [_listed(server, tool) for server, tool in await self._pipeline.tools(caller)]})
+        return json_response(
+            {"tools": [_listed(server, tool) for server, tool in await self._pipeline.shown.tools(caller.chain)]}
+        )
 
     async def approval(self, incoming: Incoming, caller: Caller, approval: str) -> StreamResponse:
         """The state of one approval; for the agent in full, not for programs that it left with less."""
         _require_whole(caller)
         wait_s = preferred_wait(incoming)
-        state = await self._pipeline.approval_state(approval)
+        state = await self._pipeline.approvals.state(approval)
         if isinstance(state, Refusal):
             return await respond(await self._pipeline.refuse_with(state, new_id("dec"), approval=approval))
         if state["state"] == "pending" and wait_s:
-            async for heard in self._pipeline.states(approval, wait_s):
+            async for heard in self._pipeline.approvals.states(approval, wait_s):
                 state = heard
         return _applied(json_response(state), wait_s)
 
     async def events(self, incoming: Incoming, caller: Caller, approval: str) -> StreamResponse:
         """The states of one approval as server-sent events, until it is decided."""
         _require_whole(caller)
-        state = await self._pipeline.approval_state(approval)
+        state = await self._pipeline.approvals.state(approval)
         if isinstance(state, Refusal):
             return await respond(await self._pipeline.refuse_with(state, new_id("dec"), approval=approval))
         headers = {"Content-Type": "text/event-stream", "Cache-Control": "no-store"}
@@ -133,7 +135,7 @@ class Actions:
         yield _event(state)
         if state["state"] != "pending":
             return
-        async for heard in self._pipeline.states(approval, math.inf):
+        async for heard in self._pipeline.approvals.states(approval, math.inf):
             if heard["state"] == "pending":
                 yield b": still waiting\n\n"
             else:

@@ -66,7 +66,7 @@ class Mcp:
     def _action(self, incoming: Incoming, message: Message, server: str) -> Action:
         headers = dict(incoming.headers)
         mcp.require_headers_agree(message, headers)
-        tool = self._pipeline.tool(server, message.tool)
+        tool = self._pipeline.shown.tool(server, message.tool)
         payload = mcp.payload(message, incoming.body, headers, tool)
         run, ids = self._default_run, (new_id("act"), new_id("dec"))
         trace = new_trace(headers.get(TRACEPARENT))
@@ -97,8 +97,8 @@ class Mcp:
         result = response.get("result")
         if isinstance(result, dict) and isinstance(result.get("tools"), list):
             server = call.incoming.path.rsplit("/", 1)[-1]
-            among = await self._pipeline.delegated_tools(call.caller)
-            shown = [t for t in result["tools"] if self._pipeline.may_see(server, t, among)]  # type: ignore[union-attr]
+            among = await self._pipeline.shown.left(call.caller.chain)
+            shown = [t for t in result["tools"] if self._pipeline.shown.may_see(server, t, among)]  # type: ignore[union-attr]
             response = {**response, "result": {**result, "tools": shown}}
         headers["Content-Type"] = "application/json"
         return Response(status=answer.status, body=jcs(response), headers=headers)
@@ -113,7 +113,7 @@ class Mcp:
 
     async def _while_held(self, call: _Call, held: Held) -> AsyncIterator[bytes]:
         yield b": waiting for a person to decide " + held.approval.encode() + b"\n\n"
-        async for state in self._pipeline.states(held.approval, self._hold_wait_s):
+        async for state in self._pipeline.approvals.states(held.approval, self._hold_wait_s):
             if state["state"] == "approved":
                 yield mcp.event(await self._claimed(call, held))
                 return

@@ -34,7 +34,7 @@ def statement(
     arguments = args if args is not None else {"path": "notes.txt"}
     body = mcp.call("x", tool, arguments)[1]
     message = mcp.read_message(body)
-    known = mesh.sidecar.pipeline.tool("workbench", tool)
+    known = mesh.sidecar.pipeline.shown.tool("workbench", tool)
     payload = mcp.payload(message, body, {mcp.VERSION_HEADER: mcp.MODERN}, known)
     action = Action(new_id("act"), new_id("dec"), "native", "workbench", tool, arguments, payload, "run-x")
     digest = action.digest("demo", "ada", (), known.digest if known else "")
@@ -189,7 +189,7 @@ def entitled(mesh: Mesh, payload: Payload, **changed: Any) -> Ticket:
     now = int(mesh.sidecar.identity.clock.now())
     made = Ticket(
         id=new_id("tkt"), action_id="act", node="node-1", key=b64url(mesh.node.identity.key.public.raw), epoch=mesh.node.membership.epoch, server="workbench", tool="read_file",
-        tool_digest=mesh.sidecar.pipeline.tool("workbench", "read_file").digest,
+        tool_digest=mesh.sidecar.pipeline.shown.tool("workbench", "read_file").digest,
         agent="demo", principal="ada", run="r", payload=payload.digest(), action_digest="d", approval=None, credentials=digest_of({}), issued_at=now, deadline=now + 30,
     )  # fmt: skip
     return msgspec.structs.replace(made, **changed)
@@ -255,7 +255,7 @@ async def test_a_ticket_of_low_risk_is_within_the_nodes_session_and_one_of_high_
     key = node.identity.back_key(session)
     assert key is not None
     body = mcp.call("x", "delete_file", {"path": "notes.txt"})[1]
-    digest = mesh.sidecar.pipeline.tool("workbench", "delete_file").digest  # type: ignore[union-attr]
+    digest = mesh.sidecar.pipeline.shown.tool("workbench", "delete_file").digest  # type: ignore[union-attr]
     asked = entitled(mesh, Payload("POST", (), body), tool="delete_file", tool_digest=digest)
     answer = await execute(mesh, ticket.seal_within(asked, session, key), body)
     assert "must be signed" in answer.json["detail"]

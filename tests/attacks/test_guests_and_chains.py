@@ -74,7 +74,7 @@ def as_guest(mesh: Mesh, tool: str, args: dict[str, Any], signed: Proof | None, 
     """A dispatch that a compromised sidecar of demo makes in the guest's name."""
     made, body = statement(mesh, tool.partition("/")[2], args)
     action = wire.action_of(made, body)[0]
-    known = mesh.sidecar.pipeline.tool("workbench", action.tool)
+    known = mesh.sidecar.pipeline.shown.tool("workbench", action.tool)
     digest = action.digest("guest", "gail", (), known.digest if known else "")
     made = msgspec.structs.replace(made, agent="guest", principal="gail", action_digest=digest, proof=signed)
     return msgspec.structs.replace(made, **changed), body

@@ -227,12 +227,13 @@ async def test_that_there_are_several_sidecars_is_known_from_the_first_call_of_t
 @pytest.mark.slow
 async def test_a_key_has_one_action(timed: Timed) -> None:
     one = Shared(timed.url, "keys")
-    assert await one.claim("k", "act_1", 60) == "act_1"
-    assert await one.claim("k", "act_2", 60) == "act_1"
+    await one.start()
+    assert await one.claim("k", "act_1", 60, 30, time.time()) == "act_1"
+    assert await one.claim("k", "act_2", 60, 30, time.time()) == "act_1"
     await one.release("k", "act_2")
-    assert await one.claim("k", "act_2", 60) == "act_1"
+    assert await one.claim("k", "act_2", 60, 30, time.time()) == "act_1"
     await one.release("k", "act_1")
-    assert await one.claim("k", "act_2", 60) == "act_2"
+    assert await one.claim("k", "act_2", 60, 30, time.time()) == "act_2"
     await one.close()
 
 

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections import Counter
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import redis.asyncio as client
 
-from edge.shared import Shared, examine
+from edge.shared import Counted, Shared, examine
 from gateway.app import Gateway
 from loadtests.servers import Redis
 from tests.mesh import Mesh
 from trust.reasons import Reason, Unverifiable
+from trust.recalled import Call, Past
 
 pytestmark = pytest.mark.slow
 
@@ -25,6 +29,18 @@ async def pair(redis: Redis) -> AsyncIterator[tuple[Shared, Shared]]:
     yield one, other
     await one.close()
     await other.close()
+
+
+def plain(redis: Redis) -> Any:
+    """To do to a server what its operators do."""
+    return client.Redis.from_url(redis.url)
+
+
+async def reached(shared: Shared, server: Any) -> None:
+    """Connections of before are given up: each notices when it is used."""
+    await shared.recall("anything")
+    with contextlib.suppress(client.ConnectionError):
+        await server.ping()
 
 
 def soon() -> tuple[int, int, float]:
@@ -69,6 +85,96 @@ async def test_a_redis_that_lost_its_memory_accepts_nothing_from_before(
     await pair[1].spend("o" * 16, *soon())
 
 
+async def test_a_redis_that_comes_back_with_an_older_memory_accepts_nothing_from_before(redis: Redis) -> None:
+    """As from a snapshot: what was spent after it may come again."""
+    redis.stop()
+    redis.start("--save", "3600 1")
+    shared, server = Shared(redis.url, "aud"), plain(redis)
+    await shared.start()
+    created, expires, now = soon()
+    await shared.spend("n" * 16, created, expires, now)
+    await server.save()
+    await shared.spend("m" * 16, created, expires, now + 5)
+    redis.stop()
+    redis.start("--save", "3600 1")
+    await reached(shared, server)
+    assert await server.exists(f"licet:aud:nonce:{'n' * 16}"), "it does come back with the older one"
+    with pytest.raises(Unverifiable) as bad:
+        await shared.spend("m" * 16, created, expires, now + 10)
+    assert bad.value.reason is Reason.REPLAY_UNKNOWN
+    await shared.spend("o" * 16, created + 20, expires, now + 20)
+    await shared.close()
+    await server.aclose()
+
+
+async def test_a_replica_that_takes_over_accepts_nothing_from_before(redis: Redis, tmp_path: Path) -> None:
+    replica = Redis(tmp_path)
+    replica.start("--replicaof", "127.0.0.1", str(redis.port))
+    try:
+        first, second, server = Shared(redis.url, "aud"), Shared(replica.url, "aud"), plain(replica)
+        created, expires, now = soon()
+        await first.spend("n" * 16, created, expires, now)
+        async with asyncio.timeout(20):
+            while not await server.exists(f"licet:aud:nonce:{'n' * 16}"):
+                await asyncio.sleep(0.05)
+        await server.replicaof("NO", "ONE")
+        with pytest.raises(Unverifiable) as bad:
+            await second.spend("m" * 16, created, expires, now + 10)
+        assert bad.value.reason is Reason.REPLAY_UNKNOWN
+        with pytest.raises(Unverifiable) as bad:
+            await second.spend("n" * 16, created + 20, expires, now + 20)
+        assert bad.value.reason is Reason.REPLAYED, "what it does know, it knows"
+        await second.spend("o" * 16, created + 20, expires, now + 20)
+        await first.close()
+        await second.close()
+        await server.aclose()
+    finally:
+        replica.remove()
+
+
+async def test_of_an_older_memory_no_count_and_no_key_is_believed(redis: Redis) -> None:
+    redis.stop()
+    redis.start("--save", "3600 1")
+    shared, server = Shared(redis.url, "aud"), plain(redis)
+    await shared.start()
+
+    async def count(nonce: str) -> Counted:
+        created, expires, now = soon()
+        call = Call("a", "r", "t/t")
+        return await shared.count(call, 1, 1, "log", nonce=nonce, created_at=created, expires_at=expires, now=now)
+
+    await count("1")
+    await shared.seed("a", Past(), 1)
+    assert (await count("2")).whole
+    assert await shared.claim("k", "act_1", 60, 30, time.time()) == "act_1"
+    await server.save()
+    await count("3")
+    assert await shared.claim("l", "act_2", 60, 30, time.time()) == "act_2"
+    redis.stop()
+    redis.start("--save", "3600 1")
+    await reached(shared, server)
+    told = await count("4")
+    assert not told.whole, "so the ledgers are asked"
+    assert told.before.day == 0
+    now = time.time()
+    assert await shared.claim("k", "act_3", 60, 30, now) == "act_1"
+    assert await shared.claim("l", "act_3", 60, 30, now) == "", "it does not tell"
+    assert await shared.claim("l", "act_4", 60, 30, now + 31) == "act_4", "by then a ledger knows whose it is"
+    await shared.close()
+    await server.aclose()
+
+
+async def test_a_redis_that_hides_its_settings_will_do(redis: Redis) -> None:
+    """As managed ones are."""
+    redis.stop()
+    redis.start("--rename-command", "CONFIG", "")
+    shared = Shared(redis.url, "aud")
+    await shared.start()
+    await shared.spend("n" * 16, *soon())
+    await shared.close()
+    assert all(one.fine for one in await examine(redis.url))
+
+
 async def test_a_redis_that_forgets_when_it_is_full_is_refused(redis: Redis) -> None:
     redis.stop()
     redis.start("--maxmemory-policy", "allkeys-lru")
@@ -111,10 +217,3 @@ async def test_the_doctor_says_what_is_wrong_with_it(redis: Redis) -> None:
     assert set(await wrong()) == {"reached"}
     redis.start("--maxmemory-policy", "allkeys-lru")
     assert await wrong() == {"memory": "allkeys-lru"}
-    redis.stop()
-    redis.start("--save", "60 1")
-    assert await wrong() == {"snapshots": "alone"}
-    shared = Shared(redis.url, "aud")
-    with pytest.raises(Unverifiable, match="an old memory would come back"):
-        await shared.start()
-    await shared.close()

@@ -223,7 +223,7 @@ async def test_the_gateway_opens_the_chain_itself(mesh: Mesh, helper: Sidecar) -
     async def sent(chain: str, path: str, tokens: list[str] | None = None) -> Any:
         made, body = statement(mesh, args={"path": path})
         told = tuple(describe(credentials(mesh), chain)["tokens"]) if tokens is None else tuple(tokens)
-        known = mesh.sidecar.pipeline.tool("workbench", "read_file")
+        known = mesh.sidecar.pipeline.shown.tool("workbench", "read_file")
         digest = action_of(made, body)[0].digest("demo", "ada", told, known.digest if known else "")
         changed = msgspec.structs.replace(made, chain=chain, authority=told, action_digest=digest)
         return await dispatch(mesh, changed, body)

@@ -187,7 +187,7 @@ async def test_a_compromised_sidecar_cannot_act_for_its_guest(mesh: Mesh) -> Non
 
     def made(args: Any, proof: Proof | None) -> tuple[Any, bytes]:
         asked, body = statement(mesh, args=args)
-        known = mesh.sidecar.pipeline.tool("workbench", "read_file")
+        known = mesh.sidecar.pipeline.shown.tool("workbench", "read_file")
         from trust.wire import action_of
 
         action = action_of(asked, body)[0]

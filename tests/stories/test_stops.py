@@ -45,7 +45,7 @@ def entitled(mesh: Mesh, agent: str) -> tuple[dict[str, str], bytes]:
     payload = wire.payload_of(made, body)
     key = SecretKey.load(mesh.home / "gateway" / "gateway.key")
     now = int(time.time())
-    tool = mesh.sidecar.pipeline.tool("workbench", "read_file")
+    tool = mesh.sidecar.pipeline.shown.tool("workbench", "read_file")
     assert tool is not None
     made_ticket = ticket.Ticket(
         id=new_id("tkt"), action_id=new_id("act"), node="node-1", epoch=mesh.node.membership.epoch, server="workbench",
