@@ -5,17 +5,35 @@ from __future__ import annotations
 import asyncio
 import gzip
 import json
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
+import pytest_asyncio
 
 from tests.mesh import Mesh
 from trust.ledger.entries import Dispatch, Refusal
 from trust.ledger.verify import verify
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.asyncio(loop_scope="module")]
 
 BODY = b'{"tool": "workbench/read_file", "args": {"path": "notes.txt"}}'
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def mesh(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Mesh]:
+    """One for all that is refused here."""
+    async with Mesh(tmp_path_factory.mktemp("mesh")) as running:
+        (running.sandbox / "notes.txt").write_text("hello")
+        yield running
+
+
+def refusals(mesh: Mesh) -> list[Refusal]:
+    return [e for e in mesh.entries() if isinstance(e, Refusal)]
+
+
+def dispatches(mesh: Mesh) -> int:
+    return sum(isinstance(e, Dispatch) for e in mesh.entries("gateway"))
 
 
 async def send(mesh: Mesh, request: bytes) -> tuple[int, dict[str, str], bytes]:
@@ -56,15 +74,15 @@ def raw(
 
 
 async def expect_refused(mesh: Mesh, request: bytes, reason: str, status: int = 400) -> dict[str, Any]:
-    before = len([e for e in mesh.entries() if isinstance(e, Refusal)])
+    before, sent = len(refusals(mesh)), dispatches(mesh)
     found, headers, body = await send(mesh, request)
     told: dict[str, Any] = json.loads(body)
     assert (found, told["reason"]) == (status, reason), told
     assert headers["licet-decision"] == "deny"
-    refusals = [e for e in mesh.entries() if isinstance(e, Refusal)][before:]
-    assert [r.reason for r in refusals] == [reason], "exactly one entry"
-    assert refusals[0].decision_id == told["decision_id"]
-    assert [e for e in mesh.entries("gateway") if isinstance(e, Dispatch)] == [], "nothing was forwarded"
+    recorded = refusals(mesh)[before:]
+    assert [r.reason for r in recorded] == [reason], "exactly one entry"
+    assert recorded[0].decision_id == told["decision_id"]
+    assert dispatches(mesh) == sent, "nothing was forwarded"
     return told
 
 
@@ -91,11 +109,12 @@ TARGETS = {
 
 @pytest.mark.parametrize("target", TARGETS.values(), ids=TARGETS.keys())
 async def test_a_path_with_two_readings_is_refused(mesh: Mesh, target: str) -> None:
+    before, sent = len(refusals(mesh)), dispatches(mesh)
     found, _, body = await send(mesh, raw(mesh, target))
     assert found == 400, body
-    assert [e for e in mesh.entries("gateway") if isinstance(e, Dispatch)] == []
-    last = [e for e in mesh.entries() if isinstance(e, Refusal)][-1]
-    assert last.reason in ("ambiguous_path", "malformed_request")
+    assert dispatches(mesh) == sent
+    [recorded] = refusals(mesh)[before:]
+    assert recorded.reason in ("ambiguous_path", "malformed_request")
 
 
 async def test_an_absolute_uri_is_refused(mesh: Mesh) -> None:
@@ -124,11 +143,12 @@ HEADERS = {
 
 @pytest.mark.parametrize("headers", HEADERS.values(), ids=HEADERS.keys())
 async def test_headers_with_two_readings_are_refused_and_recorded(mesh: Mesh, headers: list[str]) -> None:
+    before, sent = len(refusals(mesh)), dispatches(mesh)
     found, _, body = await send(mesh, raw(mesh, headers=headers))
     assert found == 400, body
     assert json.loads(body)["reason"] in ("ambiguous_headers", "malformed_request")
-    assert len([e for e in mesh.entries() if isinstance(e, Refusal)]) == 1
-    assert [e for e in mesh.entries("gateway") if isinstance(e, Dispatch)] == []
+    assert len(refusals(mesh)) == before + 1
+    assert dispatches(mesh) == sent
 
 
 async def test_another_host_is_refused(mesh: Mesh) -> None:
@@ -177,11 +197,12 @@ async def test_a_chunked_body_that_grows_too_large_is_refused(mesh: Mesh) -> Non
 
 @pytest.mark.parametrize("method", ["GET", "HEAD", "OPTIONS", "PUT", "PATCH", "DELETE", "TRACE", "PROPFIND"])
 async def test_every_other_method_is_refused_and_recorded(mesh: Mesh, method: str) -> None:
+    before = len(refusals(mesh))
     reader, writer = await asyncio.open_connection("127.0.0.1", mesh.sidecar.port)
     writer.write(raw(mesh, method=method))
     assert b" 405 " in await reader.readline()
     writer.close()
-    assert [e.reason for e in mesh.entries() if isinstance(e, Refusal)] == ["method_not_allowed"]
+    assert [one.reason for one in refusals(mesh)[before:]] == ["method_not_allowed"]
 
 
 @pytest.mark.parametrize(
@@ -231,9 +252,10 @@ async def test_a_header_that_disagrees_with_the_body_is_refused_before_policy(
     mesh: Mesh, headers: dict[str, str]
 ) -> None:
     message = {**MCP_CALL, "params": {**MCP_CALL["params"], "_meta": META}}  # type: ignore[dict-item]
+    before = len(refusals(mesh))
     answer = await mcp(mesh, message, {"mcp-protocol-version": "2026-07-28", **headers})
     assert (answer.status, answer.json["error"]["code"]) == (400, -32020)
-    assert [e.step for e in mesh.entries() if isinstance(e, Refusal)] == [1]
+    assert [one.step for one in refusals(mesh)[before:]] == [1]
 
 
 MESSAGES = {
@@ -253,10 +275,11 @@ MESSAGES = {
 
 @pytest.mark.parametrize("message", MESSAGES.values(), ids=MESSAGES.keys())
 async def test_a_message_that_is_not_one_clear_request_is_refused(mesh: Mesh, message: Any) -> None:
+    sent = dispatches(mesh)
     answer = await mcp(mesh, message)
     assert answer.status == 400
     assert answer.json["error"]["code"] in (-32600, -32700)
-    assert [e for e in mesh.entries("gateway") if isinstance(e, Dispatch)] == []
+    assert dispatches(mesh) == sent
 
 
 @pytest.mark.parametrize(
@@ -266,7 +289,7 @@ async def test_a_deceptive_tool_name_is_refused_and_shown_escaped(mesh: Mesh, na
     answer = await mcp(mesh, {**MCP_CALL, "params": {"name": name, "arguments": {}}})
     assert answer.status in (200, 403)
     assert b"unknown_tool" in answer.body
-    assert all(ord(c) < 0x7F for c in [e for e in mesh.entries() if isinstance(e, Refusal)][-1].detail)
+    assert all(ord(c) < 0x7F for c in refusals(mesh)[-1].detail)
 
 
 @pytest.mark.parametrize(

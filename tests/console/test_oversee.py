@@ -44,9 +44,10 @@ async def test_every_page_is_accessible_by_day_and_by_night_and_fits_a_phone(
             assert await one.go(f"/console/{path}") == 200
             name = f"{path.replace('/', '-')}-{'desk' if one is desk else 'phone'}"
             assert await one.violations(tmp_path / name) == [], path
-            for table in await one.page.get_by_text("As a table").all():
-                await table.click()
-            assert await one.violations() == [], path
+            if tables := await one.page.get_by_text("As a table").all():
+                for table in tables:
+                    await table.click()
+                assert await one.violations() == [], path
             wide = await one.page.evaluate("document.documentElement.scrollWidth - innerWidth")
             assert wide <= 0, f"{path} is {wide} pixels too wide"
     assert desk.complaints + phone.complaints == []

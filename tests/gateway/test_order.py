@@ -669,7 +669,10 @@ async def test_what_was_taken_out_of_the_middle_is_noticed(tmp_path: Path, datab
         await Party(tmp_path, database, "b").start()
 
 
-async def test_another_database_is_noticed(tmp_path: Path, postgres: servers.Postgres, database: str) -> None:
+async def test_another_database_is_noticed(
+    tmp_path: Path, postgres: servers.Postgres, database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(replica, "START_S", 2.0)  # for whoever else starts
     async with parties(tmp_path, database, "a", "b") as (a, b):
         await a.kill("x")
         await b.kill("y")
