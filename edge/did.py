@@ -1,7 +1,8 @@
 """Scripts by which Redis remembers what was used and counts what agents do: each is one step with nothing in between.
 
-A server that started again, or took over from another, may have an older memory than there was: it is known by its run
-id, which no two have. What is remembered counts from then on, and agents are counted anew.
+A server that started again, or took over from another, may have an older memory than there was: it is known by the id
+of its run, which no two have, and that of its history, which is another after each promotion. What is remembered counts
+from then on, and agents are counted anew.
 
 They are to answer what :class:`trust.window.Window` answers, by the clock of Redis, which all gateways share. A window
 is three kinds of fields in the hash of its agent: ``name`` (its total), ``name<`` (its oldest part), ``name:part``.
@@ -20,33 +21,43 @@ FLIGHT_S: Final = 10
 """What a gateway says of what is in flight holds for so long; it says it again before that."""
 
 _MEMORY: Final = """
-local run = string.match(redis.call('INFO', 'server'), 'run_id:(%x+)')
+local history = string.match(redis.call('INFO', 'replication'), 'master_replid:(%x+)') or ''
+local memory = string.match(redis.call('INFO', 'server'), 'run_id:(%x+)') .. '-' .. history
 
--- Since when everything is remembered (Unix seconds of the gateways).
-local function since(mark, moment)
-  local at, of = string.match(redis.call('GET', mark) or '', '^(%d+) (%x+)$')
-  if of ~= run then
-    at = moment
-    redis.call('SET', mark, moment .. ' ' .. run)
+-- Since when everything is remembered (Unix seconds of the gateways), and with whose memory: nothing, if not this one.
+local function marked(mark)
+  local told = redis.call('GET', mark) or ''
+  local at, of, lost = string.match(told, '^(%d+) (%x+%-%x*) (%d)$')
+  if of ~= memory then return nil, nil, nil end
+  return tonumber(at), told, lost == '1'
+end
+
+-- The same, from a moment on if it was none; *lost*: by how much what was signed before and is forgotten may seem to be
+-- later, or nothing if there was nothing before.
+local function since(mark, moment, lost)
+  local at, told, before = marked(mark)
+  if at == nil then
+    at, before = moment + lost, lost > 0
+    told = string.format('%d %s %d', at, memory, before and 1 or 0)
+    redis.call('SET', mark, told)
   end
-  return tonumber(at)
+  return at, told, before
 end
 """
 
 BEGIN: Final = (
     _MEMORY
     + """
--- KEYS: mark; ARGV: time of the gateway
-since(KEYS[1], ARGV[1])
-return run
+-- KEYS: mark; ARGV: time of the gateway, margin if there was another memory before
+since(KEYS[1], tonumber(ARGV[1]), redis.call('EXISTS', KEYS[1]) * ARGV[2])
 """
 )
 
 SPEND: Final = (
     _MEMORY
     + """
--- KEYS: mark, nonce; ARGV: time of the gateway, life of the nonce (ms), time of the signature
-local remembered = since(KEYS[1], ARGV[1])
+-- KEYS: mark, nonce; ARGV: time of the gateway, life of the nonce (ms), time of the signature, margin
+local remembered = since(KEYS[1], tonumber(ARGV[1]), tonumber(ARGV[4]))
 if not redis.call('SET', KEYS[2], 1, 'NX', 'PX', ARGV[2]) then return 'replayed' end
 return tonumber(ARGV[3]) < remembered and 'unknown' or 'spent'
 """
@@ -56,13 +67,13 @@ CLAIM: Final = (
     _MEMORY
     + """
 -- KEYS: mark, what is claimed
--- ARGV: time of the gateway, life of the claim (ms), who claims, the run that the gateway began with, for how long what
---       another one lost may be nowhere else (s)
+-- ARGV: time of the gateway, life of the claim (ms), who claims, for how long what was lost may be nowhere else (s),
+--       margin
 -- Answers: who has it, or nothing if that is not known
-local remembered = since(KEYS[1], ARGV[1])
+local remembered, _, lost = since(KEYS[1], tonumber(ARGV[1]), tonumber(ARGV[5]))
 local holder = redis.call('GET', KEYS[2])
 if holder then return holder end
-if run ~= ARGV[4] and tonumber(ARGV[1]) < remembered + ARGV[5] then return '' end
+if lost and tonumber(ARGV[1]) < remembered + ARGV[4] then return '' end
 redis.call('SET', KEYS[2], ARGV[3], 'PX', ARGV[2])
 return ARGV[3]
 """
@@ -73,10 +84,6 @@ local time = redis.call('TIME')
 local now = time[1] + time[2] / 1000000
 local did = KEYS[1]
 
-if redis.call('HGET', did, 'memory') ~= run then
-  redis.call('DEL', did, KEYS[2], KEYS[3])
-  redis.call('HSET', did, 'memory', run)
-end
 
 local function part_of(span)
   return math.floor(now * {BUCKETS} / span)
@@ -165,13 +172,17 @@ COUNT: Final = (
     + f"""
 -- KEYS: did, labels, runs, flight, mark, nonce
 -- ARGV: time of the gateway, life of the nonce (ms), time of the signature, gateway, its calls in flight, how long
---       labels last, run, its labels to come (by lines), the sidecar's log; then of each window its name, span, and how
---       many more
+--       labels last, run, its labels to come (by lines), the sidecar's log, margin; then of each window its name, span,
+--       and how many more
 -- Answers: that it counted, now, since when this agent is counted, whether its past is, whether it comes through
 --       several sidecars, how many calls are in flight with other gateways, what each window and which labels it had
-local remembered = since(KEYS[5], ARGV[1])
+local remembered, mark = since(KEYS[5], tonumber(ARGV[1]), tonumber(ARGV[10]))
 if not redis.call('SET', KEYS[6], 1, 'NX', 'PX', ARGV[2]) then return {{'replayed'}} end
 if tonumber(ARGV[3]) < remembered then return {{'unknown'}} end
+if redis.call('HGET', did, 'memory') ~= mark then
+  redis.call('DEL', did, KEYS[2], KEYS[3])
+  redis.call('HSET', did, 'memory', mark)
+end
 local exact = string.format('%.6f', now)
 redis.call('HSETNX', did, 'began', exact)
 redis.call('HSETNX', did, 'log', ARGV[9])
@@ -191,7 +202,7 @@ end
 redis.call('HSET', KEYS[4], ARGV[4], ARGV[5] .. ' ' .. exact)
 redis.call('EXPIRE', KEYS[4], {FLIGHT_S})
 told[#told + 1] = flying
-for at = 10, #ARGV, 3 do
+for at = 11, #ARGV, 3 do
   told[#told + 1] = count(ARGV[at], tonumber(ARGV[at + 1]), tonumber(ARGV[at + 2]))
 end
 local lasting = redis.call('HGETALL', KEYS[2])
@@ -218,14 +229,15 @@ return told
 PUT: Final = (
     _WINDOW
     + """
--- KEYS: did, labels, runs
+-- KEYS: did, labels, runs, mark
 -- ARGV: a mark that this is done once for an agent, or nothing; since when it is counted, if what was told before that
 --       is not to count, or nothing; how long labels last; whether the agent came through several sidecars; the number
 --       of windows; of each its name, span, part (or nothing: that of now), and how many more; then of each label its
 --       name, until when, and run
+local _, mark = marked(KEYS[4])
+if mark == nil or redis.call('HGET', did, 'memory') ~= mark then return 0 end  -- who is not counted is read of later
 if ARGV[2] ~= '' and redis.call('HGET', did, 'began') ~= ARGV[2] then return 0 end
 if ARGV[1] ~= '' and redis.call('HSETNX', did, ARGV[1], 1) == 0 then return 0 end
-redis.call('HSETNX', did, 'began', string.format('%.6f', now))
 if ARGV[4] == '1' then redis.call('HSET', did, 'several', 1) end
 local last = 5 + 4 * ARGV[5]
 for at = 6, last, 4 do

@@ -59,7 +59,8 @@ async def _run(part: Part, on_started: Callable[[], None]) -> None:
     on_started()
     await stopping.wait()
     # A thread that hangs, or a task that cannot be cancelled, keeps no process alive: it ends, and says where it hung.
-    faulthandler.dump_traceback_later(END_WITHIN_S, exit=True)
+    if sys.stderr is not None:
+        faulthandler.dump_traceback_later(END_WITHIN_S, exit=True)
     try:
         async with asyncio.timeout(STOP_WITHIN_S):
             await part.stop()

@@ -21,6 +21,7 @@ from redis.exceptions import RedisError
 
 from edge import did
 from edge.backoff import Backoff
+from trust.identity.httpsig import CLOCK_SKEW_S
 from trust.reasons import Reason, Unverifiable
 from trust.recalled import DENIED, Call, Past, Recalled
 from trust.window import BUCKETS, DAY
@@ -28,6 +29,8 @@ from trust.window import BUCKETS, DAY
 PREFIX: Final = "licet:"
 MARK: Final = PREFIX + "since"
 LEASES: Final = PREFIX + "leases"
+MARGIN_S: Final = 1 + int(CLOCK_SKEW_S)
+"""By how much what was signed before something may seem to be later: clocks differ, and marks are whole seconds."""
 TIMEOUT_S: Final = 0.5
 NO_RUN_ID: Final = "it does not say its run_id in INFO, so nobody would see that it lost something"
 IF_LOST: Final = "sessions are opened again, nodes heard of again within seconds, agents counted from the ledgers"
@@ -56,7 +59,7 @@ async def examine(url: str) -> list[Finding]:
         return [Finding("reached", False, str(bad) or type(bad).__name__, "what is signed is refused until it is back")]
     finally:
         await server.aclose()
-    policy, role = str(info.get("maxmemory_policy", "noeviction")), str(info.get("role", "master"))
+    policy, role = str(info.get("maxmemory_policy", "not said")), str(info.get("role", "master"))
     kept, known = bool(info.get("aof_enabled")), "run_id" in info
     return [
         Finding("reached", True, f"version {info.get('redis_version', 'unknown')}"),
@@ -100,19 +103,16 @@ class Shared:
         self._redis: Any = redis.Redis(connection_pool=pool)
         self._of = f"{PREFIX}{audience}:"
         self._scripts: dict[str, Any] = {}
-        self._began_with = b""
-        """The run id of the server when this process began to ask it."""
 
     async def start(self, within_s: float = 0.0) -> None:
         """Refuse to work with a server that forgets; one that cannot be reached is waited for so long."""
         info = await self._info(within_s)
-        policy = info.get("maxmemory_policy", "noeviction")
+        policy = info.get("maxmemory_policy", "not said")
         if "run_id" not in info:
             raise Unverifiable(Reason.REPLAY_UNKNOWN, f"redis: {NO_RUN_ID}")
         if policy != "noeviction":
             detail = f"its maxmemory-policy is {policy}; expected noeviction, or used nonces could be forgotten"
             raise Unverifiable(Reason.REPLAY_UNKNOWN, f"redis: {detail}")
-        self._began_with = await self._run(did.BEGIN, [MARK], int(time.time()))
 
     async def _info(self, within_s: float) -> dict[str, Any]:
         backoff, loop = Backoff(), asyncio.get_running_loop()
@@ -120,8 +120,10 @@ class Shared:
         while True:
             try:
                 found: dict[str, Any] = await self._redis.info()
+                if "run_id" in found:
+                    await self._redis.eval(did.BEGIN, 1, MARK, int(time.time()), MARGIN_S)
                 return found
-            except (redis.ConnectionError, redis.TimeoutError, OSError) as bad:
+            except (redis.ConnectionError, redis.TimeoutError, redis.ReadOnlyError, OSError) as bad:
                 if loop.time() >= end:
                     raise _unknown(bad) from None
             except RedisError as bad:
@@ -137,7 +139,7 @@ class Shared:
         """Nothing, if no process saw *nonce* before, or :class:`Unverifiable`. Times are Unix seconds."""
         lives_ms = max(1, int((expires_at - now) * 1000))
         keys = [MARK, f"{self._of}nonce:{nonce}"]
-        _require_new(await self._run(did.SPEND, keys, int(now), lives_ms, created_at))
+        _require_new(await self._run(did.SPEND, keys, int(now), lives_ms, created_at, MARGIN_S))
 
     # What agents did
 
@@ -170,6 +172,7 @@ class Shared:
             call.run,
             "\n".join(call.labels),
             log,
+            MARGIN_S,
             *(part for window in windows for part in window),
         )
         _require_new(told[0])
@@ -187,17 +190,17 @@ class Shared:
 
     async def denied(self, agent: str, amount: int) -> None:
         """So much was refused to *agent*."""
-        await self._run(did.PUT, self._did(agent), "", "", 0, "", 1, DENIED, DAY, "", amount)
+        await self._run(did.PUT, [*self._did(agent), MARK], "", "", 0, "", 1, DENIED, DAY, "", amount)
 
-    async def seed(self, agent: str, past: Past, labels_keep_s: int) -> None:
-        """What *agent* did before counting began; only the first time."""
-        await self._put(agent, past, "seeded", labels_keep_s)
+    async def seed(self, agent: str, past: Past, labels_keep_s: int, since: float) -> None:
+        """What *agent* did before counting began, *since* then; only the first time."""
+        await self._put(agent, past, "seeded", labels_keep_s, since=f"{since:.6f}")
 
-    async def _put(self, agent: str, past: Past, mark: str = "", labels_keep_s: int = 0, *, since: str = "") -> None:
+    async def _put(self, agent: str, past: Past, mark: str = "", labels_keep_s: int = 0, *, since: str) -> None:
         counts = [part for key, amount in past.counts.items() for part in (*key, amount)]
         labels = [part for one in past.labels for part in one]
         several = "1" if past.several else ""
-        keys, told = self._did(agent), (len(past.counts), *counts, *labels)
+        keys, told = [*self._did(agent), MARK], (len(past.counts), *counts, *labels)
         await self._run(did.PUT, keys, mark, since, labels_keep_s, several, *told)
 
     async def flying(self, calls: dict[str, int]) -> None:
@@ -225,7 +228,7 @@ class Shared:
         """Which action has *key*: *action*, if none had it yet; empty, if a memory that lost some does not tell. What
         was claimed *sealed_s* ago is sealed in a ledger, so after that it is asked no more."""
         keys, lives_ms = [MARK, self._of + key], int(lives_s * 1000)
-        told = await self._run(did.CLAIM, keys, int(now), lives_ms, action, self._began_with, int(sealed_s))
+        told = await self._run(did.CLAIM, keys, int(now), lives_ms, action, int(sealed_s), MARGIN_S)
         return bytes(told).decode()
 
     async def release(self, key: str, action: str) -> None:

@@ -185,7 +185,7 @@ class Recall:
         """Of each agent the log of its sidecar, or :data:`_SEVERAL`."""
         self._looking: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._reading: asyncio.Task[int] | None = None
-        self._telling: dict[str, asyncio.Task[Past]] = {}
+        self._telling: dict[tuple[str, float], asyncio.Task[Past]] = {}
         self._spent = Nonces()
         self._recent: deque[_Done] = deque()
         self._claims: dict[str, tuple[str, float]] = {}
@@ -323,13 +323,13 @@ class Recall:
         async def tell() -> Past:
             past = await self._past(agent, asked.bundle.inventory, since, since)
             past.several = len({log, *self._logs(asked)}) > 1
-            await shared.seed(agent, past, self._labels_keep_s)
+            await shared.seed(agent, past, self._labels_keep_s, since)
             return past
 
-        task = self._telling.get(agent)
+        task = self._telling.get((agent, since))
         if task is None:
-            task = self._telling[agent] = asyncio.create_task(tell())
-            task.add_done_callback(lambda _: self._telling.pop(agent, None))
+            task = self._telling[agent, since] = asyncio.create_task(tell())
+            task.add_done_callback(lambda _: self._telling.pop((agent, since), None))
         return await asyncio.shield(task)
 
     async def work(self, busy: Mapping[str, int]) -> None:

@@ -45,8 +45,9 @@ class Shown:
     async def tools(self, chain: str) -> list[tuple[str, Tool]]:
         """Every tool of which some call under *chain* is not refused, with its server; asked of Cedar once for as long
         as bundle, facts and chain stay what they are."""
-        told, bundle = self._world.identified(), self._world.bundle
+        self._world.identified()
         among = await self.left(chain)
+        told, bundle = self._world.identified(), self._world.bundle
         if bundle is None:
             raise Unverifiable(Reason.NO_BUNDLE, "no policies are there yet, so nothing may be called")
         key = (bundle.digest, told.agent, among)

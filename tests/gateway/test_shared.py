@@ -26,6 +26,7 @@ pytestmark = pytest.mark.slow
 @pytest.fixture
 async def pair(redis: Redis) -> AsyncIterator[tuple[Shared, Shared]]:
     one, other = Shared(redis.url, "aud"), Shared(redis.url, "aud")
+    await one.start()
     yield one, other
     await one.close()
     await other.close()
@@ -41,6 +42,13 @@ async def reached(shared: Shared, server: Any) -> None:
     await shared.recall("anything")
     with contextlib.suppress(client.ConnectionError):
         await server.ping()
+
+
+async def in_step(server: Any) -> None:
+    """Until it has all that its primary has."""
+    async with asyncio.timeout(20):
+        while (await server.info("replication")).get("master_link_status") != "up":
+            await asyncio.sleep(0.05)
 
 
 def soon() -> tuple[int, int, float]:
@@ -65,6 +73,7 @@ async def test_of_all_verifiers_one_accepts(pair: tuple[Shared, Shared]) -> None
 async def test_another_audience_is_another_memory(redis: Redis) -> None:
     for audience in ("one", "two"):
         shared = Shared(redis.url, audience)
+        await shared.start()
         await shared.spend("n" * 16, *soon())
         await shared.close()
 
@@ -80,9 +89,9 @@ async def test_a_redis_that_lost_its_memory_accepts_nothing_from_before(
     assert bad.value.reason is Reason.REPLAY_UNKNOWN
     redis.start()
     with pytest.raises(Unverifiable) as bad:
-        await pair[1].spend("n" * 16, created - 10, expires, time.time())
-    assert bad.value.reason is Reason.REPLAY_UNKNOWN
-    await pair[1].spend("o" * 16, *soon())
+        await pair[1].spend("n" * 16, created, expires, time.time())
+    assert bad.value.reason is Reason.REPLAY_UNKNOWN, "though a clock that is ahead signed it"
+    await pair[1].spend("o" * 16, created + 20, expires, now + 20)
 
 
 async def test_a_redis_that_comes_back_with_an_older_memory_accepts_nothing_from_before(redis: Redis) -> None:
@@ -112,6 +121,7 @@ async def test_a_replica_that_takes_over_accepts_nothing_from_before(redis: Redi
     replica.start("--replicaof", "127.0.0.1", str(redis.port))
     try:
         first, second, server = Shared(redis.url, "aud"), Shared(replica.url, "aud"), plain(replica)
+        await first.start()
         created, expires, now = soon()
         await first.spend("n" * 16, created, expires, now)
         async with asyncio.timeout(20):
@@ -132,34 +142,57 @@ async def test_a_replica_that_takes_over_accepts_nothing_from_before(redis: Redi
         replica.remove()
 
 
+async def test_a_server_that_takes_over_again_is_not_the_one_that_it_was(redis: Redis, tmp_path: Path) -> None:
+    """It never stopped, and has what the other one had, who lost something."""
+    replica = Redis(tmp_path)
+    replica.start("--replicaof", "127.0.0.1", str(redis.port))
+    try:
+        shared, one, other = Shared(redis.url, "aud"), plain(redis), plain(replica)
+        await in_step(other)
+        await shared.start()
+        created, expires, now = soon()
+        await shared.spend("n" * 16, created, expires, now)
+        await other.replicaof("NO", "ONE")
+        await one.replicaof("127.0.0.1", str(replica.port))
+        await in_step(one)
+        await one.replicaof("NO", "ONE")
+        with pytest.raises(Unverifiable) as bad:
+            await shared.spend("m" * 16, created, expires, now + 10)
+        assert bad.value.reason is Reason.REPLAY_UNKNOWN
+        for each in (one, other):
+            await each.aclose()
+        await shared.close()
+    finally:
+        replica.remove()
+
+
 async def test_of_an_older_memory_no_count_and_no_key_is_believed(redis: Redis) -> None:
     redis.stop()
     redis.start("--save", "3600 1")
     shared, server = Shared(redis.url, "aud"), plain(redis)
     await shared.start()
 
-    async def count(nonce: str) -> Counted:
-        created, expires, now = soon()
+    async def count(nonce: str, created: int) -> Counted:
+        _, expires, now = soon()
         call = Call("a", "r", "t/t")
         return await shared.count(call, 1, 1, "log", nonce=nonce, created_at=created, expires_at=expires, now=now)
 
-    await count("1")
-    await shared.seed("a", Past(), 1)
-    assert (await count("2")).whole
+    await shared.seed("a", Past(), 1, (await count("1", soon()[0])).since)
+    assert (await count("2", soon()[0])).whole
     assert await shared.claim("k", "act_1", 60, 30, time.time()) == "act_1"
     await server.save()
-    await count("3")
+    await count("3", soon()[0])
     assert await shared.claim("l", "act_2", 60, 30, time.time()) == "act_2"
     redis.stop()
     redis.start("--save", "3600 1")
     await reached(shared, server)
-    told = await count("4")
+    told = await count("4", soon()[0] + 20)
     assert not told.whole, "so the ledgers are asked"
     assert told.before.day == 0
     now = time.time()
     assert await shared.claim("k", "act_3", 60, 30, now) == "act_1"
     assert await shared.claim("l", "act_3", 60, 30, now) == "", "it does not tell"
-    assert await shared.claim("l", "act_4", 60, 30, now + 31) == "act_4", "by then a ledger knows whose it is"
+    assert await shared.claim("l", "act_4", 60, 30, now + 40) == "act_4", "by then a ledger knows whose it is"
     await shared.close()
     await server.aclose()
 
