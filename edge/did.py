@@ -84,7 +84,6 @@ local time = redis.call('TIME')
 local now = time[1] + time[2] / 1000000
 local did = KEYS[1]
 
-
 local function part_of(span)
   return math.floor(now * {BUCKETS} / span)
 end

@@ -33,7 +33,7 @@ MARGIN_S: Final = 1 + int(CLOCK_SKEW_S)
 """By how much what was signed before something may seem to be later: clocks differ, and marks are whole seconds."""
 TIMEOUT_S: Final = 0.5
 NO_RUN_ID: Final = "it does not say its run_id in INFO, so nobody would see that it lost something"
-IF_LOST: Final = "sessions are opened again, nodes heard of again within seconds, agents counted from the ledgers"
+IF_LOST: Final = "sessions are opened again, nodes heard of again within seconds, and agents counted from the ledgers"
 CONNECTIONS: Final = 64
 _RENEW: Final = """
 local time = redis.call('TIME')
@@ -67,11 +67,7 @@ async def examine(url: str) -> list[Finding]:
         Finding("takes writes", role == "master", role, "expected the primary"),
         Finding("run id", known, "said" if known else "not said", NO_RUN_ID),
         Finding("persistence", True, "on" if kept else "off, and not needed: what is in it is found again"),
-        Finding(
-            "if it were lost",
-            True,
-            "sessions are opened again, nodes are heard of again within seconds, and agents counted from the ledgers",
-        ),
+        Finding("if it were lost", True, IF_LOST),
     ]
 
 
@@ -274,12 +270,16 @@ class Shared:
         return leases
 
 
-def _require_new(told: bytes) -> None:
-    """Nothing, if a nonce was spent for the first time, or :class:`Unverifiable`."""
-    if told == b"replayed":
-        raise Unverifiable(Reason.REPLAYED, "this nonce was used before")
-    if told == b"unknown":
-        raise Unverifiable(Reason.REPLAY_UNKNOWN, "made before the memory of used nonces began; sign again")
+def _require_new(told: object) -> None:
+    """Nothing, if a nonce was spent for the first time, or :class:`Unverifiable`: whatever else is told, too."""
+    match told:
+        case b"spent" | b"counted":
+            return
+        case b"replayed":
+            raise Unverifiable(Reason.REPLAYED, "this nonce was used before")
+        case b"unknown":
+            raise Unverifiable(Reason.REPLAY_UNKNOWN, "made before the memory of used nonces began; sign again")
+    raise Unverifiable(Reason.REPLAY_UNKNOWN, f"redis: expected bytes that say whether a nonce is new, found {told!r}")
 
 
 def _unknown(bad: Exception) -> Unverifiable:

@@ -197,6 +197,16 @@ async def test_of_an_older_memory_no_count_and_no_key_is_believed(redis: Redis) 
     await server.aclose()
 
 
+async def test_an_answer_that_is_not_understood_is_no_yes(redis: Redis) -> None:
+    """As when the address asks the library for texts instead of bytes."""
+    shared = Shared(f"{redis.url}?decode_responses=true", "aud")
+    for _ in range(2):
+        with pytest.raises(Unverifiable) as bad:
+            await shared.spend("n" * 16, *soon())
+        assert bad.value.reason is Reason.REPLAY_UNKNOWN
+    await shared.close()
+
+
 async def test_a_redis_that_hides_its_settings_will_do(redis: Redis) -> None:
     """As managed ones are."""
     redis.stop()
