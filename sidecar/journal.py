@@ -307,5 +307,5 @@ class Recall:
         self.turn.tell_later(Ended(self.turn.worker, self._agent))
 
     def denied(self, run: str, now: float) -> None:
-        """A call was refused."""
+        """A call was refused, for what was asked."""
         self.turn.tell_later(Denied(self._agent, run, now))

@@ -33,7 +33,7 @@ class Ended(Event, frozen=True, tag="e"):
 
 
 class Denied(Event, frozen=True, tag="d"):
-    """A call was refused."""
+    """A call was refused, for what was asked."""
 
     agent: str
     run: str

@@ -44,6 +44,7 @@ from trust.policy.bundle import Compiled
 from trust.policy.engine import Finding
 from trust.policy.inventory import RISK_HIGH, Tool
 from trust.reasons import NOTHING_HAPPENED, Reason, Unverifiable
+from trust.standing.rules import COUNTED
 from trust.standing.score import lowest
 from trust.verdict import Hold, Permit, Refusal, Verdict, decide
 from trust.wire import Dispatch, Place, Proof
@@ -261,7 +262,7 @@ class Pipeline:
 
     async def _refuse(self, action: Action, no: Refusal, caller: Caller, judged: Judged | None) -> Refused:
         """Durable before the agent hears it."""
-        self._recalled.denied(action.run, self._clock.now())
+        self._count(action, no)
         known: dict[str, Any] = {"approval": judged.approval if judged else None, "caller": caller.authn}
         known["deed"] = await self._deed(action, caller, judged)
         if judged is not None:
@@ -270,6 +271,11 @@ class Pipeline:
         if refused.audit is not None:
             self._reports.note(refused.audit.index, str(no.reason), action.server, no.policies)
         return refused
+
+    def _count(self, action: Action, no: Refusal) -> None:
+        """As the agent's own, if *no* says something of whoever asked: an outage must lock nobody out."""
+        if no.reason in COUNTED:
+            self._recalled.denied(action.run, self._clock.now())
 
     async def refuse_with(self, no: Refusal, decision_id: str, **known: Any) -> Refused:
         """Record *no* with what is *known*, then say it."""
@@ -448,7 +454,7 @@ class Pipeline:
         if isinstance(came, Refusal):
             if action.personal is not None and came.reason is Reason.PERMIT_INVALID:
                 self._subjects.forget()
-            self._recalled.denied(action.run, self._clock.now())
+            self._count(action, came)
             status: Status = "refused" if came.reason in NOTHING_HAPPENED else "unknown"
             self._outcome(action, status, started, came.reason, came.detail)
             return Refused(action.decision_id, audit, came)

@@ -12,6 +12,7 @@ from sidecar.memories import Memories
 from trust.ledger import entries
 from trust.ledger.entries import Line
 from trust.reasons import Reason
+from trust.standing.rules import COUNTED
 from trust.window import DAY
 
 NOT_SENT: Final = ("refused", str(Reason.STALE_FACTS))
@@ -47,13 +48,16 @@ class Before(msgspec.Struct):
                         if deed.idempotency_key:
                             self.keys[deed.agent][deed.idempotency_key] = at
                 case entries.Refusal(deed=entries.Deed() as deed) as refusal if now - at < DAY:
-                    self.memories.of(deed.agent).denied(deed.run, at)
+                    if refusal.reason in COUNTED:
+                        self.memories.of(deed.agent).denied(deed.run, at)
                     own.refusals[deed.agent].append((index, refusal))
                 case entries.Outcome() as outcome if outcome.action_id in open_deeds:
                     intent, permitted_at = open_deeds.pop(outcome.action_id)
                     deed = intent.deed
                     if outcome.status == "refused":
                         self.keys[deed.agent].pop(deed.idempotency_key, None)
+                    if outcome.reason in COUNTED and now - at < DAY:
+                        self.memories.of(deed.agent).denied(deed.run, at)
                     if (outcome.status, outcome.reason) == NOT_SENT and now - permitted_at < DAY:
                         self.memories.of(deed.agent).took_back(f"{deed.server}/{deed.tool}", permitted_at, intent.cents)
                 case entries.Bundle() as loaded:

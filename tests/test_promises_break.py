@@ -22,6 +22,14 @@ INSTANCES = "tests/stories/test_instances.py::"
 TENANTS = "tests/attacks/test_tenants.py::"
 EVIDENCE = "tests/stories/test_gpus.py::"
 BREAKS = {
+    "6 an outage is held against an agent": (
+        "sidecar/pipeline.py", "        if no.reason in COUNTED:\n", "        if True:\n",
+        "tests/attacks/test_found.py::test_an_outage_is_held_against_nobody_and_a_refusal_outlives_a_restart",
+    ),
+    "6 what the gateway refused is forgotten by a restart": (
+        "sidecar/recovery.py", "if outcome.reason in COUNTED and", "if False and",
+        "tests/attacks/test_found.py::test_an_outage_is_held_against_nobody_and_a_refusal_outlives_a_restart",
+    ),
     "17 what redis says and nobody understands is a yes": (
         "edge/shared.py", "    raise Unverifiable(Reason.REPLAY_UNKNOWN, f\"redis: expected bytes", "    Unverifiable(Reason.REPLAY_UNKNOWN, f\"redis: expected bytes",
         "tests/gateway/test_shared.py::test_an_answer_that_is_not_understood_is_no_yes",

@@ -6,8 +6,10 @@ import asyncio
 import json
 import shutil
 import sqlite3
+import time
 from pathlib import Path
 from typing import Any
+from unittest.mock import AsyncMock
 
 import msgspec
 import pytest
@@ -22,6 +24,7 @@ from tests.trust.test_ledger import fill, open_ledger, rewrite
 from trust.ledger.entries import Admin, Approval, Intent, Outcome
 from trust.ledger.log import LedgerDamaged
 from trust.policy.inventory import Manifest, Server, Tool, pin
+from trust.reasons import Reason, Unverifiable
 
 pytestmark = pytest.mark.slow
 DELETE = ("workbench/delete_file", {"path": "notes.txt"})
@@ -229,6 +232,35 @@ async def test_denials_are_not_shed_by_a_new_run(mesh: Mesh) -> None:
     await mesh.call("workbench/list_directory", {"path": "."}, run="r3")
     run = [e for e in mesh.entries() if isinstance(e, Intent)][-1].judgement.facts["context"]["run"]
     assert run["denied"] >= 1
+
+
+async def test_an_outage_is_held_against_nobody_and_a_refusal_outlives_a_restart(
+    mesh: Mesh, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def denied() -> int:
+        return mesh.sidecar._journal.memories.of("demo").run("r", time.time()).denied
+
+    await mesh.stop("node")
+    for _ in range(3):
+        away = await mesh.call("workbench/list_directory", {"path": "."})
+        assert away.json["retryable"], away.json
+    assert denied() == 0, "refused by the gateway, which had nowhere to send it"
+    monkeypatch.setattr("trust.feed.SIDE_EFFECTS_STALE_S", -1.0)
+    for _ in range(2):
+        refused(await mesh.call("workbench/write_file", {"path": "x", "content": "x"}), "stale_facts")
+    assert denied() == 0, "refused by the sidecar, which knew too little"
+    monkeypatch.undo()
+
+    refused(await mesh.call("workbench/read_file", {"path": "/etc/passwd"}), "policy_forbids")
+    assert denied() == 1
+    only_here = Unverifiable(Reason.AUTHORITY_EXCEEDED, "the gateway knows better")
+    monkeypatch.setattr("gateway.dispatch.Dispatcher._decide_and_route", AsyncMock(side_effect=only_here))
+    refused(await mesh.call("workbench/list_directory", {"path": "."}), "authority_exceeded")
+    assert denied() == 2
+    monkeypatch.undo()
+    await mesh.stop("sidecar")
+    await mesh.start_sidecar()
+    assert denied() == 2
 
 
 async def test_an_agent_cannot_fill_the_queue(mesh: Mesh, monkeypatch: pytest.MonkeyPatch) -> None:
