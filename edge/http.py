@@ -71,13 +71,21 @@ OnRefusal = Callable[[Refusal, str], Awaitable[web.StreamResponse]]
 
 @dataclass(frozen=True, slots=True)
 class Border:
-    """What one server accepts."""
+    """What one server accepts. ``public_url``: where browsers reach it if that is another address, behind a proxy whose
+    forwarding headers are left out: who could write them is not known, so nothing is believed of them."""
 
     hosts: Collection[str]
     internal_headers: frozenset[str] = frozenset()
     max_body: int = rules.MAX_BODY_BYTES
     max_header: int = 8190
     scheme: str = "http"
+    public_url: str = ""
+
+    @property
+    def origins(self) -> set[str]:
+        """Whose pages may call."""
+        own = {f"{self.scheme}://{host}" for host in self.hosts if host != self.public_url.partition("://")[2]}
+        return own | {self.public_url}
 
 
 def require_c_parser() -> None:
@@ -88,22 +96,28 @@ def require_c_parser() -> None:
 
 async def read(request: web.BaseRequest, border: Border) -> Incoming:
     """The complete request, or :class:`Unverifiable`."""
-    headers = _headers(request.raw_headers, border.internal_headers)
+    headers = _headers(request.raw_headers, border.internal_headers, bool(border.public_url))
     target = request.raw_path
     path, query = rules.split_target(target)
     if request.method == "GET" and path in FOR_ANY_NAME:
         authority = request.headers.get("Host") or ""
     else:
         authority = rules.check_host(request.headers.get("Host"), border.hosts)
-    rules.check_origin(request.headers.get("Origin"), border.hosts, border.scheme)
+    origin = request.headers.get("Origin")
+    if origin is not None:
+        rules.check_origin(origin, border.origins)
     body = await _read_body(request, border.max_body)
     return Incoming(request.method, path, query, headers, body, authority, target, request)
 
 
 @lru_cache(maxsize=32)
-def _headers(raw: tuple[tuple[bytes, bytes], ...], internal: frozenset[str]) -> tuple[tuple[str, str], ...]:
+def _headers(
+    raw: tuple[tuple[bytes, bytes], ...], internal: frozenset[str], behind_proxy: bool
+) -> tuple[tuple[str, str], ...]:
     """*raw* as text, if the rules accept it. An agent sends the same headers with each of its calls."""
     headers = tuple((name.decode("ascii", "replace").lower(), value.decode("latin-1")) for name, value in raw)
+    if behind_proxy:
+        headers = tuple(one for one in headers if not one[0].startswith(rules.FORWARDING))
     rules.check_headers(headers, internal)
     return headers
 

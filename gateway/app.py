@@ -7,9 +7,7 @@ import logging
 import secrets
 import traceback
 from pathlib import Path
-from ssl import SSLContext
 
-from edge import tls
 from edge.blobs import Blobs
 from edge.client import Client
 from edge.clock import SystemClock, new_id
@@ -22,7 +20,6 @@ from edge.http import (
     Server,
     StreamResponse,
     caller_of,
-    json_response,
     problem,
     require_c_parser,
 )
@@ -30,6 +27,7 @@ from edge.reverse import Accepted
 from edge.shared import Shared
 from edge.stopping import ended
 from edge.telemetry import Telemetry
+from gateway.admission import Admission
 from gateway.anchors import Anchors
 from gateway.api.access import Services
 from gateway.api.routes import Api
@@ -38,7 +36,7 @@ from gateway.approvals.votes import Votes
 from gateway.attempts import Attempts, Credentials
 from gateway.bundles import BundleFiles, Bundles
 from gateway.callers import Callers
-from gateway.certificates import Certificates
+from gateway.certificates import AT_HOME, Certificates
 from gateway.challenger import Challenger
 from gateway.config import GatewayConfig
 from gateway.console.door import ROOT
@@ -49,7 +47,6 @@ from gateway.dispatch import Dispatcher
 from gateway.evidence import Packer
 from gateway.feed import Feed
 from gateway.fleet import Fleet
-from gateway.injection import Injected, reviewed, validated
 from gateway.ledgers import Ledgers
 from gateway.naming import log_of_gateway, settled_name
 from gateway.notices import Notices
@@ -110,6 +107,9 @@ class Gateway:
         config, clock = self.config, SystemClock()
         home = config.home
         home.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self.admission = Admission(config.inject) if config.inject is not None else None
+        if self.admission is not None:
+            await self.admission.open(config.host, shared=bool(config.own_port))
         key = SecretKey.load(config.key_file) if config.key_file else SecretKey.load_or_create(home / "gateway.key")
         order = Postgres(config.database, key.derive("order of changes")) if config.database else None
         name = config.name
@@ -160,8 +160,6 @@ class Gateway:
         self.fleet = Fleet(self.records, registry, servers, self.router, self._policies, domain, clock, self._shared)
         self._oidc: Oidc | None = None
         self._own: Listener | None = None
-        self._injecting: Listener | None = None
-        self._injection_files: tuple[tls.Files, SSLContext] | None = None
         self._console: Console
         self._tls = Certificates.of(config, domain, clock)
         self._client = Client(tls=self._tls.outgoing if self._tls else None)
@@ -273,27 +271,25 @@ class Gateway:
             audience=audience,
         )
         self._notices = Notices(config.notify, self.records, self.desk, self.telemetry, clock, lambda: self.console)
-        self._console = Console(services, secret)
+        public, scheme = (config.public_url or "").lower(), "https" if self._tls else "http"
+        self._console = Console(services, secret, secure=(public or scheme).startswith("https"))
         self._api = Api(services, self._console, self.telemetry.metrics)
         self._watch()
         self.telemetry.open(config.otlp or "", "licet-gateway", "main", VERSION)
         hosts: set[str] = set()
-        border = Border(hosts, max_body=MAX_DISPATCH_BYTES, scheme="https" if self._tls else "http")
+        border = Border(hosts, max_body=MAX_DISPATCH_BYTES, scheme=scheme, public_url=public)
         server = Server(self._serve, self._refuse_unread, border)
         self._listener = Listener(server)
-        await self._open_injection()
         secured = self._tls.incoming if self._tls else None
         self.port = await self._listener.open(config.host, config.port, secured, shared=bool(config.own_port))
         if config.own_port:
             self._own = Listener(server)
             await self._own.open(config.host, config.own_port, secured)
-        names = (config.host, "localhost", CONSOLE_HOST, *config.hostnames)
-        if config.peer_url is not None:
-            hosts.add(config.peer_url.partition("://")[2].rstrip("/"))
+        names = (config.host, *AT_HOME, CONSOLE_HOST, *config.hostnames)
+        hosts.update(url.partition("://")[2] for url in (config.peer_url, public) if url)
         for port in {self.port, config.own_port or self.port}:
-            hosts.update(name if ":" in name else f"{name}:{port}" for name in names)
-        console = config.hostnames[0] if config.hostnames else CONSOLE_HOST
-        self._console.origin = f"{border.scheme}://{console}:{self.port}"
+            hosts.update(_authority(name, port) for name in names)
+        self._console.origin = public or f"{scheme}://{CONSOLE_HOST}:{self.port}"
         self._tasks = [
             *([asyncio.create_task(self._replica.work())] if self._replica is not None else []),
             asyncio.create_task(self._tick()),
@@ -307,29 +303,6 @@ class Gateway:
             asyncio.create_task(self._recall.work(dispatcher.busy)),
             asyncio.create_task(peers.work()),
         ]
-
-    async def _open_injection(self) -> None:
-        """What a Kubernetes API server asks: a pure answer to a question, so whoever reaches it may ask."""
-        config = self.config.inject
-        if config is None:
-            return
-        injected = Injected(config.image, config.gateway_url)
-
-        async def answer(incoming: Incoming) -> StreamResponse:
-            try:
-                if incoming.method != "POST" or incoming.path not in (INJECT, VALIDATE):
-                    raise Unverifiable(Reason.NOT_FOUND, f"expected a POST of {INJECT} or {VALIDATE}")
-                review = reviewed if incoming.path == INJECT else validated
-                return json_response(review(incoming.body, injected))
-            except Unverifiable as bad:
-                return await self._refuse(Refusal.of(1, bad), caller_of(incoming.raw), new_id("dec"))
-
-        hosts = {f"{name}:{port}" for name in config.hostnames for port in (config.port, 443)} | set(config.hostnames)
-        border = Border(hosts, max_body=MAX_REVIEW_BYTES, scheme="https")
-        self._injecting = Listener(Server(answer, self._refuse_unread, border))
-        context = tls.public_server(config.tls_certificate, config.tls_key)
-        self._injection_files = tls.Files(config.tls_certificate, config.tls_key), context
-        self.injection_port = await self._injecting.open(self.config.host, config.port, context)
 
     @property
     def console(self) -> str:
@@ -394,8 +367,8 @@ class Gateway:
                 await self.registry.end_drained_keys()
                 if self._tls is not None:
                     self._tls.renew_when_due()
-                if self._injection_files is not None:
-                    self._injection_files[0].show_renewed(self._injection_files[1])
+                if self.admission is not None:
+                    self.admission.show_renewed()
             except LedgerUnavailable as fault:
                 _log.error("ledger unavailable: %s", fault)
             except Exception:
@@ -438,9 +411,9 @@ class Gateway:
         self._console.close()
         await self._accepted.close()
         await self._listener.close()
-        for listener in (self._own, self._injecting):
-            if listener is not None:
-                await listener.close()
+        for door in (self._own, self.admission):
+            if door is not None:
+                await door.close()
         await ended(self._tasks)
         await self._client.close()
         await self._notices.close()
@@ -456,6 +429,13 @@ class Gateway:
         await asyncio.to_thread(self.telemetry.close)
 
 
+def _authority(name: str, port: int) -> str:
+    """How whoever asks *name* calls it; a name may come with a port of its own."""
+    if name.count(":") > 1:
+        return f"[{name}]:{port}"
+    return name if ":" in name else f"{name}:{port}"
+
+
 def _secret(path: Path) -> bytes:
     """32 bytes that only this gateway has."""
     if not path.exists():
@@ -468,8 +448,6 @@ def _is_page(incoming: Incoming) -> bool:
     return incoming.path.startswith(ROOT) and "text/html" in (incoming.header("accept") or "")
 
 
-INJECT, VALIDATE = "/v1/kubernetes/inject", "/v1/kubernetes/validate"
-MAX_REVIEW_BYTES = 3 << 20
 MAX_DISPATCH_BYTES = 8 << 20
 """A payload of the largest size that a sidecar accepts, with its statement."""
 

@@ -45,7 +45,8 @@ class Certificates:
             return None
         wildcards = ("0.0.0.0", "::")  # noqa: S104 (what a certificate must not name)
         named = () if config.host in wildcards else (config.host,)
-        hosts = tuple(dict.fromkeys((*AT_HOME, *config.hostnames, *named)))
+        public = () if config.public_url is None else (urlsplit(config.public_url).hostname or "",)
+        hosts = tuple(dict.fromkeys((*AT_HOME, *config.hostnames, *named, *public)))
         name = subject(trust_domain)
         if config.tls_certificate and config.tls_key and config.tls_authority:
             made = cls(None, config.home, hosts, name)

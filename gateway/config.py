@@ -103,7 +103,9 @@ class GpuConfig(Section):
 
 class InjectConfig(Section):
     """Section ``[gateway.inject]``: a Kubernetes API server asks at ``port``, over TLS, for sidecars of ``image`` that
-    reach the gateway at ``gateway_url``. ``hostnames``: by which it asks, such as ``licet-gateway.licet.svc``."""
+    reach the gateway at ``gateway_url``. ``hostnames``: by which it asks, such as ``licet-gateway.licet.svc``.
+    ``pull_secrets``: Secrets of the agents' namespaces with which the image is pulled. ``data_size``: of the volume
+    with a sidecar's ledger, which ends with its pod."""
 
     port: Port = 7443
     tls_certificate: ExistingFile
@@ -111,6 +113,8 @@ class InjectConfig(Section):
     hostnames: tuple[str, ...]
     image: str = Field(pattern=r"^[a-z0-9][A-Za-z0-9._/:@-]{0,254}$")
     gateway_url: BaseUrl
+    pull_secrets: tuple[Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9.-]{0,252}$")], ...] = ()
+    data_size: str = Field("2Gi", pattern=r"^[1-9][0-9]*(Mi|Gi|Ti)$")
 
 
 class OidcConfig(Section):
@@ -141,12 +145,15 @@ class GatewayConfig(Section):
     way workloads must show certificates. ``otlp``: the collector (OTLP over HTTP) that traces and metrics are sent to;
     without one, none are. ``checkpoints_to``: a directory, best on write-once storage, that keeps checkpoints of the
     gateway's own log; ``witness_url`` and ``witness_vkey``: a witness (C2SP tlog-witness) that cosigns them.
-    ``keep_days``: entries of sidecars and nodes that are older are pruned here, but for their hashes; 0: none are."""
+    ``public_url``: where browsers find the console, if not on this machine: the address of a proxy (an Ingress, which
+    may end TLS), or of this gateway under a name of yours. ``keep_days``: entries of sidecars and nodes that are older
+    are pruned here, but for their hashes; 0: none are."""
 
     home: Path = Path(".licet/gateway")
     host: str = Field("127.0.0.1", min_length=1)
     port: Port = 7400
     hostnames: tuple[str, ...] = ()
+    public_url: BaseUrl | None = None
     trust_domain: str = Field("licet.local", pattern=r"^[a-z0-9.-]{1,253}$")
     policies: Path = Path("policies")
     bundle_ttl_s: WholeSeconds = 86_400

@@ -37,10 +37,13 @@ _LOCKED: Final = {
 
 
 class Injected(msgspec.Struct, frozen=True):
-    """What each sidecar gets: its *image*, and where it reaches the gateway."""
+    """What each sidecar gets: its *image*, the Secrets with which that is pulled, where it reaches the gateway, and how
+    much room its ledger has."""
 
     image: str
     gateway_url: str
+    pull_secrets: tuple[str, ...] = ()
+    data_size: str = "2Gi"
 
 
 def reviewed(body: bytes, injected: Injected) -> dict[str, Any]:
@@ -163,7 +166,7 @@ def _require_guarded(pod: Any, before: Any, injected: Injected) -> None:
     expected = _sidecar(agent, injected)
     if (wrong := _differs(sidecars[0], expected)) != "":
         raise _Refused(f"licet: somebody changed {CONTAINER} after it was injected: {wrong}")
-    for volume in _volumes(agent):
+    for volume in _volumes(agent, injected):
         if not _contains(volumes.get(volume["name"]), volume):
             raise _Refused(f"licet: somebody changed the volume {volume['name']} after it was injected")
 
@@ -183,9 +186,19 @@ def _differs(found: dict[str, Any], expected: dict[str, Any]) -> str:
             return name
         if wanted is None and name not in _GIVEN:
             return name
-        if wanted is not None and not (there == wanted if name == "securityContext" else _contains(there, wanted)):
+        if name == "image":
+            # While gateways are replaced one injects another version than the next; digests are put in by others too.
+            if _repository(there) != _repository(wanted):
+                return name
+        elif wanted is not None and not (there == wanted if name == "securityContext" else _contains(there, wanted)):
             return name
     return ""
+
+
+def _repository(image: Any) -> str:
+    """Of an image, without tag and digest."""
+    path, slash, name = str(image).partition("@")[0].rpartition("/")
+    return path + slash + name.partition(":")[0]
 
 
 def _contains(found: Any, wanted: Any) -> bool:
@@ -198,11 +211,11 @@ def _contains(found: Any, wanted: Any) -> bool:
     return bool(found == wanted)
 
 
-def _volumes(agent: str) -> list[dict[str, Any]]:
+def _volumes(agent: str, injected: Injected) -> list[dict[str, Any]]:
     """Only the sidecar mounts them; whatever user the pod runs as, the sidecar's own can read its identity."""
     return [
         {"name": IDENTITY, "secret": {"secretName": f"{IDENTITY_OF}{agent}", "defaultMode": 0o444}},
-        {"name": DATA, "emptyDir": {"sizeLimit": "2Gi"}},
+        {"name": DATA, "emptyDir": {"sizeLimit": injected.data_size}},
     ]
 
 
@@ -215,7 +228,11 @@ def _patch(pod: Any, injected: Injected) -> list[dict[str, Any]]:
     patch: list[dict[str, Any]] = []
     if not spec.get("volumes"):
         patch.append({"op": "add", "path": "/spec/volumes", "value": []})
-    patch += [{"op": "add", "path": "/spec/volumes/-", "value": volume} for volume in _volumes(agent)]
+    patch += [{"op": "add", "path": "/spec/volumes/-", "value": volume} for volume in _volumes(agent, injected)]
+    pulled = spec.get("imagePullSecrets") or []
+    missing = [{"name": name} for name in injected.pull_secrets if {"name": name} not in pulled]
+    if missing:
+        patch.append({"op": "add", "path": "/spec/imagePullSecrets", "value": [*pulled, *missing]})
     # A sidecar of Kubernetes itself (an init container that goes on): it is there before the agent, and ends after it.
     sidecar = [_sidecar(agent, injected)]
     if spec.get("initContainers"):

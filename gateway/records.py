@@ -40,6 +40,8 @@ class Records:
         self.deciding: AbstractAsyncContextManager[object] = asyncio.Lock()
         self._listeners: list[tuple[Callable[[AnyEntry], None], bool]] = []
         self.fault: LedgerUnavailable | None = None
+        self.damaged = False
+        """What several gateways share contradicts what is known here; each brings what it has when it starts again."""
         self._read: dict[type, tuple[int, list[object]]] = {}
         self.version = 0
 

@@ -260,9 +260,10 @@ class Replica(Records):
                     await self._hear(self._order.news)
                 if self.lost:
                     _log.warning("the order of changes is heard again")
-                self.lost = ""
+                self.lost, self.damaged = "", False
                 backoff.reset()
             except LedgerUnavailable as bad:
+                self.damaged = isinstance(bad, OrderDamaged)
                 if str(bad) != self.lost:
                     _log.error("the order of changes is not heard, trying again: %s", bad)
                 self.lost = str(bad)

@@ -78,6 +78,7 @@ class Mesh:
     breaker: BreakerConfig = field(default_factory=BreakerConfig)
     notify: NotifyConfig = field(default_factory=NotifyConfig)
     oidc: OidcConfig | None = None
+    public_url: str = ""
     issuers: tuple[IssuerConfig, ...] = ()
     gpu: GpuConfig | None = None
     webhook: WebhookConfig | None = None
@@ -170,6 +171,7 @@ class Mesh:
             breaker=self.breaker,
             notify=self.notify,
             oidc=self.oidc,
+            public_url=self.public_url or None,
             issuers=self.issuers,
             gpu=self.gpu,
         )

@@ -47,7 +47,7 @@ _ONCE: Final = frozenset(
 _PLAIN_NAMES: Final = frozenset({"host", "content-length", "content-type", "authorization"})
 """Those that every request has: known to be well formed, once each."""
 _CONTROL: Final = re.compile(r"[\x00-\x08\x0a-\x1f]")
-_FORWARDING: Final = ("x-forwarded-", "forwarded", "x-real-ip")
+FORWARDING: Final = ("x-forwarded-", "forwarded", "x-real-ip")
 
 
 @lru_cache(maxsize=256)
@@ -99,8 +99,8 @@ def _check_other(name: str, value: str, allowed_internal: Collection[str], seen:
         raise _header(f'the header name "{visible(name)}"; underscores and others are not accepted')
     if name.startswith("licet-") and name not in allowed_internal:
         raise _header(f'"{name}" is internal and not accepted from outside')
-    if name.startswith(_FORWARDING):
-        raise _header(f'"{visible(name)}" is accepted only from a configured proxy, and none is configured')
+    if name.startswith(FORWARDING):
+        raise _header(f'"{visible(name)}" is what a proxy adds, and none is configured (public_url in [gateway])')
     if name in _ONCE:
         if name in seen:
             raise _header(f'"{name}" stands more than once')
@@ -131,7 +131,7 @@ def check_host(host: str | None, accepted: Collection[str]) -> str:
     return host.lower()
 
 
-def check_origin(origin: str | None, accepted: Collection[str], scheme: str = "http") -> None:
+def check_origin(origin: str, accepted: Collection[str]) -> None:
     """A browser's page may call us only if it is ours (DNS rebinding)."""
-    if origin is not None and origin.lower() not in {f"{scheme}://{host}" for host in accepted}:
+    if origin.lower() not in accepted:
         raise Unverifiable(Reason.AMBIGUOUS_HEADERS, f'Origin "{visible(origin)}" is not accepted')

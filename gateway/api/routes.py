@@ -39,9 +39,10 @@ class Api:
         return Response(text=text, headers={"Cache-Control": "no-store"})
 
     async def _livez(self, _incoming: Incoming) -> Response:
-        """A ledger that cannot be written, and a state that could not follow it, stay so until a restart."""
+        """A ledger that cannot be written, and a state that could not follow it, stay so until a restart; a database
+        that lost changes gets them back from gateways that start."""
         records = self.services.records
-        live = records.fault is None and records.ledger.fault is None
+        live = records.fault is None and records.ledger.fault is None and not records.damaged
         return json_response({"live": live}, 200 if live else 503)
 
     async def _readyz(self, _incoming: Incoming) -> Response:

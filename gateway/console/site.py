@@ -34,11 +34,11 @@ from trust.verdict import Refusal
 class Console:
     """Every page below ``/console``. :meth:`close` ends the streams that are open."""
 
-    def __init__(self, services: Services, secret: bytes) -> None:
-        """*secret*: 32 bytes that outlive a restart. ``origin`` is known when the gateway listens."""
+    def __init__(self, services: Services, secret: bytes, *, secure: bool) -> None:
+        """*secret*: 32 bytes that outlive a restart. *secure*: browsers come over TLS. ``origin`` is known when the
+        gateway listens."""
         self.origin = ""
         self._assets = Assets()
-        secure = services.certificates is not None
         self._visits = Visits(services.records, services.clock, secret, secure=secure)
         self._signals = Signals()
         self._services = services

@@ -77,16 +77,23 @@ def register(
 @reporting
 def secret(
     name: str,
-    owner: str = typer.Option(..., help="The person for whom it acts."),
+    owner: str = typer.Option("", help="The person for whom it acts."),
     namespace: str = typer.Option(..., help="The Kubernetes namespace of its pods."),
     purpose: str = typer.Option("", help="What it is for, in a few words."),
     team: list[str] = typer.Option([], help="A team it belongs to; may be given more than once."),
+    renew: bool = typer.Option(False, "--renew", help="It is registered: its key is replaced, the former ends now."),
     token_file: Path | None = As,
 ) -> None:
     """Register an agent, enrol it, and print the Secret with which its pods get a sidecar: for `kubectl apply -f -`."""
+    if renew == bool(owner):
+        raise fail("--owner for a new agent, or --renew for one that is registered", USAGE)
     api = gateway(token_file)
-    body = {"name": name, "owner": owner, "purpose": purpose, "teams": team}
-    token = api.call("POST", "/v1/agents", body).body["enrolment_token"]
+    told = (
+        api.call("POST", f"/v1/agents/{name}/rotate", {"lost": True})
+        if renew
+        else api.call("POST", "/v1/agents", {"name": name, "owner": owner, "purpose": purpose, "teams": team})
+    )
+    token = told.body["enrolment_token"]
     with tempfile.TemporaryDirectory() as directory:
         home = Path(directory)
         enroll(api.url, token, home, Path(api.authority) if api.authority else None)

@@ -64,7 +64,10 @@ async def screen(
 ) -> Screen:
     """A browser in which *who* has signed in by a one-time link, as a person does."""
     context = await browser.new_context(
-        viewport=viewport or DESK, reduced_motion="reduce", java_script_enabled=javascript, ignore_https_errors=mesh.tls
+        viewport=viewport or DESK,
+        reduced_motion="reduce",
+        java_script_enabled=javascript,
+        ignore_https_errors=mesh.gateway.console.startswith("https"),
     )
     page = await context.new_page()
     made = Screen(mesh, context, page)

@@ -547,6 +547,31 @@ def looked_at(asked: Any, before: Any = None) -> str:
     return "" if answer["allowed"] else str(answer["status"]["message"])
 
 
+@pytest.mark.parametrize("image", ["licet:next", "licet:test@sha256:" + "0" * 64, "licet"])
+def test_while_gateways_are_replaced_one_accepts_what_another_injected(image: str) -> None:
+    changed = made()
+    changed["spec"]["initContainers"][0]["image"] = image
+    assert looked_at(changed) == ""
+
+
+@pytest.mark.parametrize("image", ["evil/licet:test", "licet.evil:test", "registry:5000/licet:test", "licet2:test"])
+def test_another_image_is_none_of_ours(image: str) -> None:
+    changed = made()
+    changed["spec"]["initContainers"][0]["image"] = image
+    assert "after it was injected: image" in looked_at(changed)
+
+
+@pytest.mark.parametrize("own", [None, [{"name": "own"}], [{"name": "registry"}]])
+def test_the_sidecars_image_is_pulled_with_its_own_secret(own: list[dict[str, str]] | None) -> None:
+    asked = pod() if own is None else pod(imagePullSecrets=own)
+    private = Injected("registry.example:5000/licet:1", "http://gateway:7400", ("registry",), "512Mi")
+    answer = reviewed(review(asked), private)["response"]
+    spec = jsonpatch.apply_patch(asked, json.loads(base64.b64decode(answer["patch"])))["spec"]
+    names = [one["name"] for one in spec["imagePullSecrets"]]
+    assert names == [*(one["name"] for one in own or [] if one["name"] != "registry"), "registry"]
+    assert spec["volumes"][-1]["emptyDir"]["sizeLimit"] == "512Mi"
+
+
 def made() -> dict[str, Any]:
     found, _ = admitted(pod())
     assert found is not None
@@ -675,7 +700,7 @@ async def test_the_gateway_answers_an_api_server_over_tls(tmp_path: Path) -> Non
         async with aiohttp.ClientSession() as http:
 
             async def ask(path: str, body: bytes, host: str = "licet-gateway.licet.svc:443") -> tuple[int, Any]:
-                url = f"https://127.0.0.1:{gateway.injection_port}{path}?timeout=5s"
+                url = f"https://127.0.0.1:{gateway.admission.port}{path}?timeout=5s"
                 headers = {"Host": host, "Content-Type": "application/json"}
                 async with http.post(
                     url, data=body, headers=headers, ssl=context, server_hostname="licet-gateway.licet.svc"
@@ -721,8 +746,40 @@ async def test_an_injected_sidecar_acts_with_what_its_secret_holds(mesh: Mesh, t
                 await asyncio.sleep(0.01)
         answer = await mesh.act(sidecar, "workbench/read_file", {"path": "notes.txt"})
         assert (answer.status, answer.json["audit"]["origin"]) == (200, "licet.local/sidecar/shop/pod-1")
+        # A Secret that others have seen is replaced by the next: pods with the former can do nothing any more.
+        renewed = json.loads(await fine(mesh, "agents", "secret", "shop", "--renew", "--namespace", "shop"))
+        assert renewed["metadata"] == printed["metadata"]
+        assert renewed["stringData"]["identity.key"] != printed["stringData"]["identity.key"]
+        assert (await mesh.act(sidecar, "workbench/read_file", {"path": "notes.txt"})).status != 200
+        for name, text in renewed["stringData"].items():
+            (mounted / name).write_text(text)
+        other = Sidecar(config.model_copy(update={"home": tmp_path / "other", "port": 0, "instance": "pod-2"}))
+        await other.start()
+        try:
+            async with asyncio.timeout(10):
+                while not all(other.checks().values()):
+                    await asyncio.sleep(0.01)
+            assert (await mesh.act(other, "workbench/read_file", {"path": "notes.txt"})).status == 200
+        finally:
+            await other.stop()
     finally:
         await sidecar.stop()
+
+
+@pytest.mark.slow
+async def test_a_gateway_in_a_pod_is_asked_through_a_forwarded_port(tmp_path: Path) -> None:
+    """As docs/deploy.md does it: the pod listens everywhere, and whoever forwards its port asks 127.0.0.1."""
+    gateway = Gateway(GatewayConfig(home=tmp_path / "gateway", host="0.0.0.0", port=0, hostnames=("lic-gateway",)))
+    await gateway.start()
+    try:
+        token = tmp_path / "gateway" / "operator.token"
+        environment = os.environ | {"LICET_GATEWAY__PORT": str(gateway.port), "LICET_PERSON": str(token)}
+        command = [BIN / "licet", "people", "register", "ada", "--role", "operations", "--token-file", tmp_path / "ada"]
+        process = await asyncio.create_subprocess_exec(*command, env=environment, cwd=tmp_path)
+        assert await process.wait() == 0
+        assert gateway.console == f"http://licet.localhost:{gateway.port}", "where a browser here finds it"
+    finally:
+        await gateway.stop()
 
 
 def test_a_key_as_a_cluster_mounts_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -617,6 +617,7 @@ async def test_a_database_that_lost_changes_is_noticed(tmp_path: Path, database:
         with pytest.raises(OrderDamaged, match="the database has lost changes: turn 4"):
             await a.kill("x")
         await eventually(lambda: "lost changes" in b.records.lost)
+        assert b.records.damaged, "so its process is started again, which brings back what it has"
 
 
 async def test_another_past_is_noticed(tmp_path: Path, database: str) -> None:
