@@ -67,6 +67,7 @@ def _name(text: str) -> str:
 Port = Annotated[int, Field(ge=0, le=65535)]
 """0: any free one."""
 Seconds = Annotated[float, Field(gt=0, le=366 * 86_400)]
+Patience = Annotated[float, Field(ge=0, le=3600)]
 WholeSeconds = Annotated[int, Field(gt=0, le=366 * 86_400)]
 SegmentBytes = Annotated[int, Field(ge=1 << 16, le=1 << 34)]
 BaseUrl = Annotated[str, AfterValidator(_base_url)]

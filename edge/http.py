@@ -175,6 +175,7 @@ class Server(web.Server):
         self.on_refusal = on_refusal
         self._border = border
         self._inner = handler
+        self.leaving = False
         super().__init__(self._serve, handler_cancellation=False)
 
     def __call__(self) -> RequestHandler:
@@ -194,7 +195,10 @@ class Server(web.Server):
             response = await self.on_refusal(Refusal.of(1, bad), caller_of(request))
             response.force_close()
             return response
-        return await self._inner(incoming)
+        response = await self._inner(incoming)
+        if self.leaving and not response.prepared:
+            response.force_close()
+        return response
 
 
 def caller_of(request: web.BaseRequest) -> str:
@@ -334,6 +338,12 @@ class Listener:
         """Listen at *path* on this machine."""
         await self._runner.setup()
         await web.UnixSite(self._runner, str(path), backlog=1024).start()
+
+    async def leave(self) -> None:
+        """Take no new connection, and end each that there is with its next answer: who asks again asks elsewhere."""
+        self._server.leaving = True
+        for site in self._runner.sites:
+            await site.stop()
 
     async def close(self) -> None:
         await self._runner.cleanup()

@@ -1,4 +1,5 @@
-"""Running one process of the mesh: uvloop, signals, and an end within two seconds, or within ten whatever hangs."""
+"""Running one process of the mesh: uvloop, signals, and an end within two seconds of what it still had in hand, or
+within ten whatever hangs."""
 
 from __future__ import annotations
 
@@ -31,6 +32,9 @@ class Part(Protocol):
 
     async def start(self) -> None: ...
 
+    async def drain(self) -> None:
+        """Take nothing new on, and finish what is in hand, for as long as its configuration says."""
+
     async def stop(self) -> None: ...
 
 
@@ -49,6 +53,18 @@ def calm_the_collector() -> None:
     gc.set_threshold(*GC_THRESHOLDS)
 
 
+async def _drained(part: Part, stopping: asyncio.Event) -> None:
+    """Until nothing is in hand, or somebody asks once more."""
+    stopping.clear()
+    draining, again = asyncio.create_task(part.drain()), asyncio.create_task(stopping.wait())
+    await asyncio.wait([draining, again], return_when=asyncio.FIRST_COMPLETED)
+    again.cancel()
+    if draining.cancel():
+        return
+    if (bug := draining.exception()) is not None:
+        logging.getLogger("licet").error("finishing what was in hand failed: %s: %s", type(bug).__name__, bug)
+
+
 async def _run(part: Part, on_started: Callable[[], None]) -> None:
     stopping = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -58,6 +74,7 @@ async def _run(part: Part, on_started: Callable[[], None]) -> None:
     calm_the_collector()
     on_started()
     await stopping.wait()
+    await _drained(part, stopping)
     # A thread that hangs, or a task that cannot be cancelled, keeps no process alive: it ends, and says where it hung.
     if sys.stderr is not None:
         faulthandler.dump_traceback_later(END_WITHIN_S, exit=True)

@@ -12,6 +12,17 @@ CHECK_S: Final = 0.25
 
 
 AGAIN_S: Final = 0.5
+DRAIN_LOOK_S: Final = 0.05
+
+
+async def settled(in_hand: Callable[[], int], within_s: float) -> None:
+    """Until nothing is *in_hand* any more, or the time is over."""
+    try:
+        async with asyncio.timeout(within_s):
+            while in_hand():  # noqa: ASYNC110 (counters that others keep)
+                await asyncio.sleep(DRAIN_LOOK_S)
+    except TimeoutError:
+        return
 
 
 async def ended(tasks: Iterable[asyncio.Task[None]]) -> None:

@@ -14,6 +14,7 @@ from edge.backoff import Backoff
 READY: Final = b"listens on"
 """In the line that a worker prints when it is ready."""
 STOP_WITHIN_S: Final = 3.0
+"""Beyond what they may take to finish what they have in hand."""
 STEADY_S: Final = 30.0
 """Who lived so long and ends did not fail to start."""
 _log = logging.getLogger("licet")
@@ -26,8 +27,9 @@ class NeverReady(Exception):
 class Workers:
     """Of one part. The first is ready before the others start: what is made once is made by it alone."""
 
-    def __init__(self, commands: Sequence[Sequence[str]]) -> None:
+    def __init__(self, commands: Sequence[Sequence[str]], drain_s: float = 0.0) -> None:
         self._commands = commands
+        self._drain_s = drain_s
         self._processes: dict[int, asyncio.subprocess.Process] = {}
         self._stopping = asyncio.Event()
 
@@ -83,7 +85,7 @@ class Workers:
             if process.returncode is None:
                 process.terminate()
         try:
-            async with asyncio.timeout(STOP_WITHIN_S):
+            async with asyncio.timeout(self._drain_s + STOP_WITHIN_S):
                 await asyncio.gather(*(process.wait() for process in self._processes.values()))
         except TimeoutError:
             for process in self._processes.values():
@@ -91,7 +93,8 @@ class Workers:
                     process.kill()
 
 
-def run(commands: Sequence[Sequence[str]], on_ready: Callable[[], None]) -> None:
-    """One worker for each of *commands*. Raises :class:`NeverReady`."""
+def run(commands: Sequence[Sequence[str]], on_ready: Callable[[], None], drain_s: float = 0.0) -> None:
+    """One worker for each of *commands*, who finish what they have in hand within *drain_s* at the end. Raises
+    :class:`NeverReady`."""
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    asyncio.run(Workers(commands).work(on_ready))
+    asyncio.run(Workers(commands, drain_s).work(on_ready))

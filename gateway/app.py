@@ -25,7 +25,7 @@ from edge.http import (
 )
 from edge.reverse import Accepted
 from edge.shared import Shared
-from edge.stopping import ended
+from edge.stopping import ended, settled
 from edge.telemetry import Telemetry
 from gateway.admission import Admission
 from gateway.anchors import Anchors
@@ -214,7 +214,7 @@ class Gateway:
         )
         self._recall = Recall(self.records, self.ledgers.index, self._shared, clock, config.labels_keep_s)
         tries = Tries(self.fleet, self.router, attempts)
-        dispatcher = Dispatcher(
+        dispatcher = self._dispatcher = Dispatcher(
             self.records,
             statements,
             self.stops,
@@ -402,6 +402,17 @@ class Gateway:
         except LedgerUnavailable as fault:
             no = Refusal(6, Reason.LEDGER_UNAVAILABLE, str(fault))
         return problem(no, decision_id)
+
+    async def drain(self) -> None:
+        """Whoever listens here, and whoever asks anew, goes to another gateway."""
+        if not self.config.drain_s:
+            return
+        self._feed.closing = True
+        self._feed.wake()
+        for door in (self._listener, self._own):
+            if door is not None:
+                await door.leave()
+        await settled(self._dispatcher.busy.total, self.config.drain_s)
 
     async def stop(self) -> None:
         self._feed.closing = True

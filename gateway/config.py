@@ -9,7 +9,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, PrivateAttr, field_validator, model_validator
 
-from edge.config import BaseUrl, ExistingFile, Name, Port, Seconds, Section, SegmentBytes, Url, WholeSeconds
+from edge.config import BaseUrl, ExistingFile, Name, Patience, Port, Seconds, Section, SegmentBytes, Url, WholeSeconds
 from trust.identity.challenge import MAX_SIZE
 from trust.identity.keys import PublicKey
 from trust.reasons import Unverifiable
@@ -147,7 +147,8 @@ class GatewayConfig(Section):
     gateway's own log; ``witness_url`` and ``witness_vkey``: a witness (C2SP tlog-witness) that cosigns them.
     ``public_url``: where browsers find the console, if not on this machine: the address of a proxy (an Ingress, which
     may end TLS), or of this gateway under a name of yours. ``keep_days``: entries of sidecars and nodes that are older
-    are pruned here, but for their hashes; 0: none are."""
+    are pruned here, but for their hashes; 0: none are. ``drain_s``: for how long a gateway that is told to end finishes
+    what it has in hand."""
 
     home: Path = Path(".licet/gateway")
     host: str = Field("127.0.0.1", min_length=1)
@@ -158,6 +159,7 @@ class GatewayConfig(Section):
     policies: Path = Path("policies")
     bundle_ttl_s: WholeSeconds = 86_400
     lease_ttl_s: Seconds = 10.0
+    drain_s: Patience = 0.0
     labels_keep_s: WholeSeconds = 86_400
     segment_bytes: SegmentBytes = 64 << 20
     credentials: tuple[Credential, ...] = ()

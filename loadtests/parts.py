@@ -51,6 +51,9 @@ class Serving:
     async def answer(self, request: web.BaseRequest) -> web.StreamResponse:
         raise NotImplementedError
 
+    async def drain(self) -> None:
+        """Nothing here takes long."""
+
     async def stop(self) -> None:
         await self.runner.cleanup()
 

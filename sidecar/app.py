@@ -30,7 +30,7 @@ from edge.http import (
     require_free,
 )
 from edge.routes import RouteHandler, Routes
-from edge.stopping import ended
+from edge.stopping import ended, settled
 from edge.telemetry import Telemetry
 from edge.webhooks import TIMEOUT_S, Webhook
 from sidecar.answers import Refused
@@ -395,6 +395,11 @@ class Sidecar:
         facts = self.world.facts
         if facts is not None and facts.rotate and facts.rotate == b64url(self.identity.key.public.raw):
             await self.identity.rotate(self._mandates.hand_over)
+
+    async def drain(self) -> None:
+        if self.config.drain_s:
+            await self._listener.leave()
+            await settled(lambda: self._in_flight, self.config.drain_s)
 
     async def stop(self) -> None:
         await ended(self._tasks)

@@ -13,6 +13,7 @@ from edge.config import (
     ExistingDirectory,
     ExistingFile,
     Name,
+    Patience,
     Port,
     Seconds,
     Section,
@@ -106,7 +107,8 @@ class SidecarConfig(_Workload):
     agents that hold their keys themselves and share this sidecar. ``identity_from``: where key, enrolment and token are
     copied from at the first start. ``instance``: which of several sidecars with the same identity this is, such as the
     pod's name; each has a log of its own. ``unwitnessed_s``: for how long what is recorded may stay unseen by the
-    gateway before nothing of risk 2 or more may happen."""
+    gateway before nothing of risk 2 or more may happen. ``drain_s``: for how long a sidecar that is told to end
+    finishes what it has in hand."""
 
     home: Path = Path(".licet/sidecar")
     host: str = Field("127.0.0.1", min_length=1)
@@ -115,6 +117,7 @@ class SidecarConfig(_Workload):
     hold_wait_s: Seconds = 120.0
     labels_keep_s: WholeSeconds = 86_400
     unwitnessed_s: Seconds = 60.0
+    drain_s: Patience = 0.0
     identity_from: ExistingDirectory | None = None
     instance: str = Field("", pattern=r"^([a-z0-9][a-z0-9.\-]{0,62})?$")
     oauth: OAuthConfig | None = None
@@ -204,7 +207,8 @@ class NodeConfig(_Workload):
     servers are asked again what they offer, so that a tool that changes is quarantined. ``outbound``: the gateway
     cannot reach this node, so it connects and gets its work there. ``claims``: what the node says of itself, such as
     ``gpu = true``; shown, and believed of nobody. ``vouchers``: files in which issuers vouch for more than that.
-    ``gpu``: what makes products where the gateway asks for them as proof of a GPU; ``numpy`` is the processor."""
+    ``gpu``: what makes products where the gateway asks for them as proof of a GPU; ``numpy`` is the processor.
+    ``drain_s``: for how long a node that is told to end finishes what it has in hand."""
 
     home: Path = Path(".licet/node")
     host: str = Field("127.0.0.1", min_length=1)
@@ -215,6 +219,7 @@ class NodeConfig(_Workload):
     heartbeat_s: Seconds = 2.0
     lease_ttl_s: Seconds = 10.0
     recheck_s: Seconds = 30.0
+    drain_s: Patience = 0.0
     claims: dict[str, str | int | bool] = Field(default_factory=dict)
     vouchers: tuple[ExistingFile, ...] = ()
     gpu: Literal["off", "torch", "cupy", "numpy"] = "off"

@@ -55,13 +55,13 @@ def gateway(
         return
     if not config.database:
         raise fail("several workers share their state: set database, redis and key_file in [gateway]", FAILED)
-    _supervise("gateway", count, f"{scheme}://{config.host}:{config.port}")
+    _supervise("gateway", count, f"{scheme}://{config.host}:{config.port}", config.drain_s)
 
 
-def _supervise(name: str, count: int, url: str, *more: str) -> None:
+def _supervise(name: str, count: int, url: str, drain_s: float, *more: str) -> None:
     commands = [[sys.executable, "-m", "licet", name, "--worker", str(number), *more] for number in range(1, count + 1)]
     try:
-        workers.run(commands, lambda: print(f"{name} listens on {url} ({count} workers)", flush=True))
+        workers.run(commands, lambda: print(f"{name} listens on {url} ({count} workers)", flush=True), drain_s)
     except workers.NeverReady as bad:
         raise fail(f"{name} could not start: {bad}", FAILED) from None
 
@@ -86,7 +86,7 @@ def sidecar(
         require_free(config.host, config.port)
         with tempfile.TemporaryDirectory(prefix="licet-") as meeting:
             url = f"http://{config.host}:{config.port}"
-            _supervise("sidecar", count, url, "--workers", str(count), "--family", meeting)
+            _supervise("sidecar", count, url, config.drain_s, "--workers", str(count), "--family", meeting)
 
 
 @reporting

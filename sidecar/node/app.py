@@ -26,6 +26,7 @@ from edge.http import (
     require_free,
 )
 from edge.routes import Routes
+from edge.stopping import settled
 from edge.telemetry import Telemetry
 from sidecar.config import NodeConfig
 from sidecar.identity import Identity
@@ -57,6 +58,7 @@ class Node:
         self.config = config
         self.telemetry = Telemetry()
         self.port = 0
+        self._leaving = False
 
     async def start(self) -> None:
         require_c_parser()
@@ -243,6 +245,8 @@ class Node:
 
     async def _execute(self, incoming: Incoming) -> StreamResponse:
         self._require_gateway(incoming)
+        if self._leaving:
+            raise Unverifiable(Reason.OVERLOADED, "this node is ending, and takes nothing new on", 1)
         if self._outbound is None:
             return await self._executor.execute(incoming)
         with self._outbound.working():
@@ -252,6 +256,13 @@ class Node:
         """The gateway asks for something that only the holder of this node's key can show."""
         self._require_gateway(incoming)
         return await self._showing.prove(incoming)
+
+    async def drain(self) -> None:
+        """The gateway that asks anew is told no, before anything is started, and sends it elsewhere."""
+        if self.config.drain_s:
+            self._leaving = True
+            await self._listener.leave()
+            await settled(lambda: self._executor.in_hand, self.config.drain_s)
 
     async def stop(self) -> None:
         for task in self._tasks:

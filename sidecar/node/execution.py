@@ -125,6 +125,11 @@ class Executor:
                 told[wire.USE_HEADER] = ticket.use(token, payload.body, self._identity.key)
             return await self._pass_on(incoming, job, upstream, {**execute.credentials, **told}, marks)
 
+    @property
+    def in_hand(self) -> int:
+        """How many calls run here."""
+        return self._running.total()
+
     @contextmanager
     def _at_once(self, entitled: Ticket, tool: Tool) -> Iterator[None]:
         """No more calls of a tool run here than its manifest lets run at once."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
+import time
 from typing import Final
 
 PART: Final = """
@@ -24,6 +25,9 @@ class Part:
             except asyncio.CancelledError:
                 times -= 1
 
+    async def drain(self):
+        {drain}
+
     async def stop(self):
         {hang}
 
@@ -33,10 +37,10 @@ print("ended", flush=True)
 """
 
 
-def ends(hang: str, end: float) -> tuple[int, str, str]:
+def ends(hang: str, end: float, drain: str = "pass", signals: int = 1) -> tuple[int, str, str]:
     """Exit code, and what it said."""
     process = subprocess.Popen(
-        [sys.executable, "-c", PART.format(hang=hang, end=end)],
+        [sys.executable, "-c", PART.format(hang=hang, end=end, drain=drain)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -44,7 +48,9 @@ def ends(hang: str, end: float) -> tuple[int, str, str]:
     try:
         assert process.stdout is not None
         assert process.stdout.readline() == "ready\n"
-        process.send_signal(signal.SIGTERM)
+        for _ in range(signals):
+            process.send_signal(signal.SIGTERM)
+            time.sleep(0.5)
         out, err = process.communicate(timeout=30)
         return process.returncode, out, err
     finally:
@@ -69,3 +75,19 @@ def test_a_task_that_needs_more_than_one_cancellation_ends() -> None:
     code, out, err = ends("self.task = asyncio.create_task(self.deaf(3)); await asyncio.sleep(3600)", 20.0)
     assert (code, out) == (0, "ended\n"), err
     assert "did not stop within" in err
+
+
+def test_what_is_in_hand_is_finished_first() -> None:
+    drain = "await asyncio.sleep(1); print('finished', flush=True)"
+    assert ends("print('stopped', flush=True)", 20.0, drain)[:2] == (0, "finished\nstopped\nended\n")
+
+
+def test_who_asks_twice_does_not_wait_for_it() -> None:
+    code, out, err = ends("pass", 20.0, "await asyncio.sleep(3600)", signals=2)
+    assert (code, out) == (0, "ended\n"), err
+
+
+def test_a_fault_in_finishing_keeps_nothing_from_ending() -> None:
+    code, out, err = ends("pass", 20.0, "raise OSError('broken')")
+    assert (code, out) == (0, "ended\n")
+    assert "broken" in err
