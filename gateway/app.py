@@ -343,7 +343,12 @@ class Gateway:
         path = self.config.first_home / "operator.token"
         if any(True for _ in self._store.all(Person)):
             return
-        token = await people.register("operator", [OPERATOR, AUTHOR], "gateway")
+        try:
+            token = await people.register("operator", [OPERATOR, AUTHOR], "gateway")
+        except Unverifiable:
+            if any(True for _ in self._store.all(Person)):
+                return  # another gateway, which starts at the same time, was first
+            raise
         write_atomically(path, token.encode() + b"\n", flush=True)
 
     async def _keep_policies(self) -> None:

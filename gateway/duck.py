@@ -3,8 +3,9 @@
 As a program: the table's columns and its rows come in over stdin; then questions are answered, as JSON. The database
 is in memory; external access is off and the configuration locked before the first row is there; one statement that only
 reads is accepted at a time; the operating system lets this process write no file. Whoever started it ends it when a
-question takes too long. With ``--parquet FILE`` it writes the rows that come in to a Parquet file. It is started by its
-path, isolated (``python -I``), so that no directory of somebody else's is looked into for modules.
+question takes too long. With ``--parquet FILE BYTES`` it writes the rows that come in to a Parquet file of at most so
+many bytes, and keeps them in another such file until then, so that memory has its limit too. It is started by its path,
+isolated (``python -I``), so that no directory of somebody else's is looked into for modules.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ _LOCKED: Final = (
     "SET enable_external_access = false",
     "SET lock_configuration = true",
 )
+_WRITING: Final = ("SET threads = 1", "SET memory_limit = '512MB'")
 MAX_CELL: Final = 10_000
 MAX_TOLD: Final = 8 << 20
 """Characters in one answer."""
@@ -43,12 +45,12 @@ class NotAsked(Exception):
     """A statement that does not only read."""
 
 
-def opened(columns: dict[str, str], *, locked: bool) -> duckdb.DuckDBPyConnection:
-    """A database in memory with the empty table ``entries``, whose *columns* are names with their types."""
-    found = duckdb.connect(":memory:")
+def opened(columns: dict[str, str], settings: tuple[str, ...], path: str = ":memory:") -> duckdb.DuckDBPyConnection:
+    """A database at *path* with the empty table ``entries``, whose *columns* are names with their types."""
+    found = duckdb.connect(path)
     named = ", ".join(f'"{name}" {kind}' for name, kind in columns.items())
     found.execute(f"CREATE TABLE entries ({named})")
-    for setting in _LOCKED if locked else ():
+    for setting in settings:
         found.execute(setting)
     return found
 
@@ -124,7 +126,7 @@ def serve() -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_AS, (MAX_ADDRESSES, MAX_ADDRESSES))
     columns = read(sys.stdin.buffer)["columns"]
-    database = opened(columns, locked=True)
+    database = opened(columns, _LOCKED)
     while (message := read(sys.stdin.buffer)) is not None:
         if "rows" in message:
             insert(database, columns, json.dumps(message["rows"]))
@@ -136,10 +138,12 @@ def serve() -> None:
         write(sys.stdout.buffer, told)
 
 
-def parquet(path: str) -> None:
-    """Write the rows that come in to *path*."""
+def parquet(path: str, most: int) -> None:
+    """Write the rows that come in to *path*, if that takes at most so many bytes; else the process fails."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     columns = read(sys.stdin.buffer)["columns"]
-    database = opened(columns, locked=False)
+    database = opened(columns, _WRITING, f"{path}.duckdb")
     while (message := read(sys.stdin.buffer)) is not None:
         insert(database, columns, json.dumps(message["rows"]))
     database.execute("COPY entries TO ? (FORMAT parquet, COMPRESSION zstd)", [path])
@@ -147,6 +151,6 @@ def parquet(path: str) -> None:
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--parquet"]:
-        parquet(sys.argv[2])
+        parquet(sys.argv[2], int(sys.argv[3]))
     else:
         serve()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import tempfile
 from collections import OrderedDict
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from pathlib import Path
 from typing import Final, Literal, get_args
 
@@ -58,8 +58,8 @@ class Exporter:
         self._form = wanted
         self._bundles: OrderedDict[tuple[str, int], list[bytes]] = OrderedDict()
 
-    async def chunks(self) -> AsyncIterator[bytes]:
-        """The file, piece by piece."""
+    async def chunks(self) -> AsyncGenerator[bytes, None]:
+        """The file, piece by piece. What does not fit into one that has to be made first is :class:`Unverifiable`."""
         if self._form == "parquet":
             async for piece in self._parquet():
                 yield piece

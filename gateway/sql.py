@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import sys
 from asyncio.subprocess import PIPE, Process
 from collections.abc import AsyncIterator
@@ -29,6 +30,8 @@ COLUMNS: Final = {name: _TYPES.get(name, "VARCHAR") for name in ("time", *export
 MAX_LOADED: Final = 1_000_000
 """The newest rows of the index; more would not fit into the memory that one question may take."""
 BATCH: Final = 5_000
+MAX_PARQUET_BYTES: Final = 400 << 20
+"""Twice, in the directory for passing files, while it is written: what a pod has there is little."""
 
 
 class Answer(msgspec.Struct, frozen=True):
@@ -163,15 +166,17 @@ def shaped(row: Row) -> dict[str, Any]:
 
 
 async def parquet(path: str, batches: AsyncIterator[list[Row]]) -> None:
-    """Write *batches* to a Parquet file."""
-    process = await _start("--parquet", path)
+    """Write *batches* to a Parquet file, or :class:`Unverifiable` if they are too many for one."""
+    process = await _start("--parquet", path, str(MAX_PARQUET_BYTES))
     try:
-        async for rows in batches:
-            await _send_rows(process, rows)
+        with contextlib.suppress(ConnectionError):  # it ended, and how is what counts
+            async for rows in batches:
+                await _send_rows(process, rows)
         if process.stdin is not None:
             process.stdin.close()
         if await process.wait():
-            raise OSError(f"{path}: could not be written")
+            most = f"{MAX_PARQUET_BYTES >> 20} MiB of Parquet could not be written"
+            raise Unverifiable(Reason.BODY_TOO_LARGE, f"{most}; ask for less time, or for jsonl or csv, which stream")
     finally:
         if process.returncode is None:
             process.kill()

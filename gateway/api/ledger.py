@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Annotated, Any, Final
 from urllib.parse import parse_qs
 
@@ -184,8 +185,20 @@ async def export(
         "X-Content-Type-Options": "nosniff",
         "Cache-Control": "no-store",
     }
-    response, _ = await relay(incoming, exporting.Exporter(ledgers, asked, wanted).chunks(), 200, headers)
+    pieces = exporting.Exporter(ledgers, asked, wanted).chunks()
+    first = await anext(pieces, b"")  # what cannot be made is refused before anything is answered
+    response, _ = await relay(incoming, _begun(first, pieces), 200, headers)
     return response
+
+
+async def _begun(first: bytes, rest: AsyncGenerator[bytes, None]) -> AsyncIterator[bytes]:
+    try:
+        if first:
+            yield first
+        async for piece in rest:
+            yield piece
+    finally:
+        await rest.aclose()
 
 
 _NUMBERS: Final = frozenset({"since_us", "until_us", "limit"})

@@ -51,6 +51,8 @@ VALUES: Final = {
     "imagePullSecrets": [{"name": "registry"}],
     "gateway": {
         "hostnames": ["licet.example.com"],
+        "publicUrl": "https://licet.example.com",
+        "storageClass": "fast",
         "settings": "keep_days = 30\n",
         "extraEnv": [{"name": "LICET_GATEWAY__OTLP", "value": "http://collector:4318"}],
         "extraVolumes": [{"name": "secrets", "secret": {"secretName": "upstream"}}],
@@ -63,7 +65,18 @@ VALUES: Final = {
             "name": "node-1",
             "servers": '[[node.servers]]\nname = "workbench"\n'
             'command = ["python", "-m", "licet.workbench", "--root", "/data/sandbox"]\n',
-        }
+        },
+        {
+            "name": "node-2",
+            "servers": '[[node.servers]]\nname = "records"\nurl = "http://records.shop.svc:8080/mcp"\n',
+            "image": "registry.example/licet-with-tools:1",
+            "manifests": {"records.toml": '[tools.look]\ncategory = "data"\neffect = "read"\n'},
+            "extraEnv": [{"name": "LICET_NODE__GPU", "value": "numpy"}],
+            "extraVolumes": [{"name": "secrets", "secret": {"secretName": "records"}}],
+            "extraVolumeMounts": [{"name": "secrets", "mountPath": "/secrets", "readOnly": True}],
+            "storageClass": "fast",
+            "egress": [{"ports": [{"port": 8080}]}],
+        },
     ],
 }
 INJECTED: Final = Injected("licet:test", "http://gateway.licet.svc:7400")
@@ -301,7 +314,7 @@ def restricted(spec: dict[str, Any]) -> Iterator[str]:
 
 def test_what_the_chart_runs_is_restricted(rendered: list[Any]) -> None:
     pods = [one["spec"]["template"]["spec"] for one in rendered if one["kind"] == "StatefulSet"]
-    assert len(pods) == 2
+    assert len(pods) == 3
     for spec in pods:
         assert not list(restricted(spec))
         assert all(one["securityContext"]["readOnlyRootFilesystem"] for one in spec["containers"])
@@ -316,6 +329,39 @@ def test_what_the_chart_sets_is_configuration(rendered: list[Any], stand_ins: di
                 shared if "gateway" in one["metadata"]["name"] else {}, stand_ins, one["data"]["licet.toml"]
             )
             assert made["gateway"].inject or made["node"].servers
+            if made["gateway"].inject:
+                assert made["gateway"].inject.pull_secrets == ("registry",)
+                assert made["gateway"].public_url == "https://licet.example.com"
+
+
+def test_whoever_is_told_to_end_has_the_time_that_it_may_take(rendered: list[Any]) -> None:
+    texts = {one["metadata"]["name"]: one["data"]["licet.toml"] for one in rendered if one["kind"] == "ConfigMap"}
+    for one in rendered:
+        if one["kind"] == "StatefulSet":
+            spec, told = one["spec"]["template"]["spec"], tomllib.loads(texts[one["metadata"]["name"]])
+            [own] = [told[part] for part in ("gateway", "node") if part in told]
+            hook = spec["containers"][0].get("lifecycle", {}).get("preStop", {"exec": {"command": ["sleep", "0"]}})
+            before = int(hook["exec"]["command"][1])
+            assert own["drain_s"] > 0
+            assert spec["terminationGracePeriodSeconds"] >= before + own["drain_s"] + 5
+            assert {"livenessProbe", "readinessProbe", "startupProbe"} <= spec["containers"][0].keys()
+
+
+def test_a_node_of_the_chart_gets_what_its_servers_need(rendered: list[Any]) -> None:
+    own = {one["kind"]: one for one in rendered if one["metadata"]["name"] == "lic-node-2"}
+    assert set(tomllib.loads(own["ConfigMap"]["data"]["records.toml"])["tools"]) == {"look"}
+    [container] = own["StatefulSet"]["spec"]["template"]["spec"]["containers"]
+    assert container["image"] == "registry.example/licet-with-tools:1"
+    assert {"mountPath": "/secrets", "name": "secrets", "readOnly": True} in container["volumeMounts"]
+    assert own["StatefulSet"]["spec"]["volumeClaimTemplates"][0]["spec"]["storageClassName"] == "fast"
+    rule = own["NetworkPolicy"]["spec"]
+    ports = [port["port"] for one in rule["egress"] for port in one["ports"]]
+    assert (rule["policyTypes"], ports) == (["Ingress", "Egress"], [7400, 53, 53, 8080])
+
+
+def test_what_keeps_agents_in_outlives_the_release(rendered: list[Any]) -> None:
+    kept = {one["kind"] for one in rendered if "helm.sh/resource-policy" in one["metadata"].get("annotations", {})}
+    assert kept == {"Namespace", "NetworkPolicy"}
 
 
 def test_services_and_rules_meet_what_they_are_for(rendered: list[Any]) -> None:

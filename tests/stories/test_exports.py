@@ -118,3 +118,15 @@ async def test_the_sql_page_and_the_downloads(told: Mesh, browser: Browser) -> N
     saved = await coming.value
     assert saved.suggested_filename == "licet-ledger.csv"
     assert len((await saved.path()).read_text().splitlines()) == 4
+
+
+async def test_a_file_that_would_be_too_large_is_refused_before_anything_is_told(
+    told: Mesh, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gateway.sql.MAX_PARQUET_BYTES", 1 << 9)
+    answer = await told.admin("GET", "/v1/ledger/export?format=parquet")
+    assert (answer.status, answer.json["reason"]) == (413, "body_too_large")
+    assert "jsonl or csv, which stream" in answer.json["detail"]
+    assert (await told.admin("GET", "/v1/ledger/export?format=jsonl")).status == 200
+    monkeypatch.undo()
+    assert (await told.admin("GET", "/v1/ledger/export?format=parquet")).status == 200

@@ -19,15 +19,17 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import asyncpg
 import msgspec
 import psutil
 import pytest
 
 from gateway.app import Gateway
+from gateway.config import GatewayConfig
 from gateway.state import LogRecord, Peer
 from licet.client import Api, Unavailable
 from loadtests.servers import Redis, free_ports
-from tests.mesh import REPOSITORY, Answer, Mesh
+from tests.mesh import REPOSITORY, SEGMENT, Answer, Mesh
 from tests.stories.test_witness import shipped, witnessed
 from trust.identity.keys import SecretKey
 from trust.ledger import checkpoint, entries
@@ -420,6 +422,60 @@ async def test_a_gateway_that_lost_its_disk_is_another_one(two: Mesh, monkeypatc
     await two.stop_replica("b")
     b = await two.start_replica("b")
     assert b.ledger.origin == old + ".2", "it is the same one after a restart"
+
+
+async def test_gateways_that_start_at_once_are_one(tmp_path: Path, database: str, redis: Redis) -> None:
+    """As the pods of a StatefulSet do, on an empty database; somebody has to be the first operator, once."""
+    SecretKey.load_or_create(tmp_path / "gateway.key")
+    made = [
+        Gateway(
+            GatewayConfig(
+                name=name,
+                home=tmp_path / name,
+                port=0,
+                key_file=tmp_path / "gateway.key",
+                database=database,
+                redis=redis.url,
+                segment_bytes=SEGMENT,
+            )
+        )
+        for name in ("a", "b", "c")
+    ]
+    try:
+        await asyncio.gather(*(one.start() for one in made))
+        [token] = tmp_path.glob("*/operator.token")
+        for one in made:
+            await eventually(lambda one=one: one.records.version == made[0].records.version)
+            api = Api(url(one), token.read_text().strip())
+            told = await asyncio.to_thread(api.call, "GET", "/v1/people")
+            assert [person["name"] for person in told.body["people"]] == ["operator"]
+    finally:
+        for one in made:
+            await one.stop()
+
+
+async def test_a_database_that_lost_changes_gets_them_back_when_the_processes_are_started_again(two: Mesh) -> None:
+    """That they have to be is what /livez says, so whoever keeps them running does it without hands."""
+
+    async def live() -> set[int]:
+        gateways = (two.gateway, two.replicas["b"])
+        return {(await two.request("GET", url(one) + "/livez")).status for one in gateways}
+
+    assert await live() == {200}
+    version = two.gateway.records.version
+    session = await asyncpg.connect(two.database)
+    await session.execute("DELETE FROM licet_change WHERE turn > $1", version - 4)
+    await session.close()
+    async with asyncio.timeout(10):
+        while await live() != {503}:
+            await asyncio.sleep(0.05)
+    await two.stop_replica("b")
+    await two.stop("gateway")
+    await asyncio.gather(two.start_gateway(), two.start_replica("b"))
+    assert await live() == {200}
+    assert two.gateway.records.version >= version
+    await two.ready()
+    assert (await two.call("workbench/read_file", {"path": "notes.txt"})).status == 200
 
 
 def test_workers_share_a_port_and_each_has_its_own_log(tmp_path: Path, database: str, redis: Redis) -> None:
