@@ -68,7 +68,7 @@ $(VENV)/test.done: requirements/test.lock $(VENV)/run.done
 	@touch $@
 
 debian:
-	@deploy/debian-packages git bubblewrap redis-server postgresql haproxy iproute2 faketime openssh-client chromium
+	@deploy/debian-packages git bubblewrap redis-server postgresql pgbouncer haproxy iproute2 faketime openssh-client chromium
 
 clean:
 	@rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis $(dir $(NPM))

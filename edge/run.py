@@ -1,5 +1,4 @@
-"""Running one process of the mesh: uvloop, signals, and an end within two seconds of what it still had in hand, or
-within ten whatever hangs."""
+"""Running one process of the mesh: uvloop, signals, and an end after what is in hand, soon and whatever hangs."""
 
 from __future__ import annotations
 

@@ -192,16 +192,9 @@ class Postgres:
         session.terminate()
 
     async def _connected(self) -> Any:
-        settings = {
-            "application_name": "licet gateway",
-            "idle_session_timeout": f"{SILENT_S}s",
-            "idle_in_transaction_session_timeout": f"{SILENT_S}s",
-            "lock_timeout": f"{TURN_S}s",
-            "synchronous_commit": "on",
-        }
         try:
             async with asyncio.timeout(CONNECT_S):
-                session = await asyncpg.connect(self._url, server_settings=settings)
+                session = await asyncpg.connect(self._url)
         except Exception as bad:
             raise OrderUnavailable(f"PostgreSQL cannot be reached: {_words(bad)}") from None
         try:
@@ -216,12 +209,24 @@ class Postgres:
 
     async def _prepare(self, session: Any) -> None:
         await require_fit(session)
+        for setting, value in _SETTINGS.items():
+            await session.execute(f"SET {setting} = '{value}'")
         await migrate(session)
         name = await session.fetchval("SELECT name FROM licet_order")
         if self.name and name != self.name:
             raise OrderDamaged("this is another database than before; point all gateways at the one they began with")
         self.name = name
         await session.add_listener(CHANNEL, lambda *_: self._wake())
+
+
+_SETTINGS: Final = {
+    "application_name": "licet gateway",
+    "idle_session_timeout": f"{SILENT_S}s",
+    "idle_in_transaction_session_timeout": f"{SILENT_S}s",
+    "lock_timeout": f"{TURN_S}s",
+    "synchronous_commit": "on",
+}
+"""Of our own sessions. Said in the session, because a pooler takes most of them from nobody who connects."""
 
 
 def _words(bad: BaseException) -> str:

@@ -151,5 +151,32 @@ class Postgres:
         shutil.rmtree(self.home, ignore_errors=True)
 
 
+class Pooler:
+    """A PgBouncer in session mode before *postgres*, as installed by Debian; it does not run as root either."""
+
+    def __init__(self, postgres: Postgres, home: Path) -> None:
+        binary = shutil.which("pgbouncer") or shutil.which("pgbouncer", path="/usr/sbin")
+        assert binary, "make debian installs pgbouncer"
+        self.port = free_port()
+        users, config = home / "users.txt", home / "pgbouncer.ini"
+        users.write_text('"licet" ""\n')
+        config.write_text(
+            f"[databases]\n* = host=127.0.0.1 port={postgres.port}\n[pgbouncer]\npool_mode = session\nunix_socket_dir =\n"
+            f"listen_addr = 127.0.0.1\nlisten_port = {self.port}\nauth_type = trust\nauth_file = {users}\n"
+        )
+        user = "postgres" if os.geteuid() == 0 else None
+        for path in (home, users, config):
+            path.chmod(0o755 if path.is_dir() else 0o644)
+        command = [binary, str(config)]
+        self._process = subprocess.Popen(
+            command, user=user, cwd="/", stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        await_port(self.port, self._process, "pgbouncer")
+
+    def stop(self) -> None:
+        self._process.kill()
+        self._process.wait()
+
+
 def _plain() -> dict[str, str]:
     return {"PATH": "/usr/bin:/bin", "LC_ALL": "C"}

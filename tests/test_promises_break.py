@@ -22,6 +22,42 @@ INSTANCES = "tests/stories/test_instances.py::"
 TENANTS = "tests/attacks/test_tenants.py::"
 EVIDENCE = "tests/stories/test_gpus.py::"
 BREAKS = {
+    "7 who ends does not finish what is in hand": (
+        "edge/run.py", "    await _drained(part, stopping)\n", "",
+        "tests/edge/test_run.py::test_what_is_in_hand_is_finished_first",
+    ),
+    "7 a node that ends takes something new on": (
+        "sidecar/node/app.py", "        if self._leaving:\n", "        if False:\n",
+        "tests/stories/test_draining.py::test_what_runs_ends_well_and_nothing_new_begins[node]",
+    ),
+    "7 a gateway that ends keeps its connections": (
+        "edge/http.py", "        if self.leaving and not response.prepared:\n", "        if False:\n",
+        "tests/stories/test_draining.py::test_who_asks_a_gateway_that_ends_is_answered_and_asks_another_next",
+    ),
+    "7 what forwards is accepted without a proxy": (
+        "edge/http.py", "    if behind_proxy:\n", "    if True:\n",
+        "tests/attacks/test_bad_input.py",
+    ),
+    "7 a page that came without tls calls the public name": (
+        "edge/http.py", "for host in self.hosts if host != self.public_url.partition(\"://\")[2]}", "for host in self.hosts}",
+        "tests/console/test_public_url.py::test_only_its_own_pages_may_call_and_nobody_is_who_a_header_says",
+    ),
+    "7 another image is taken for the sidecar": (
+        "gateway/injection.py", "            if _repository(there) != _repository(wanted):\n", "            if False:\n",
+        "tests/deploy/test_deploy.py::test_another_image_is_none_of_ours",
+    ),
+    "7 behind a pooler who falls silent keeps the turn": (
+        "gateway/postgres.py", "            await session.execute(f\"SET {setting} = '{value}'\")\n", "            pass\n",
+        "tests/gateway/test_order.py::test_behind_a_pooler_of_sessions_who_falls_silent_loses_the_turn_too",
+    ),
+    "7 a database that lost changes stays so": (
+        "gateway/api/routes.py", " and not records.damaged\n", "\n",
+        "tests/stories/test_replicas.py::test_a_database_that_lost_changes_gets_them_back_when_the_processes_are_started_again",
+    ),
+    "7 the first operator is made twice or never": (
+        "gateway/app.py", "                return  # another gateway, which starts at the same time, was first\n", "                raise\n",
+        "tests/stories/test_replicas.py::test_gateways_that_start_at_once_are_one",
+    ),
     "6 an outage is held against an agent": (
         "sidecar/pipeline.py", "        if no.reason in COUNTED:\n", "        if True:\n",
         "tests/attacks/test_found.py::test_an_outage_is_held_against_nobody_and_a_refusal_outlives_a_restart",

@@ -202,6 +202,9 @@ def test_the_services_of_compose_are_locked_and_wait_for_each_other() -> None:
             assert service["cap_drop"] == ["ALL"]
             assert service["user"] == "10001:10001"
     assert made["networks"]["agents"]["internal"], "an agent there reaches nothing but its sidecar"
+    on_data = {name for name, service in made["services"].items() if "data" in service.get("networks", [])}
+    assert on_data == {"gateway-a", "gateway-b", "postgres", "redis"}, "no tool reaches what gateways share"
+    assert all(made["services"][name]["networks"] == ["data"] for name in ("postgres", "redis"))
 
 
 def _read_settings(environment: dict[str, str], files: dict[str, Path], text: str = "") -> dict[str, Any]:
@@ -858,6 +861,9 @@ def test_the_units_are_sound_and_locked(tmp_path: Path) -> None:
             text=True,
         )
         assert said.returncode == 0, said.stdout[-300:]
+        (tmp_path / f"{unit.name}.d").mkdir()
+        shutil.copy(DEPLOY / "systemd" / "sandbox.conf", tmp_path / f"{unit.name}.d")
+        run("systemd-analyze", "verify", "--man=no", there)
 
 
 # The way around

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import tempfile
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -209,6 +210,29 @@ async def test_a_server_that_could_lose_decisions_is_refused() -> None:
 async def test_a_server_that_is_not_there() -> None:
     with pytest.raises(OrderUnavailable, match="cannot be reached"):
         await Postgres(f"postgresql://licet@127.0.0.1:{servers.free_port()}/x", SECRET).open(lambda: None)
+
+
+async def test_behind_a_pooler_of_sessions_who_falls_silent_loses_the_turn_too(
+    postgres: servers.Postgres, database: str
+) -> None:
+    """A real PgBouncer, which takes few settings from whoever connects."""
+    with tempfile.TemporaryDirectory() as home:  # which a user of its own can read
+        pooler = servers.Pooler(postgres, Path(home))
+        try:
+            pooled = database.replace(f":{postgres.port}/", f":{pooler.port}/")
+            assert all(one.fine for one in await examine(pooled))
+            async with opened(pooled) as one, opened(database) as other:
+                await one.take(0)
+                async with asyncio.timeout(10):
+                    await other.take(0)
+                await other.publish(change(1))
+                await other.give()
+                with pytest.raises(OrderUnavailable):
+                    await one.publish(change(1))
+                assert [told.turn for told in await one.take(0)] == [1], "and it goes on with another session"
+                await one.give()
+        finally:
+            pooler.stop()
 
 
 async def test_the_doctor_says_what_is_wrong_with_it(postgres: servers.Postgres, database: str) -> None:

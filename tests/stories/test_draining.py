@@ -42,6 +42,13 @@ class Running:
     def call(self) -> asyncio.Task[Answer]:
         return asyncio.create_task(self.mesh.call("bench/echo", {"text": "x"}))
 
+    async def warm(self) -> None:
+        """Two connections everywhere."""
+        self.tool.may.set()
+        assert [answer.status for answer in await asyncio.gather(self.call(), self.call())] == [200, 200]
+        self.tool.may.clear()
+        self.tool.asked.clear()
+
     def draining(self, part: str, seconds: float) -> asyncio.Task[None]:
         told = getattr(self.mesh, part)
         told.config = told.config.model_copy(update={"drain_s": seconds})
@@ -67,6 +74,7 @@ async def running(tmp_path: Path) -> AsyncIterator[Running]:
 
 @pytest.mark.parametrize("part", PARTS)
 async def test_what_runs_ends_well_and_nothing_new_begins(running: Running, part: str) -> None:
+    await running.warm()
     first = running.call()
     await running.tool.asked.wait()
     draining = running.draining(part, 30.0)
@@ -76,9 +84,9 @@ async def test_what_runs_ends_well_and_nothing_new_begins(running: Running, part
         with pytest.raises(OSError, match="onnect"):
             await asyncio.open_connection("127.0.0.1", running.mesh.sidecar.port)
     elif part == "node":
-        new = (await running.call()).json
-        assert new["retryable"], new
-        assert new["reason"] in ("overloaded", "node_unreachable", "no_eligible_node"), new
+        for reason in ("overloaded", "no_eligible_node"):  # by the connection that there is, and by none
+            new = (await asyncio.wait_for(running.call(), 10)).json
+            assert (new["reason"], new["retryable"]) == (reason, True), new
     running.tool.may.set()
     assert (await first).status == 200
     async with asyncio.timeout(5):
@@ -97,10 +105,7 @@ async def test_nobody_waits_for_longer_than_is_said(running: Running, part: str)
 
 
 async def test_who_asks_a_gateway_that_ends_is_answered_and_asks_another_next(running: Running) -> None:
-    running.tool.may.set()
-    assert (await running.call()).status == 200
-    running.tool.may.clear()
-    running.tool.asked.clear()
+    await running.warm()
     held = running.call()
     await running.tool.asked.wait()
     draining = running.draining("gateway", 30.0)

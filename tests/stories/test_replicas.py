@@ -26,6 +26,7 @@ import pytest
 
 from gateway.app import Gateway
 from gateway.config import GatewayConfig
+from gateway.people import People
 from gateway.state import LogRecord, Peer
 from licet.client import Api, Unavailable
 from loadtests.servers import Redis, free_ports
@@ -424,8 +425,17 @@ async def test_a_gateway_that_lost_its_disk_is_another_one(two: Mesh, monkeypatc
     assert b.ledger.origin == old + ".2", "it is the same one after a restart"
 
 
-async def test_gateways_that_start_at_once_are_one(tmp_path: Path, database: str, redis: Redis) -> None:
+async def test_gateways_that_start_at_once_are_one(
+    tmp_path: Path, database: str, redis: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """As the pods of a StatefulSet do, on an empty database; somebody has to be the first operator, once."""
+    all_see_nobody, register = asyncio.Barrier(3), People.register
+
+    async def together(people: People, *given: Any) -> str:
+        await all_see_nobody.wait()
+        return await register(people, *given)
+
+    monkeypatch.setattr(People, "register", together)
     SecretKey.load_or_create(tmp_path / "gateway.key")
     made = [
         Gateway(
