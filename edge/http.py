@@ -85,7 +85,7 @@ class Border:
     def origins(self) -> set[str]:
         """Whose pages may call."""
         own = {f"{self.scheme}://{host}" for host in self.hosts if host != self.public_url.partition("://")[2]}
-        return own | {self.public_url}
+        return own | {self.public_url} if self.public_url else own
 
 
 def require_c_parser() -> None:

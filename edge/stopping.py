@@ -9,8 +9,6 @@ from typing import Final
 
 CHECK_S: Final = 0.25
 """How often a call that waits looks whether it may go on."""
-
-
 AGAIN_S: Final = 0.5
 DRAIN_LOOK_S: Final = 0.05
 

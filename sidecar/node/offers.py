@@ -104,7 +104,9 @@ class Offers:
             raise Unverifiable(Reason.NO_ELIGIBLE_NODE, again)
         tool = offer.server.tools.get(entitled.tool)
         if tool is None or tool.digest != entitled.tool_digest:
-            raise Unverifiable(Reason.TOOL_QUARANTINED, f"{entitled.tool} is not offered here as it was judged")
+            name, todo = f"{entitled.server}/{entitled.tool}", f"`licet servers diff {entitled.server}`"
+            told = f"{name} is not offered here as it was judged: an operator looks at it with {todo}"
+            raise Unverifiable(Reason.TOOL_QUARANTINED, told)
         return upstream, tool
 
     def bound(self, server: str) -> bool:

@@ -155,8 +155,9 @@ async def test_another_host_is_refused(mesh: Mesh) -> None:
     await expect_refused(mesh, raw(mesh, Host="elsewhere.test"), "ambiguous_headers")
 
 
-async def test_a_page_of_another_origin_is_refused(mesh: Mesh) -> None:
-    await expect_refused(mesh, raw(mesh, headers=["Origin: http://evil.test"]), "ambiguous_headers")
+@pytest.mark.parametrize("origin", ["http://evil.test", "null", ""])
+async def test_a_page_of_another_origin_is_refused(mesh: Mesh, origin: str) -> None:
+    await expect_refused(mesh, raw(mesh, headers=[f"Origin: {origin}"]), "ambiguous_headers")
 
 
 BODIES = {
