@@ -78,6 +78,7 @@ from trust import report
 from trust.identity.keys import SecretKey
 from trust.ledger import entries
 from trust.ledger.disk import Disk
+from trust.ledger.log import LedgerDamaged
 from trust.ledger.tiles import write_atomically
 from trust.ledger.writer import LedgerUnavailable
 from trust.policy.bundle import Compiled
@@ -110,7 +111,7 @@ class Gateway:
         self.admission = Admission(config.inject) if config.inject is not None else None
         if self.admission is not None:
             await self.admission.open(config.host, shared=bool(config.own_port))
-        key = SecretKey.load(config.key_file) if config.key_file else SecretKey.load_or_create(home / "gateway.key")
+        key = _key(config)
         order = Postgres(config.database, key.derive("order of changes")) if config.database else None
         name = config.name
         if order is not None:
@@ -443,6 +444,20 @@ class Gateway:
         self._store.close()
         self._subject_file.close()
         await asyncio.to_thread(self.telemetry.close)
+
+
+def _key(config: GatewayConfig) -> SecretKey:
+    """What everything is signed with that this gateway says. Everybody enrolled with it, so it stays the same."""
+    own = config.home / "gateway.key"
+    if config.key_file is None:
+        return SecretKey.load_or_create(own)
+    key = SecretKey.load(config.key_file)
+    if own.exists() and SecretKey.load(own).public != key.public:
+        raise LedgerDamaged(
+            f"{config.key_file} is another key than {own}, with which this gateway signed until now and everybody "
+            f"enrolled; name {own} as key_file, or a copy of it, here and at the other gateways"
+        )
+    return key
 
 
 def _authority(name: str, port: int) -> str:

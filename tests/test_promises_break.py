@@ -22,6 +22,10 @@ INSTANCES = "tests/stories/test_instances.py::"
 TENANTS = "tests/attacks/test_tenants.py::"
 EVIDENCE = "tests/stories/test_gpus.py::"
 BREAKS = {
+    "7 a gateway takes another key than it had": (
+        "gateway/app.py", "    if own.exists() and SecretKey.load(own).public != key.public:\n", "    if False:\n",
+        "tests/stories/test_replicas.py::test_a_gateway_that_was_alone_keeps_its_key",
+    ),
     "7 who ends does not finish what is in hand": (
         "edge/run.py", "    await _drained(part, stopping)\n", "",
         "tests/edge/test_run.py::test_what_is_in_hand_is_finished_first",

@@ -100,7 +100,7 @@ def _check_other(name: str, value: str, allowed_internal: Collection[str], seen:
     if name.startswith("licet-") and name not in allowed_internal:
         raise _header(f'"{name}" is internal and not accepted from outside')
     if name.startswith(FORWARDING):
-        raise _header(f'"{visible(name)}" is what a proxy adds, and none is configured (public_url in [gateway])')
+        raise _header(f'"{visible(name)}" is what a proxy adds, which only a gateway with a public_url passes over')
     if name in _ONCE:
         if name in seen:
             raise _header(f'"{name}" stands more than once')

@@ -35,6 +35,7 @@ from tests.stories.test_witness import shipped, witnessed
 from trust.identity.keys import SecretKey
 from trust.ledger import checkpoint, entries
 from trust.ledger.checkpoint import Checkpoint
+from trust.ledger.log import LedgerDamaged
 from trust.ledger.proofs import Tree
 from trust.ledger.verify import verify
 
@@ -462,6 +463,33 @@ async def test_gateways_that_start_at_once_are_one(
     finally:
         for one in made:
             await one.stop()
+
+
+async def test_a_gateway_that_was_alone_keeps_its_key(tmp_path: Path, database: str, redis: Redis) -> None:
+    """With another one it would bring nothing along that anybody believes."""
+    alone = Gateway(GatewayConfig(home=tmp_path / "home", port=0, segment_bytes=SEGMENT))
+    await alone.start()
+    await alone.stop()
+    SecretKey.load_or_create(tmp_path / "another.key")
+    shared = GatewayConfig(
+        home=tmp_path / "home",
+        port=0,
+        key_file=tmp_path / "another.key",
+        database=database,
+        redis=redis.url,
+        segment_bytes=SEGMENT,
+    )
+    with pytest.raises(
+        LedgerDamaged, match=r"another\.key is another key than .*home/gateway\.key.*name .* as key_file"
+    ):
+        await Gateway(shared).start()
+    session = await asyncpg.connect(database)
+    assert await session.fetchval("SELECT to_regclass('licet_change')") is None, "nothing was brought there"
+    await session.close()
+    shutil.copy(tmp_path / "home" / "gateway.key", tmp_path / "copy.key")
+    gateway = Gateway(shared.model_copy(update={"key_file": tmp_path / "copy.key"}))
+    await gateway.start()
+    await gateway.stop()
 
 
 async def test_a_database_that_lost_changes_gets_them_back_when_the_processes_are_started_again(two: Mesh) -> None:
