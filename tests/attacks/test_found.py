@@ -15,7 +15,7 @@ import msgspec
 import pytest
 
 from edge.blobs import Blobs
-from gateway.state import NodeRecord, ServerRecord
+from gateway.state import LogRecord, NodeRecord, ServerRecord
 from sidecar.identity import NotEnrolled
 from tests.attacks.test_bad_input import mcp
 from tests.attacks.test_forgery import executed, refused
@@ -97,6 +97,9 @@ BAD_OFFERS = {
 
 @pytest.mark.parametrize("server", BAD_OFFERS.values(), ids=BAD_OFFERS.keys())
 async def test_a_node_that_lies_about_its_tools_does_not_join_and_bricks_nothing(mesh: Mesh, server: Server) -> None:
+    async with asyncio.timeout(10):  # both logs are met in the first second, and nothing else happens then
+        while len(list(mesh.gateway._store.all(LogRecord))) < 2:
+            await asyncio.sleep(0.01)
     before = mesh.gateway._store.dump()
     body = msgspec.json.encode({"url": "http://127.0.0.1:1", "servers": [server]})
     async with mesh.node.identity.send(
