@@ -88,6 +88,18 @@ class Border:
         return own | {self.public_url} if self.public_url else own
 
 
+def authorities(port: int, *names: str) -> set[str]:
+    """How whoever asks this machine, or it by one of *names*, calls what listens at *port*; a name may come with a port
+    of its own. An address cannot be pointed elsewhere, as names are by DNS rebinding."""
+    return {_authority(name, port) for name in ("localhost", "127.0.0.1", "::1", *names)}
+
+
+def _authority(name: str, port: int) -> str:
+    if name.count(":") > 1:
+        return f"[{name}]:{port}"
+    return name if ":" in name else f"{name}:{port}"
+
+
 def require_c_parser() -> None:
     """aiohttp's pure Python parser is laxer; refuse to run on it."""
     if http_parser.HttpRequestParser is http_parser.HttpRequestParserPy:

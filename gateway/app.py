@@ -19,6 +19,7 @@ from edge.http import (
     Response,
     Server,
     StreamResponse,
+    authorities,
     caller_of,
     problem,
     require_c_parser,
@@ -36,7 +37,7 @@ from gateway.approvals.votes import Votes
 from gateway.attempts import Attempts, Credentials
 from gateway.bundles import BundleFiles, Bundles
 from gateway.callers import Callers
-from gateway.certificates import AT_HOME, Certificates
+from gateway.certificates import Certificates
 from gateway.challenger import Challenger
 from gateway.config import GatewayConfig
 from gateway.console.door import ROOT
@@ -286,10 +287,10 @@ class Gateway:
         if config.own_port:
             self._own = Listener(server)
             await self._own.open(config.host, config.own_port, secured)
-        names = (config.host, *AT_HOME, CONSOLE_HOST, *config.hostnames)
+        names = (config.host, CONSOLE_HOST, *config.hostnames)
         hosts.update(url.partition("://")[2] for url in (config.peer_url, public) if url)
         for port in {self.port, config.own_port or self.port}:
-            hosts.update(_authority(name, port) for name in names)
+            hosts.update(authorities(port, *names))
         self._console.origin = public or f"{scheme}://{CONSOLE_HOST}:{self.port}"
         self._tasks = [
             *([asyncio.create_task(self._replica.work())] if self._replica is not None else []),
@@ -458,13 +459,6 @@ def _key(config: GatewayConfig) -> SecretKey:
             f"enrolled; name {own} as key_file, or a copy of it, here and at the other gateways"
         )
     return key
-
-
-def _authority(name: str, port: int) -> str:
-    """How whoever asks *name* calls it; a name may come with a port of its own."""
-    if name.count(":") > 1:
-        return f"[{name}]:{port}"
-    return name if ":" in name else f"{name}:{port}"
 
 
 def _secret(path: Path) -> bytes:

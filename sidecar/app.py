@@ -24,6 +24,7 @@ from edge.http import (
     Listener,
     Server,
     StreamResponse,
+    authorities,
     caller_of,
     json_response,
     require_c_parser,
@@ -240,8 +241,7 @@ class Sidecar:
         self.port = await self._listener.open(self.config.host, self.config.port, shared=self.config.worker is not None)
         if self._oauth is not None:
             self._oauth.base = f"http://{self.config.host}:{self.port}"
-        names = (self.config.host, "localhost", *self.config.hostnames)
-        hosts.update(f"{name}:{self.port}" for name in names)
+        hosts.update(authorities(self.port, self.config.host, *self.config.hostnames))
 
     def _make_routes(self) -> Routes:
         routes, served = Routes(), self._served

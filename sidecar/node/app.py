@@ -19,6 +19,7 @@ from edge.http import (
     Listener,
     Response,
     StreamResponse,
+    authorities,
     caller_of,
     json_response,
     problem,
@@ -111,7 +112,7 @@ class Node:
         slots = self.membership.slots
         self._outbound = Outbound(self.identity, server, self._tls, slots) if config.outbound else None
         self.port = await self._listener.open(config.host, config.port, self._incoming)
-        hosts.update(f"{name}:{self.port}" for name in (config.host, "localhost", *config.hostnames))
+        hosts.update(authorities(self.port, config.host, *config.hostnames))
         if config.public_url:
             hosts.add(config.public_url.partition("://")[2])
         if self._outbound is not None:

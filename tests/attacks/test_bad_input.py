@@ -151,6 +151,13 @@ async def test_headers_with_two_readings_are_refused_and_recorded(mesh: Mesh, he
     assert dispatches(mesh) == sent
 
 
+@pytest.mark.parametrize("name", ["localhost", "127.0.0.1", "[::1]"])
+async def test_this_machine_has_more_than_one_name(mesh: Mesh, name: str) -> None:
+    port = mesh.sidecar.port
+    async with mesh.http.get(f"http://127.0.0.1:{port}/v1/tools", headers={"Host": f"{name}:{port}"}) as answer:
+        assert answer.status == 401, "it is asked who it is, and not refused for the name"
+
+
 async def test_another_host_is_refused(mesh: Mesh) -> None:
     await expect_refused(mesh, raw(mesh, Host="elsewhere.test"), "ambiguous_headers")
 

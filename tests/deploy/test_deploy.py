@@ -33,6 +33,7 @@ from edge.config import Source
 from gateway.app import Gateway
 from gateway.config import GatewayConfig, InjectConfig
 from gateway.injection import AGENT, CONTAINER, Injected, reviewed, validated
+from gateway.sql import MAX_PARQUET_BYTES
 from licet.settings import SECTIONS
 from loadtests.servers import free_port
 from sidecar.app import Sidecar
@@ -360,6 +361,15 @@ def test_a_node_of_the_chart_gets_what_its_servers_need(rendered: list[Any]) -> 
     rule = own["NetworkPolicy"]["spec"]
     ports = [port["port"] for one in rule["egress"] for port in one["ports"]]
     assert (rule["policyTypes"], ports) == (["Ingress", "Egress"], [7400, 53, 53, 8080])
+
+
+def test_an_export_fits_into_the_directory_for_passing_files(rendered: list[Any]) -> None:
+    """Beyond its limit a cluster evicts the pod."""
+    [own] = [one for one in rendered if one["kind"] == "StatefulSet" and one["metadata"]["name"] == "lic-gateway"]
+    volumes = {one["name"]: one for one in own["spec"]["template"]["spec"]["volumes"]}
+    limit = volumes["tmp"]["emptyDir"]["sizeLimit"]
+    assert limit.endswith("Gi")
+    assert int(limit.removesuffix("Gi")) << 30 > 2.2 * MAX_PARQUET_BYTES
 
 
 def test_what_keeps_agents_in_outlives_the_release(rendered: list[Any]) -> None:
