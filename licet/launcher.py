@@ -26,7 +26,8 @@ from trust.ledger.tiles import write_atomically
 AGENT: Final = "demo"
 NODE: Final = "node-1"
 APPROVERS: Final = ("approver-1", "approver-2")
-READY_WITHIN_S: Final = 30.0
+READY_WITHIN_S: Final = 120.0
+"""Only so that it ends: a part that ended by itself is said at once."""
 STOP_WITHIN_S: Final = 2.0
 SAMPLES: Final = {
     "notes.txt": "Buy milk. Call Ada about the ledger.\n",

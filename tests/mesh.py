@@ -235,7 +235,7 @@ class Mesh:
         )
         sidecar = self.others[name] = Sidecar(config)
         await sidecar.start()
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             while not all(sidecar.checks().values()):
                 await asyncio.sleep(0.01)
         return sidecar
@@ -292,7 +292,7 @@ class Mesh:
 
     async def ready(self) -> None:
         """Until the sidecar has the gateway's bundle of now and its facts."""
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             while not (all(self.sidecar.checks().values()) and self._same_bundle()):
                 await asyncio.sleep(0.01)
 

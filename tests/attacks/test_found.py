@@ -97,7 +97,7 @@ BAD_OFFERS = {
 
 @pytest.mark.parametrize("server", BAD_OFFERS.values(), ids=BAD_OFFERS.keys())
 async def test_a_node_that_lies_about_its_tools_does_not_join_and_bricks_nothing(mesh: Mesh, server: Server) -> None:
-    async with asyncio.timeout(10):  # both logs are met in the first second, and nothing else happens then
+    async with asyncio.timeout(30):  # both logs are met in the first second, and nothing else happens then
         while len(list(mesh.gateway._store.all(LogRecord))) < 2:
             await asyncio.sleep(0.01)
     before = mesh.gateway._store.dump()
@@ -129,7 +129,7 @@ async def test_an_odd_schema_is_admitted_or_refused_but_harms_nothing(mesh: Mesh
     server = msgspec.structs.replace(known, tools={**known.tools, "x": odd})
     body = msgspec.json.encode({"url": "http://127.0.0.1:1", "servers": [server]})
     async with (
-        asyncio.timeout(5),
+        asyncio.timeout(30),
         mesh.node.identity.send("POST", "/v1/nodes/join", body, {"Content-Type": "application/json"}, strong=True),
     ):
         pass
@@ -295,7 +295,7 @@ async def test_an_agent_that_hangs_up_during_a_claim_leaves_an_outcome(tmp_path:
             "params": {"name": "run_process", "arguments": {"argv": ["sleep", "1"]}},
         }
         calling = asyncio.create_task(mcp(mesh, call))
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             while not mesh.gateway.desk.all():
                 await asyncio.sleep(0.02)
             await mesh.vote(mesh.gateway.desk.all()[0].id)
@@ -351,7 +351,7 @@ async def test_a_program_that_leaves_its_session_does_not_outlive_its_time(mesh:
         await mesh.call("workbench/run_process", {"argv": ["sh", "-c", "setsid sleep 30 & sleep 30"], "timeout_s": 1})
     ).json["approval"]
     await mesh.vote(approval)
-    async with asyncio.timeout(8):
+    async with asyncio.timeout(30):
         answer = await mesh.claim(approval)
     result = answer.json["result"]["structuredContent"]
     assert result["timed_out"] is True

@@ -231,7 +231,7 @@ async def test_a_hundred_small_refusals_do_not_hide_a_critical_one(mesh: Mesh) -
     await mesh.ready()
     await asyncio.gather(*(mesh.call(f"server{number}/tool", {}) for number in range(150)))
     await mesh.call(READ, {"path": "trap.txt"})
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(30):
         while (await mesh.admin("GET", "/v1/agents/demo/standing")).json["evidence"]["cap"] != 299:
             await asyncio.sleep(0.1)
 
@@ -279,7 +279,7 @@ async def test_a_sidecar_hears_nothing_of_others(mesh: Mesh) -> None:
     await mesh.add_agent("other", "bob")
     for what, name in (("agent", "other"), ("session", "ses_x"), ("token", "t" * 43)):
         await mesh.admin("POST", "/v1/revocations", {"what": what, "id": name, "reason": "x"})
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         while "token:" + "t" * 43 not in mesh.sidecar.world.own.revoked:
             await asyncio.sleep(0.02)
     assert mesh.sidecar.world.own.revoked == {"token:" + "t" * 43}

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.slow
 async def waiting(mesh: Mesh, count: int) -> None:
     """Until so many want to decide, and wait for who decides now."""
     deciding: Any = mesh.gateway.records.deciding
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(30):
         while len(deciding._waiters or ()) < count:
             await asyncio.sleep(0.01)
 
@@ -184,7 +184,7 @@ async def test_a_kill_or_revocation_cuts_streams_that_are_open(mesh: Mesh, how: 
 
     upstream._post = post
     headers = {"Authorization": f"Bearer {mesh.sidecar.token}", "Content-Type": "application/json", **HEADERS}
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         async with mesh.http.post(f"{mesh.url}/mcp/workbench", json=CALL, headers=headers) as stream:
             await stream.content.readany()
             if how == "kill":

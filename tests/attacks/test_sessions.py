@@ -21,7 +21,7 @@ pytestmark = pytest.mark.slow
 
 
 async def in_session(mesh: Mesh) -> Any:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while mesh.sidecar.identity.session is None:
             await asyncio.sleep(0.02)
     return mesh.sidecar.identity.session
@@ -130,7 +130,7 @@ async def test_after_a_restart_of_the_gateway_the_key_speaks_until_a_new_session
     await mesh.start_node()
     await mesh.ready()
     assert (await mesh.call("workbench/read_file", {"path": "notes.txt"})).status == 200
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while (now := mesh.sidecar.identity.session) is None or now.name == before.name:
             await asyncio.sleep(0.05)
     assert (await mesh.call("workbench/read_file", {"path": "notes.txt"})).status == 200

@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.async_api import Browser, BrowserContext, ConsoleMessage, Page, async_playwright
+from playwright.async_api import Browser, BrowserContext, ConsoleMessage, Page, async_playwright, expect
 
 from tests.mesh import REPOSITORY, Mesh
 
 AXE = REPOSITORY / "gateway/console/npm/node_modules/axe-core/axe.min.js"
 DESK = {"width": 1280, "height": 900}
 PHONE = {"width": 390, "height": 844}
+expect.set_options(timeout=30_000)  # what never comes fails a test, and not what a busy machine draws slowly
 
 
 @pytest.fixture

@@ -90,7 +90,7 @@ async def test_a_link_and_a_visit_end_with_time(mesh: Mesh, monkeypatch: pytest.
     path = await link(mesh)
     answer = await post(mesh, "/console/enter", path.partition("?")[2])
     cookie = answer.headers["Set-Cookie"].partition(";")[0]
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         while (await get(mesh, "/console/gaps", cookie)).status == 200:
             await asyncio.sleep(0.1)
     assert (await get(mesh, "/console/gaps", cookie)).headers["Location"] == "/console/sign-in?next=%2Fconsole%2Fgaps"
@@ -160,7 +160,7 @@ async def test_that_somebody_read_is_recorded(mesh: Mesh) -> None:
     await get(mesh, "/console/runs", cookie)
     await get(mesh, "/console/gaps", cookie)
     place = f"origin={mesh.gateway.ledger.origin}&index=0"
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         while (await get(mesh, f"/console/ledger/entry?{place}", cookie)).status != 200:
             await asyncio.sleep(0.1)
     await get(mesh, f"/console/ledger/proof?{place}", cookie)

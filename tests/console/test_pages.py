@@ -158,7 +158,7 @@ async def test_the_page_tells_of_news_by_itself(told: Mesh, browser: Browser) ->
     await one.go("/console/ledger?agent=demo&kind=intent")
     await expect(one.page.locator("#news")).to_be_empty()
     await told.call(READ, NOTES, run="r9")
-    await expect(one.page.locator("#news")).to_have_text("1 newer entry: show", timeout=15_000)
+    await expect(one.page.locator("#news")).to_have_text("1 newer entry: show", timeout=30_000)
     await one.page.get_by_role("link", name="1 newer entry").click()
     await expect(one.page.locator("tbody tr").first).to_contain_text("run r9")
     assert one.complaints == []
@@ -185,7 +185,7 @@ async def test_a_gap_is_shown_where_a_log_fell_silent_and_an_outcome_is_unknown(
     told: Mesh, browser: Browser, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     one = await screen(told, browser)
-    async with asyncio.timeout(10):  # what looking at it adds to the gateway's log is searchable a second later
+    async with asyncio.timeout(30):  # what looking at it adds to the gateway's log is searchable a second later
         while "Every log is witnessed" not in await one.page.inner_text("main"):
             await one.go("/console/gaps")
     monkeypatch.setattr("gateway.gaps.SILENT_US", 1_000_000)

@@ -800,7 +800,7 @@ async def test_an_injected_sidecar_acts_with_what_its_secret_holds(mesh: Mesh, t
     await sidecar.start()
     try:
         assert sidecar.token == printed["stringData"]["agent.token"], "the agent is known by its own Secret's token"
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             while not all(sidecar.checks().values()):
                 await asyncio.sleep(0.01)
         answer = await mesh.act(sidecar, "workbench/read_file", {"path": "notes.txt"})
@@ -815,7 +815,7 @@ async def test_an_injected_sidecar_acts_with_what_its_secret_holds(mesh: Mesh, t
         other = Sidecar(config.model_copy(update={"home": tmp_path / "other", "port": 0, "instance": "pod-2"}))
         await other.start()
         try:
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(30):
                 while not all(other.checks().values()):
                     await asyncio.sleep(0.01)
             assert (await mesh.act(other, "workbench/read_file", {"path": "notes.txt"})).status == 200

@@ -46,7 +46,7 @@ async def reached(shared: Shared, server: Any) -> None:
 
 async def in_step(server: Any) -> None:
     """Until it has all that its primary has."""
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(30):
         while (await server.info("replication")).get("master_link_status") != "up":
             await asyncio.sleep(0.05)
 
@@ -124,7 +124,7 @@ async def test_a_replica_that_takes_over_accepts_nothing_from_before(redis: Redi
         await first.start()
         created, expires, now = soon()
         await first.spend("n" * 16, created, expires, now)
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(30):
             while not await server.exists(f"licet:aud:nonce:{'n' * 16}"):
                 await asyncio.sleep(0.05)
         await server.replicaof("NO", "ONE")
@@ -241,7 +241,7 @@ async def test_a_request_replayed_after_a_restart_of_the_gateway_is_refused(redi
         answer = await dispatch(mesh, made, body, headers=headers)
         assert (answer.status, answer.json["reason"]) == (401, "replayed")
         await mesh.ready()
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             while (await mesh.call("workbench/read_file", {"path": "notes.txt"})).status != 200:
                 await asyncio.sleep(0.1)
         redis.stop()

@@ -24,7 +24,7 @@ async def test_a_child_that_closed_its_output_counts_as_dead() -> None:
     upstream = StdioUpstream((sys.executable, "-c", SILENT), {}, None)
     await upstream.start()
     try:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             while upstream.alive:
                 await asyncio.sleep(0.01)
             with pytest.raises(UpstreamFailed, match="is not running"):
@@ -37,7 +37,7 @@ async def test_a_child_that_does_not_shake_hands_is_ended() -> None:
     upstream = StdioUpstream((sys.executable, "-c", "print('no'); import sys; sys.stdin.read(1)"), {}, None)
     with pytest.raises(UpstreamFailed):
         await upstream.start()
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while upstream.alive:
             await asyncio.sleep(0.01)
     await upstream.close()

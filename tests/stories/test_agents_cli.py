@@ -55,7 +55,7 @@ async def test_the_life_of_an_agent(mesh: Mesh) -> None:
     config = SidecarConfig(home=mesh.home / "helper", port=0, gateway_url=mesh.gateway_url, enrolment_token=token)
     mesh.others["helper"] = helper = Sidecar(config)
     await helper.start()
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while not all(helper.checks().values()):
             await asyncio.sleep(0.02)
     assert "probation" in await fine(mesh, "agents", "list")
@@ -81,7 +81,7 @@ async def test_the_life_of_an_agent(mesh: Mesh) -> None:
 
     key = helper.identity.key.public
     assert "replaces the key" in await fine(mesh, "agents", "rotate", "helper")
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while helper.identity.key.public == key:
             await asyncio.sleep(0.05)
     assert "drains until" in await fine(mesh, "agents", "show", "helper")

@@ -309,7 +309,7 @@ async def restart(mesh: Mesh, offset: list[int]) -> None:
     await mesh.stop("gateway")
     await mesh.start_gateway()
     shift(mesh, offset)
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(30):
         while not (all(mesh.sidecar.checks().values()) and mesh.sidecar.world.age_s() < 1 and await leased(mesh)):
             await asyncio.sleep(0.05)
 

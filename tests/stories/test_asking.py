@@ -23,7 +23,7 @@ READ, NOTES = "workbench/read_file", {"path": "notes.txt"}
 
 async def settled(mesh: Mesh) -> None:
     """Until everything so far is sealed, witnessed and searchable."""
-    async with asyncio.timeout(15):
+    async with asyncio.timeout(30):
         for part in (mesh.sidecar, mesh.node):
             while part.shipper._cosigned < part.ledger.size:
                 await asyncio.sleep(0.05)

@@ -108,7 +108,7 @@ async def load(fleet: Fleet) -> AsyncIterator[Seen]:
     assert not seen.strange, seen.strange[:5]
 
 
-async def goes_on(fleet: Fleet, seen: Seen, within_s: float = 20.0) -> float:
+async def goes_on(fleet: Fleet, seen: Seen, within_s: float = 30.0) -> float:
     """Until every agent got something done again, three times; how long that took."""
     begin = time.monotonic()
     while True:

@@ -89,7 +89,7 @@ async def test_what_runs_ends_well_and_nothing_new_begins(running: Running, part
             assert (new["reason"], new["retryable"]) == (reason, True), new
     running.tool.may.set()
     assert (await first).status == 200
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         await draining
 
 
@@ -97,7 +97,7 @@ async def test_what_runs_ends_well_and_nothing_new_begins(running: Running, part
 async def test_nobody_waits_for_longer_than_is_said(running: Running, part: str) -> None:
     first = running.call()
     await running.tool.asked.wait()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         await running.draining(part, 0.3)
     assert not first.done()
     running.tool.may.set()

@@ -158,7 +158,7 @@ async def test_what_was_verified_ends_and_is_asked_again(tmp_path: Path) -> None
         await mesh.add_node("office", bank.on("office"))
         await again(mesh, "office", bank, await vouched(mesh, tmp_path, "office", key))
         for wanted in (200, 403, 200):  # the gateway asks by itself, and between that it ends
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(30):
                 while (await mesh.call("bank/look", {})).status != wanted:
                     await asyncio.sleep(0.2)
 

@@ -57,7 +57,7 @@ async def test_a_node_that_hangs_holds_up_no_other(tmp_path: Path, monkeypatch: 
         monkeypatch.setattr(hangs._showing, "_ask", hang)
         waiting = asyncio.create_task(mesh.admin("POST", "/v1/nodes/hangs/verify"))
         await mesh.add_node("able", bank.on("able"), capabilities={"gpu": True}, gpu="numpy")
-        async with asyncio.timeout(15):
+        async with asyncio.timeout(30):
             assert (await verified(mesh, "able"))["holds"]
         waiting.cancel()
 
@@ -144,7 +144,7 @@ async def test_a_gpu_that_is_five_times_slower_than_its_class_is_none_until_it_s
             for _ in range(10):
                 assert (await mesh.call("bank/train", {}, place={"pin": name})).status == 200
         await mesh.call("bank/train", {"slow": 600}, place={"pin": "three"})
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(30):
             while not (await nodes(mesh))["three"]["suspended"]:
                 await asyncio.sleep(0.2)
         told = [e for e in mesh.entries("gateway") if isinstance(e, Node) and e.event == "suspended"]

@@ -159,7 +159,7 @@ async def test_refusals_are_known_to_both(pair: Pair) -> None:
     async def refused() -> bool:
         return (await pair.call(1, LIST, {"path": "."})).status == 403
 
-    async with asyncio.timeout(15):
+    async with asyncio.timeout(30):
         while not await refused():
             await asyncio.sleep(0.2)
 
@@ -191,7 +191,7 @@ async def test_a_key_of_what_no_node_took_is_free(pair: Pair) -> None:
     away = await pair.call(0, WRITE, write, idempotency_key="k")
     assert away.json["reason"] in ("node_unreachable", "no_eligible_node"), away.json
     await pair.mesh.start_node()
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while (answer := await pair.call(1, WRITE, write, idempotency_key="k")).status != 200:
             assert answer.json["reason"] in ("node_unreachable", "no_eligible_node"), answer.json
             await asyncio.sleep(0.1)
@@ -215,7 +215,7 @@ async def eventually_indexed(pair: Pair) -> None:
     """What the gateways dispatched so far is searchable at each of them."""
     gateways = (pair.mesh.gateway, *pair.mesh.replicas.values())
     sent = sum(isinstance(line.entry, entries.Dispatch) for one in gateways for _, line in one.ledger.lines())
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(30):
         for one in gateways:
             asked = "SELECT count(*) FROM entry WHERE kind = 'dispatch' AND step = 8"
             while await one.ledgers.index.ask(asked) < [(sent,)]:
@@ -254,7 +254,7 @@ async def test_a_gateway_that_starts_again_knows_what_was_done(tmp_path: Path) -
             await mesh.start_gateway()
             await mesh.ready()
             await eventually(lambda: all(pair.pods[0].checks().values()))
-            async with asyncio.timeout(15):
+            async with asyncio.timeout(30):
                 while (answer := await pair.call(1, READ, run="limited")).json.get("reason") != "policy_forbids":
                     assert answer.status == 200 or answer.json["retryable"], answer.json
                     await asyncio.sleep(0.1)
@@ -275,14 +275,14 @@ async def test_a_redis_that_lost_everything_is_told_again(tmp_path: Path, databa
             for number in range(5):
                 assert (await pair.call(number % 2, READ, run="limited")).status == 200
             indices = [gateway.ledgers.index for gateway in (mesh.gateway, *mesh.replicas.values())]
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(30):
                 for index in indices:
                     while await index.ask("SELECT count(*) FROM entry WHERE kind = 'dispatch' AND step = 8") < [(6,)]:
                         await asyncio.sleep(0.1)
             redis.stop()
             redis.start()
             await asyncio.sleep(MARGIN_S + 1.1)  # what may have been signed before is refused, and refusals count
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(30):
                 while (answer := await pair.call(1, READ, run="limited")).json["reason"] != "policy_forbids":
                     assert answer.json["reason"] in ("replay_unknown", "unauthenticated", "gateway_unreachable")
                     await asyncio.sleep(0.1)

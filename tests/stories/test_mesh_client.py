@@ -144,7 +144,7 @@ async def test_a_call_that_waits_for_a_person_says_so_or_waits(started: Started)
         assert (machines.sandbox / "draft.txt").exists()
 
         waiting = asyncio.create_task(started.agent(model, delete_file, approval_wait_s=20).run("delete it"))
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             while len(found := (await machines.admin("GET", "/v1/approvals?state=pending")).json["approvals"]) < 2:
                 await asyncio.sleep(0.05)
         for one in found:

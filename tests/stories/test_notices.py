@@ -45,7 +45,7 @@ class Heard:
         return web.Response(text="ok")
 
     async def wait_for(self, count: int) -> None:
-        async with asyncio.timeout(15):
+        async with asyncio.timeout(30):
             while len(self.messages) < count:
                 await asyncio.sleep(0.02)
 
@@ -120,7 +120,7 @@ async def test_mail_comes_and_nobody_waits_for_a_server_that_is_away(tmp_path: P
         approval = await held(mesh)
         assert (await mesh.vote(approval, who="fay")).status == 200
         assert (await mesh.claim(approval)).status == 200
-        async with asyncio.timeout(15):
+        async with asyncio.timeout(30):
             while not mails.heard:
                 await asyncio.sleep(0.02)
         (mail,) = mails.heard
@@ -175,7 +175,7 @@ async def test_the_agents_program_hears_what_was_decided_even_after_a_restart(tm
         assert [headers["webhook-id"] for headers, _ in hooks] == [f"msg_{denied}", f"msg_{edited}"]
         everything = b"".join(body for _, body in hooks)
         assert PAY["to"].encode() not in everything
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             while list((tmp_path / "sidecar/awaited").iterdir()):
                 await asyncio.sleep(0.02)
         assert (await mesh.claim(edited)).status == 200

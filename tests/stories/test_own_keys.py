@@ -293,7 +293,7 @@ async def test_a_sidecar_whose_key_is_with_an_ssh_agent(mesh: Mesh, agent_socket
     sidecar = await mesh.add_agent("served", "sam", key_service=f"ssh-agent:{agent_socket}")
     assert (await mesh.act(sidecar, READ, NOTES)).status == 200
     assert not (sidecar.config.home / "identity.key").exists()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         while sidecar.identity.session is None:
             await asyncio.sleep(0.02)
     assert (await mesh.admin("POST", "/v1/agents/served/rotate", {})).status == 202

@@ -167,7 +167,7 @@ async def test_what_came_back_of_a_personal_call_cannot_be_guessed_either(mesh: 
     headers |= {"content-type": "application/json", "accept": "application/json, text/event-stream"}
     answer = await mesh.request("POST", f"{mesh.url}/mcp/shop", token=mesh.sidecar.token, data=body, headers=headers)
     assert answer.status == 200, answer.body
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         while not entries_of(mesh, Outcome):
             await asyncio.sleep(0.01)
     digests = {e.response_sha256 for part in ("sidecar", "node") for e in entries_of(mesh, Outcome, part)}
@@ -299,7 +299,7 @@ async def test_a_sidecar_that_keeps_a_key_hears_of_the_erasure(mesh: Mesh) -> No
     await mesh.call("shop/send", GIVEN)
     before = entries_of(mesh, Intent)[-1].deed.sealed.key
     await erase(mesh)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         while mesh.sidecar.world.facts.erasures != 1:
             await asyncio.sleep(0.01)
     assert (await mesh.call("shop/send", GIVEN)).status == 200

@@ -41,7 +41,7 @@ async def test_a_sidecar_and_a_node_that_were_off_for_hours_go_on(mesh: Mesh) ->
         over(mesh, mesh.home / part)
     await mesh.start_node()
     await mesh.start_sidecar()
-    async with asyncio.timeout(15):
+    async with asyncio.timeout(30):
         while (await mesh.call("workbench/read_file", {"path": "notes.txt"})).status != 200:
             await asyncio.sleep(0.1)
     assert mesh.sidecar.identity.expires_at() > time.time() + 60

@@ -76,7 +76,7 @@ async def test_the_first_refusal_comes_within_a_second_at_two_sidecars_and_a_nod
             await asyncio.sleep(0.01)
         return time.monotonic() - begin
 
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         times = await asyncio.gather(
             until_refused(lambda: mesh.act(mesh.sidecar, READ, NOTES)),
             until_refused(lambda: mesh.act(other, READ, NOTES)),
@@ -153,7 +153,7 @@ async def test_a_revoked_key_cannot_come_back(mesh: Mesh) -> None:
 
 async def test_enrolling_again_ends_everything_of_before(mesh: Mesh) -> None:
     """A key that may be in other hands: its tokens and sessions are over as soon as the new key is bound."""
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         while mesh.sidecar.identity.session is None:
             await asyncio.sleep(0.02)
     token = (await mesh.admin("POST", "/v1/agents/demo/rotate", {"lost": True})).json["enrolment_token"]
@@ -169,7 +169,7 @@ async def test_enrolling_again_ends_everything_of_before(mesh: Mesh) -> None:
 
 
 async def test_a_session_can_be_revoked_alone(mesh: Mesh) -> None:
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         while mesh.sidecar.identity.session is None:
             await asyncio.sleep(0.02)
     session = mesh.sidecar.identity.session
@@ -219,11 +219,11 @@ async def test_a_call_that_runs_is_ended_and_nothing_of_it_is_told_or_earned(tmp
         assert answer.status == 200, answer.body
         await mesh.ready()
         sidecar, chain, told = await delegated(mesh) if how in STOPS[5:] else (mesh.sidecar, "", {})
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             while sidecar.identity.session is None:
                 await asyncio.sleep(0.02)
         running = asyncio.create_task(mesh.act(sidecar, "waits/wait", {}, chain=chain))
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             while not seen.exists():
                 await asyncio.sleep(0.02)
         what, _, name = {
@@ -245,7 +245,7 @@ async def test_a_call_that_runs_is_ended_and_nothing_of_it_is_told_or_earned(tmp
         print(f"{how}: ended after {(time.monotonic() - begin) * 1000:.0f} ms")
         assert (answer.status, answer.json["reason"]) == (502, "outcome_unknown"), answer.body
         assert "enough" in answer.json["detail"], answer.body
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             while "notifications/cancelled" not in seen.read_text():
                 await asyncio.sleep(0.02)
         for part in (mesh.gateway, mesh.node, sidecar):
@@ -332,7 +332,7 @@ async def test_an_outage_is_no_refusal_and_is_over_when_it_is_over(mesh: Mesh, m
     mesh.gateway._feed.closing = False
     monkeypatch.undo()
     begin = time.monotonic()
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while mesh.sidecar.world.age_s() > 1.5:
             await asyncio.sleep(0.05)
     assert time.monotonic() - begin < 3
@@ -355,7 +355,7 @@ async def test_who_was_revoked_gets_no_policies_and_what_it_asks_is_recorded_und
 
 
 async def rotated(mesh: Mesh, sidecar: Sidecar, before: PublicKey) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while sidecar.identity.key.public == before:
             await asyncio.sleep(0.02)
 
@@ -415,7 +415,7 @@ async def test_a_drained_key_is_removed_and_until_then_gets_no_new_tokens(mesh: 
     )  # fmt: skip
     async with stolen.send("POST", "/v1/wit", strong=True) as reply:
         assert b"newer key" in await reply.read()
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while len((await mesh.admin("GET", "/v1/agents/demo")).json["keys"]) > 1:
             await asyncio.sleep(0.1)
     async with stolen.send("GET", "/v1/approvals/apr_x/state", strong=True) as reply:
@@ -467,7 +467,7 @@ async def test_another_key_needs_its_proof_and_the_one_before(mesh: Mesh) -> Non
         assert reply.status == 401
     good = b64url(new.sign(f"licet-rotate {identity.subject}".encode()))
     body = msgspec.json.encode({"key": new.public.jwk, "proof": good})
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         while identity.session is None:
             await asyncio.sleep(0.02)
     async with identity.send("POST", "/v1/keys", body, {"Content-Type": "application/json"}) as reply:
@@ -491,7 +491,7 @@ async def test_without_the_feed_side_effects_stop_within_five_seconds_and_reads_
     mesh.gateway._feed.wake()
     await asyncio.sleep(0.3)
     begin = time.monotonic()
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(30):
         while (await mesh.call(*write)).status == 200:
             await asyncio.sleep(0.05)
     took = time.monotonic() - begin

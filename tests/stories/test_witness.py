@@ -31,7 +31,7 @@ ORIGIN = "licet.local/sidecar/demo"
 async def witnessed(mesh: Mesh, part: str = "sidecar") -> Checkpoint:
     """Wait until the part's log is cosigned to its end; what was cosigned."""
     process = getattr(mesh, part)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while process.shipper._cosigned < process.ledger.size:
             await asyncio.sleep(0.05)
     note = (process.ledger.root / COSIGNED).read_bytes()
@@ -140,7 +140,7 @@ async def test_a_sidecar_that_begins_anew_waits_for_a_person(mesh: Mesh) -> None
     shutil.rmtree(mesh.home / "sidecar" / "ledger")
     (mesh.home / "sidecar" / "ledger.key").unlink()
     await mesh.start_sidecar()
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while "another key than before" not in mesh.sidecar.shipper.fault:
             await asyncio.sleep(0.05)
     assert mesh.sidecar.shipper.unwitnessed_s() > 0
@@ -209,7 +209,7 @@ async def test_a_copy_that_could_not_be_written_is_made_whole_again(mesh: Mesh, 
     monkeypatch.setattr(TileWriter, "append", full)
     for _ in range(100):
         await mesh.call(READ, NOTES)
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(30):
         while fails:
             await asyncio.sleep(0.1)
     sealed = await witnessed(mesh)
@@ -226,7 +226,7 @@ async def test_a_log_that_does_not_grow_is_seen_again_and_again(mesh: Mesh, monk
     def seen() -> dict[str, int]:
         return {log.origin: witness.seen_us(log) for log in witness.logs()}
 
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         sizes = {part.ledger.origin: part.ledger.size for part in (mesh.sidecar, mesh.node)}
         while {log.origin: log.size for log in witness.logs()} != sizes:
             await asyncio.sleep(0.05)
@@ -252,13 +252,13 @@ async def test_several_sidecars_of_one_agent_have_a_log_each(mesh: Mesh) -> None
         await made[instance].start()
     try:
         for instance, sidecar in made.items():
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(30):
                 while not all(sidecar.checks().values()):
                     await asyncio.sleep(0.01)
             answer = await mesh.act(sidecar, READ, {"path": "notes.txt"})
             assert (answer.status, answer.json["audit"]["origin"]) == (200, f"{ORIGIN}/{instance}")
             assert (await mesh.act(sidecar, "workbench/nothing", {})).status == 403
-        async with asyncio.timeout(15):
+        async with asyncio.timeout(30):
             while not all(s.shipper._cosigned >= s.ledger.size for s in made.values()):
                 await asyncio.sleep(0.05)
             told: set[str] = set()
@@ -287,13 +287,13 @@ async def test_a_log_that_ended_in_good_order_is_not_missed(mesh: Mesh, monkeypa
     monkeypatch.setattr("gateway.gaps.SILENT_US", 0)
     sealed = (await witnessed(mesh)).size
     await mesh.stop("sidecar")
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while ORIGIN in await gaps_of(mesh, "unwitnessed"):
             await asyncio.sleep(0.1)
     [log] = [one for one in (await mesh.admin("GET", "/v1/ledger/logs")).json["logs"] if one["origin"] == ORIGIN]
     assert (log["closed"], log["sealed"] > sealed) == ("in good order", True)
     await mesh.start_sidecar()
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while ORIGIN not in await gaps_of(mesh, "unwitnessed"):
             await asyncio.sleep(0.1)
 

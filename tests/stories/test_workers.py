@@ -112,7 +112,7 @@ async def test_each_has_a_log_of_its_own_and_the_gateway_witnesses_both(team: Te
     assert [answer.status for answer in answers] == [200, 200]
     logs = [origin(answer) for answer in answers]
     assert logs == ["licet.local/sidecar/demo", "licet.local/sidecar/demo/w2"]
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         for log in logs:
             while not any(one.origin == log and one.size for one in team.mesh.gateway.witness.logs()):
                 await asyncio.sleep(0.05)
@@ -125,7 +125,7 @@ async def limited(team: Team) -> None:
     answer = await team.mesh.activate({**policy_files(), "five.cedar": FIVE})
     assert answer.status == 200, answer.body
     active = team.mesh.gateway.bundles.sealed
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while any(w.world.bundle is None or w.world.bundle.digest != active.digest for w in team.workers.values()):
             await asyncio.sleep(0.02)
 
@@ -158,7 +158,7 @@ async def test_a_limit_is_of_all_of_them(team: Team) -> None:
 async def test_what_one_let_the_agent_see_the_other_knows(team: Team) -> None:
     seen = await team.act(1, READ, {"path": "notes.txt"}, run="r1")
     assert seen.status == 200
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         await team.act(2, READ, {"path": "notes.txt"}, run="r2")
     intent = [line.entry for _, line in team.workers[2].ledger.lines() if isinstance(line.entry, entries.Intent)][-1]
     context = intent.judgement.facts["context"]
@@ -237,7 +237,7 @@ async def test_fewer_or_more_workers_know_what_all_did(team: Team, of: int) -> N
         if of == 1:
             team.workers[1] = Sidecar(team.config())
             await team.workers[1].start()
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(30):
                 while not all(team.workers[1].checks().values()):
                     await asyncio.sleep(0.02)
             await team.mesh.act(team.workers[1], READ, {"path": "notes.txt"})
@@ -254,7 +254,7 @@ async def test_fewer_or_more_workers_know_what_all_did(team: Team, of: int) -> N
                     again = await team.act(number, READ, {"path": "notes.txt"}, idempotency_key=key)
                     assert (again.status, again.json["reason"]) == (401, "replayed")
         else:  # the log of the second is looked after by who is left
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(30):
                 while not any(
                     one.origin == "licet.local/sidecar/demo/w2" and one.size >= size
                     for one in team.mesh.gateway.witness.logs()
@@ -281,7 +281,7 @@ async def test_a_key_that_is_replaced_is_replaced_for_all(team: Team) -> None:
     token = (await team.mesh.request("POST", url, token=team.workers[1].token, json={"chain": chain})).json["token"]
     before = team.workers[1].identity.key.public
     assert (await team.mesh.admin("POST", "/v1/agents/demo/rotate", {})).status == 202
-    async with asyncio.timeout(15):
+    async with asyncio.timeout(30):
         while len({one.identity.key.public.raw for one in team.workers.values()} | {before.raw}) != 2 or (
             team.workers[2].identity.key.public == before
         ):
@@ -348,7 +348,7 @@ async def test_real_processes_share_a_port_and_one_that_is_killed_comes_back(tmp
             workers = psutil.Process(process.pid).children()
             assert len(workers) == 2
             workers[0].kill()
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(30):
                 while set(await _ask(port, token, 20)) != set(told):
                     await asyncio.sleep(0.2)
         finally:
