@@ -58,6 +58,12 @@ def _directory(path: Path) -> Path:
     return path
 
 
+def _keep_days(days: int) -> int:
+    if days == 1:
+        raise ValueError("0, for all, or 2 and more: what was done within a day is counted again after a restart")
+    return days
+
+
 def _name(text: str) -> str:
     if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", text) is None:
         raise ValueError('1 to 64 letters, digits and "._-"')
@@ -67,6 +73,9 @@ def _name(text: str) -> str:
 Port = Annotated[int, Field(ge=0, le=65535)]
 """0: any free one."""
 Seconds = Annotated[float, Field(gt=0, le=366 * 86_400)]
+Days = Annotated[int, Field(ge=0, le=36_500)]
+KeepDays = Annotated[Days, AfterValidator(_keep_days)]
+"""0: all of them."""
 Patience = Annotated[float, Field(ge=0, le=3600)]
 WholeSeconds = Annotated[int, Field(gt=0, le=366 * 86_400)]
 SegmentBytes = Annotated[int, Field(ge=1 << 16, le=1 << 34)]

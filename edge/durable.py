@@ -146,6 +146,10 @@ class DurableLedger:
         self._ledger.commit()
         return self._ledger.since(wall_us)
 
+    async def prune(self, first: int) -> None:
+        """Forget the entries below index *first*, which somebody else keeps, but for their hashes."""
+        await asyncio.to_thread(self._ledger.prune, first)
+
     async def end(self) -> None:
         """Say that this is all, then :meth:`close`. A ledger that can say nothing more is only closed."""
         with contextlib.suppress(LedgerUnavailable):

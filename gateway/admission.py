@@ -28,7 +28,9 @@ class Admission:
     def __init__(self, config: InjectConfig) -> None:
         self.port = 0
         self._config = config
-        self._injected = Injected(config.image, config.gateway_url, config.pull_secrets, config.data_size)
+        self._injected = Injected(
+            config.image, config.gateway_url, config.pull_secrets, config.data_size, config.keep_days
+        )
         names = config.hostnames
         hosts = {f"{name}:{port}" for name in names for port in (config.port, 443)} | set(names)
         border = Border(hosts, max_body=MAX_REVIEW_BYTES, scheme="https")

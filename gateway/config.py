@@ -9,7 +9,20 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, PrivateAttr, field_validator, model_validator
 
-from edge.config import BaseUrl, ExistingFile, Name, Patience, Port, Seconds, Section, SegmentBytes, Url, WholeSeconds
+from edge.config import (
+    BaseUrl,
+    Days,
+    ExistingFile,
+    KeepDays,
+    Name,
+    Patience,
+    Port,
+    Seconds,
+    Section,
+    SegmentBytes,
+    Url,
+    WholeSeconds,
+)
 from trust.identity.challenge import MAX_SIZE
 from trust.identity.keys import PublicKey
 from trust.reasons import Unverifiable
@@ -105,7 +118,7 @@ class InjectConfig(Section):
     """Section ``[gateway.inject]``: a Kubernetes API server asks at ``port``, over TLS, for sidecars of ``image`` that
     reach the gateway at ``gateway_url``. ``hostnames``: by which it asks, such as ``licet-gateway.licet.svc``.
     ``pull_secrets``: Secrets of the agents' namespaces with which the image is pulled. ``data_size``: of the volume
-    with a sidecar's ledger, which ends with its pod."""
+    with a sidecar's ledger, which ends with its pod; ``keep_days``: as in ``[sidecar]``."""
 
     port: Port = 7443
     tls_certificate: ExistingFile
@@ -115,6 +128,7 @@ class InjectConfig(Section):
     gateway_url: BaseUrl
     pull_secrets: tuple[Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9.-]{0,252}$")], ...] = ()
     data_size: str = Field("2Gi", pattern=r"^[1-9][0-9]*(Mi|Gi|Ti)$")
+    keep_days: KeepDays = 2
 
 
 class OidcConfig(Section):
@@ -171,7 +185,7 @@ class GatewayConfig(Section):
     checkpoints_to: Path | None = None
     witness_url: BaseUrl | None = None
     witness_vkey: str = ""
-    keep_days: Annotated[int, Field(ge=0, le=36_500)] = 0
+    keep_days: Days = 0
     name: Name = "main"
     key_file: ExistingFile | None = None
     database: str = Field("", pattern=r"^postgres(ql)?://.+$|^$")

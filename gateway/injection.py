@@ -37,13 +37,14 @@ _LOCKED: Final = {
 
 
 class Injected(msgspec.Struct, frozen=True):
-    """What each sidecar gets: its *image*, the Secrets with which that is pulled, where it reaches the gateway, and how
-    much room its ledger has."""
+    """What each sidecar gets: its *image*, the Secrets with which that is pulled, where it reaches the gateway, how
+    much room its ledger has, and for how many days what the gateway has stays there too."""
 
     image: str
     gateway_url: str
     pull_secrets: tuple[str, ...] = ()
     data_size: str = "2Gi"
+    keep_days: int = 2
 
 
 def reviewed(body: bytes, injected: Injected) -> dict[str, Any]:
@@ -249,6 +250,7 @@ def _sidecar(agent: str, injected: Injected) -> dict[str, Any]:
         "LICET_HOME": "/data",
         "LICET_SIDECAR__GATEWAY_URL": injected.gateway_url,
         "LICET_SIDECAR__IDENTITY_FROM": "/identity",
+        "LICET_SIDECAR__KEEP_DAYS": str(injected.keep_days),
     }
     instance = {"name": "LICET_SIDECAR__INSTANCE", "valueFrom": {"fieldRef": {"fieldPath": "metadata.uid"}}}
     probe = {"exec": {"command": ["licet", "ready", "sidecar"]}, "periodSeconds": 5, "timeoutSeconds": 5}

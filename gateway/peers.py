@@ -25,7 +25,6 @@ from trust.canonical import sha256_hex
 from trust.identity import jws
 from trust.identity.keys import SecretKey
 from trust.ledger import shipment
-from trust.ledger.shipment import Shipment
 from trust.reasons import Reason, Unverifiable, visible
 
 TYP: Final = "licet-peer+jwt"
@@ -33,7 +32,6 @@ LIVES_S: Final = 30
 SKEW_S: Final = 5
 INTERVAL_S: Final = 1.0
 TIMEOUT_S: Final = 10.0
-MAX_BYTES: Final = 1 << 20
 LOGS: Final = "/v1/peers/logs"
 LOG: Final = "/v1/peers/log"
 WORK: Final = "/v1/peers/work"
@@ -90,6 +88,9 @@ class Peers:
         self._clock = clock
         self.silent: dict[str, str] = {}
         """Why a gateway does not tell what its logs are, by its name."""
+        self._heard: dict[str, dict[str, int]] = {}
+        """How much each gateway has of each log, as it last said."""
+        witness.elsewhere = self._has_more
 
     # Asked
 
@@ -114,9 +115,10 @@ class Peers:
     async def shipped(self, origin: str, first: int) -> bytes:
         """What is sealed of a log from index *first* on, as much as one answer takes."""
         log = next((one for one in self._logs() if one.origin == origin), None)
-        if log is None or not log.first <= first <= log.size:
+        if log is None or first > log.size:
             raise Unverifiable(Reason.NOT_FOUND, f"no entries of {visible(origin)} from {first} on are here")
-        return await asyncio.to_thread(_packed, log, first)
+        vkey = (log.root / "vkey").read_text().strip()
+        return await asyncio.to_thread(shipment.following, log.root, vkey, first, log.size, log.note)
 
     # Asking
 
@@ -129,6 +131,7 @@ class Peers:
     async def _follow(self, peer: Peer) -> None:
         try:
             known = msgspec.json.decode(await self._get(peer, LOGS), type=list[Known])
+            self._heard[peer.name] = {log.origin: log.size for log in known}
             for log in known:
                 await self._copy(peer, log)
             if self.silent.pop(peer.name, ""):
@@ -146,9 +149,14 @@ class Peers:
         while (have := self._witness.copied(log.origin)) is not None and have < log.size:
             data = await self._get(peer, f"{LOG}?origin={log.origin}&first={have}")
             shipped, bundle = await asyncio.to_thread(shipment.unpack, data)
-            await self._witness.adopt(log.origin, shipped, bundle)
+            await self._witness.adopt(log.origin, shipped, bundle, peer.name)
             if self._witness.copied(log.origin) == have:
                 return
+
+    def _has_more(self, origin: str, have: int) -> bool:
+        """Whether another gateway has more of a log than this one, which copies it."""
+        told = (heard for name, heard in self._heard.items() if name not in self.silent)
+        return any(heard.get(origin, 0) > have for heard in told)
 
     def others(self) -> list[Peer]:
         """The gateways that can be asked."""
@@ -205,16 +213,3 @@ def unpacked_work(data: bytes) -> tuple[Work, bytes]:
         return msgspec.json.decode(data[_LENGTH_BYTES:end], type=Work), data[end:]
     except msgspec.DecodeError as bad:
         raise Unverifiable(Reason.MALFORMED_REQUEST, f"work: {bad}") from None
-
-
-def _packed(log: Sealed, first: int) -> bytes:
-    taken: list[bytes] = []
-    size = 0
-    for entry in log.entries(first):
-        size += len(entry) + 2
-        if size > MAX_BYTES:
-            break
-        taken.append(entry)
-    whole = first + len(taken) == log.size
-    vkey = (log.root / "vkey").read_text().strip()
-    return shipment.pack(Shipment(vkey, first, log.note.decode() if whole else ""), taken)

@@ -48,6 +48,8 @@ class Witness:
         self._seen_us: dict[str, int] = {}
         self._told: dict[str, float] = {}
         """When each log's size was last changed for all gateways."""
+        self.elsewhere: Callable[[str, int], bool] = lambda _origin, _have: False
+        """Whether another gateway has more of a log than so many entries, which then come from there."""
         records.listen(self._on_change)
 
     def _on_change(self, entry: AnyEntry) -> None:
@@ -97,7 +99,7 @@ class Witness:
         async with self._busy[origin]:
             await self._meet(origin, shipment.vkey)
             mirror = self._mirror(origin)
-            if shipment.first != mirror.size:
+            if shipment.first != mirror.size or (shipment.pruned and self.elsewhere(origin, mirror.size)):
                 return Received(mirror.size)
             try:
                 return await self._take(workload, origin, mirror, shipment, bundle)
@@ -122,7 +124,10 @@ class Witness:
     async def _take(
         self, workload: Workload, origin: str, mirror: Mirror, shipment: Shipment, bundle: list[bytes]
     ) -> Received:
-        await asyncio.to_thread(mirror.take, shipment.first, bundle, self._may_name(workload))
+        if shipment.pruned:
+            await asyncio.to_thread(mirror.take_pruned, shipment.first, bundle, by_writer=True)
+        else:
+            await asyncio.to_thread(mirror.take, shipment.first, bundle, self._may_name(workload))
         if not shipment.checkpoint:
             return Received(mirror.size)
         note = shipment.checkpoint.encode()
@@ -130,11 +135,17 @@ class Witness:
         line = checkpoint.cosign(note, self.name, self._key, int(self._clock.now()))
         if sealed.size > mirror.known.size:
             await self._remember(origin, mirror, sealed)
+        await self._tell_pruned(origin, mirror, workload.name)
         await asyncio.to_thread(mirror.keep, sealed, note + line)
         self._seen_us[origin] = self._clock.wall_us()
         for listener in self._listeners:
             listener(origin)
         return Received(mirror.size, line.decode())
+
+    async def _tell_pruned(self, origin: str, mirror: Mirror, by: str) -> None:
+        """Of some entries only hashes came; a hole is never without its reason."""
+        if mirror.newly_pruned:
+            await self._records.note(entries.Pruned(origin, mirror.newly_pruned, self._clock.wall_us(), by))
 
     async def _remember(self, origin: str, mirror: Mirror, sealed: Checkpoint) -> None:
         """Before it is said: whoever holds the cosignature may rely on it. Where others wait for the turn meanwhile, in
@@ -227,11 +238,11 @@ class Witness:
             return None
         try:
             return self._mirror(origin).size
-        except Forked:
+        except (Forked, Unverifiable):
             return None
 
-    async def adopt(self, origin: str, shipment: Shipment, bundle: list[bytes]) -> None:
-        """What another gateway has of a log. It proves itself: the log's key signed it, and if it is not a gateway's
+    async def adopt(self, origin: str, shipment: Shipment, bundle: list[bytes], by: str) -> None:
+        """What the gateway *by* has of a log. It proves itself: the log's key signed it, and if it is not a gateway's
         own, it was cosigned."""
         async with self._busy[origin]:
             known = self._records.store.get(LogRecord, origin)
@@ -239,20 +250,22 @@ class Witness:
             if known is None or shipment.vkey != known.vkey or shipment.first != mirror.size:
                 return
             try:
-                await asyncio.to_thread(mirror.take, shipment.first, bundle)
-                await self._adopted(origin, mirror, shipment.checkpoint.encode())
+                take = mirror.take_pruned if shipment.pruned else mirror.take
+                await asyncio.to_thread(take, shipment.first, bundle)
+                await self._adopted(origin, mirror, shipment.checkpoint.encode(), by)
             except Exception as bad:
                 self._mirrors.pop(origin, None)
                 if not isinstance(bad, Forked):
                     raise
                 await self._alarm(origin, str(bad))
 
-    async def _adopted(self, origin: str, mirror: Mirror, note: bytes) -> None:
+    async def _adopted(self, origin: str, mirror: Mirror, note: bytes, by: str) -> None:
         """*note* seals what was taken, unless it is not the last of it, or older than what is known already."""
         if not note or mirror.size < mirror.known.size:
             return
         sealed = mirror.check(note)
         at_s = checkpoint.cosigned_at(note, self.name, self._key.public)
+        await self._tell_pruned(origin, mirror, by)
         await asyncio.to_thread(mirror.keep, sealed, note)
         self._seen_us[origin] = at_s * 1_000_000
         for listener in self._listeners:

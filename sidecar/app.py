@@ -38,6 +38,7 @@ from sidecar.answers import Refused
 from sidecar.callers import DELEGATION_HEADER, Callers
 from sidecar.config import SidecarConfig, Worker
 from sidecar.decided import Decided
+from sidecar.forgetting import Forgetting
 from sidecar.guests import Guests
 from sidecar.identity import CURRENT_KEY, ENROLMENT, Identity, NotEnrolled
 from sidecar.ingress import actions
@@ -161,7 +162,9 @@ class Sidecar:
         self._watch()
         self.telemetry.open(config.otlp or "", "licet-sidecar", self.identity.name, VERSION)
         shippers = [self.shipper, *self._left.shippers]
+        forgetting = Forgetting(self.ledger, self.shipper, clock, config.keep_days, self.world.tell_again, self._blobs)
         work = [self.world.follow_bundle(), self.world.own.follow(), self._tick(), *(one.work() for one in shippers)]
+        work.append(forgetting.work())
         self._tasks = [asyncio.create_task(one) for one in work]
         if self._siblings is not None:
             await self._siblings.open(self._act_for_sibling, self._refuse_unread, self.telemetry.tally)

@@ -12,6 +12,7 @@ from edge.config import (
     BaseUrl,
     ExistingDirectory,
     ExistingFile,
+    KeepDays,
     Name,
     Patience,
     Port,
@@ -28,7 +29,8 @@ class _Workload(Section):
     cannot be reached. ``enrolment_token`` is needed for the first start only, and may be in a file. ``gateway_ca``: the
     certificate of the authority that a gateway with https is believed by; the own certificate comes from the gateway,
     unless ``tls_certificate`` and ``tls_key`` name one. ``otlp``: the collector (OTLP over HTTP) that traces and
-    metrics are sent to; without one, none are."""
+    metrics are sent to; without one, none are. ``keep_days``: what the gateway has of the own log, and is older, is
+    forgotten here, but for its hashes; 0: nothing is."""
 
     gateway_url: BaseUrl = "http://127.0.0.1:7400"
     gateway_fallbacks: tuple[BaseUrl, ...] = ()
@@ -39,6 +41,7 @@ class _Workload(Section):
     tls_certificate: ExistingFile | None = None
     tls_key: ExistingFile | None = None
     otlp: BaseUrl | None = None
+    keep_days: KeepDays = 0
 
     @model_validator(mode="after")
     def _secured(self) -> Self:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import itertools
 import logging
 from pathlib import Path
 from typing import Final
@@ -20,16 +19,14 @@ from edge.client import Broken, Unreachable
 from edge.clock import SystemClock
 from sidecar.identity import Identity, detail_of
 from trust.ledger import checkpoint, shipment
-from trust.ledger.merkle import TILE_WIDTH
-from trust.ledger.shipment import Received, Shipment
-from trust.ledger.tiles import read_entries, write_atomically
+from trust.ledger.shipment import Received
+from trust.ledger.tiles import write_atomically
 from trust.reasons import Reason, Unverifiable
 
 IDLE_S: Final = 30.0
 """A log that does not grow is shipped so often: silence must mean that something is wrong."""
 INTERVAL_S: Final = 1.0
 REST_WITHIN_S: Final = 1.0
-MAX_BYTES: Final = 1 << 20
 COSIGNED: Final = "checkpoint.cosigned"
 _log = logging.getLogger("licet")
 
@@ -46,7 +43,8 @@ class Shipper:
         self._there = 0
         self._seen_at = clock.mono()
         self._shipped_at = float("-inf")
-        self._cosigned = 0
+        self.cosigned = 0
+        """So many entries the gateway has, as it said since this process began."""
         self.fault = ""
 
     async def work(self) -> None:
@@ -88,7 +86,7 @@ class Shipper:
         begun = self._clock.mono()
         note = (self._root / "checkpoint").read_bytes()
         sealed = checkpoint.open_checkpoint(note, self._origin, self._key).size
-        if sealed != self._cosigned or begun - self._shipped_at > IDLE_S:
+        if sealed != self.cosigned or begun - self._shipped_at > IDLE_S:
             await self._ship(note, sealed)
             self._shipped_at = begun
         self._seen_at = begun
@@ -96,12 +94,12 @@ class Shipper:
     async def _ship(self, note: bytes, sealed: int) -> None:
         """Until *note*, a checkpoint of so many entries, is cosigned."""
         while True:
-            entries = await asyncio.to_thread(self._next, sealed)
-            last = self._there + len(entries) == sealed
-            received = await self._send(note if last else b"", entries)
+            received = await self._send(
+                await asyncio.to_thread(shipment.following, self._root, self._vkey, self._there, sealed, note)
+            )
             if received.cosignature:
                 self._keep(note, received.cosignature.encode())
-                self._cosigned, self._there = sealed, received.size
+                self.cosigned, self._there = sealed, received.size
                 return
             if received.size > sealed:
                 raise Unverifiable(Reason.FORKED, f"the witness has {received.size} entries, and {sealed} are sealed")
@@ -109,21 +107,7 @@ class Shipper:
                 raise Unverifiable(Reason.UNWITNESSED, f"the witness stays at {received.size} of {sealed} entries")
             self._there = received.size
 
-    def _next(self, sealed: int) -> list[bytes]:
-        """The entries that the witness has not, as many as one shipment takes."""
-        found: list[bytes] = []
-        size = 0
-        bundle = self._there // TILE_WIDTH
-        following = read_entries(self._root, sealed, bundle)
-        for entry in itertools.islice(following, self._there - bundle * TILE_WIDTH, None):
-            size += len(entry) + 2
-            if size > MAX_BYTES:
-                break
-            found.append(entry)
-        return found
-
-    async def _send(self, note: bytes, entries: list[bytes]) -> Received:
-        body = shipment.pack(Shipment(self._vkey, self._there, note.decode()), entries)
+    async def _send(self, body: bytes) -> Received:
         headers = {"Content-Type": shipment.SHIPMENT_TYPE}
         async with self._identity.send("POST", "/v1/ledger", body, headers, timeout_s=30.0) as reply:
             answer = await reply.read()

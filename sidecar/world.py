@@ -190,6 +190,14 @@ class World:
         self._version = content.version
         self.bundle = compiled
 
+    async def tell_again(self) -> None:
+        """Record once more which bundle decides: an entry that said so may be forgotten, and an older bundle must never
+        come back."""
+        if self.bundle is not None:
+            content = self.bundle.content
+            told = entries.Bundle("loaded", content.version, self.bundle.digest, not_after=content.not_after)
+            await self._ledger.append(told)
+
     def is_revoked(self) -> bool:
         """Who was revoked gets no policies any more, and need not be refused them twice a second."""
         return self.facts is not None and self.facts.stopped is not None and self.facts.stopped.reason == Reason.REVOKED

@@ -21,7 +21,57 @@ ROUTING = "tests/stories/test_routing.py::"
 INSTANCES = "tests/stories/test_instances.py::"
 TENANTS = "tests/attacks/test_tenants.py::"
 EVIDENCE = "tests/stories/test_gpus.py::"
+FORGETTING = "tests/trust/test_forgetting.py::"
+FORGOTTEN = "tests/stories/test_forgetting.py::"
 BREAKS = {
+    "7 a log keeps to itself what it says": (
+        "trust/ledger/mirror.py", "        if by_writer and end > self.known.size:\n", "        if False:\n",
+        FORGETTING + "test_nobody_keeps_to_himself_what_nobody_has_seen",
+    ),
+    "7 a mark that is too high removes frames": (
+        "trust/ledger/log.py", "    if pruned > sealed.size:\n", "    if False:\n",
+        FORGETTING + "test_a_mark_that_is_none_removes_nothing",
+    ),
+    "7 what a crash left of a pruned log stays": (
+        "trust/ledger/log.py", "    segments.forget(pruned)  # what a crash while it was pruned has left\n", "",
+        FORGETTING + "test_a_crash_while_it_forgets_loses_nothing_else",
+    ),
+    "7 frames that are missing are never missed": (
+        "trust/ledger/verify.py", "            if found[0] > max(self.expected, self._pruned):\n", "            if False:\n",
+        FORGETTING + "test_segments_are_missed_unless_it_says_that_they_were_pruned",
+    ),
+    "7 a copy that was damaged is taken for a fork": (
+        "trust/ledger/mirror.py", "        if not self._is_whole:", "        if False:",
+        FORGETTING + "test_a_copy_that_seems_whole_and_is_not_begins_anew",
+    ),
+    "7 after a crash a copy begins anew though its writer has only hashes": (
+        "trust/ledger/mirror.py", "resumed or whole_tiles(root, sealed.size)", "resumed or whole_tiles(root, 0)",
+        FORGETTING + "test_a_copy_whose_last_tiles_a_crash_took_goes_on_where_it_is_whole",
+    ),
+    "7 what the gateway has not is forgotten": (
+        "sidecar/forgetting.py", "first_to_keep, root, self._shipper.cosigned, before_us", "first_to_keep, root, self._ledger.size, before_us",
+        FORGOTTEN + "test_nothing_goes_that_the_gateway_has_not",
+    ),
+    "7 which bundle was the newest is forgotten": (
+        "sidecar/forgetting.py", "            await self._keep()\n", "",
+        FORGOTTEN + "test_a_sidecar_and_a_node_forget_and_go_on",
+    ),
+    "7 a writer's hashes come before another gateway's entries": (
+        "gateway/witness.py", "(shipment.pruned and self.elsewhere(origin, mirror.size))", "False",
+        FORGOTTEN + "test_from_whom_a_copy_comes",
+    ),
+    "7 a hole has no reason": (
+        "gateway/witness.py", "        if mirror.newly_pruned:\n", "        if False:\n",
+        FORGOTTEN + "test_a_gateway_that_lost_its_copy_gets_hashes_and_says_so",
+    ),
+    "7 large arguments that are needed again go": (
+        "edge/blobs.py", "            os.utime(path)  # it is needed from now on\n", "            path.stat()\n",
+        FORGOTTEN + "test_blobs_go_when_nobody_has_added_them_for_so_long",
+    ),
+    "7 gateways do not ship what they pruned": (
+        "trust/ledger/shipment.py", "    if first < begin:\n", "    if False:\n",
+        "tests/stories/test_replicas.py::test_a_gateway_that_begins_late_copies_what_others_have_pruned",
+    ),
     "7 a gateway takes another key than it had": (
         "gateway/app.py", "    if own.exists() and SecretKey.load(own).public != key.public:\n", "    if False:\n",
         "tests/stories/test_replicas.py::test_a_gateway_that_was_alone_keeps_its_key",

@@ -30,6 +30,7 @@ from edge.routes import Routes
 from edge.stopping import settled
 from edge.telemetry import Telemetry
 from sidecar.config import NodeConfig
+from sidecar.forgetting import Forgetting
 from sidecar.identity import Identity
 from sidecar.node.execution import Executor
 from sidecar.node.membership import Membership, sleeping
@@ -120,12 +121,14 @@ class Node:
         await self.offers.start()
         await self._join()
         await self.identity.open_session_when_due()
+        forgetting = Forgetting(self.ledger, self.shipper, self._clock, config.keep_days)
         self._tasks = [
             asyncio.create_task(self._beat()),
             asyncio.create_task(self._watch_tools()),
             asyncio.create_task(self.offers.keep_children(self.config.heartbeat_s)),
             asyncio.create_task(listen(self.identity, self.membership.hear)),
             asyncio.create_task(self.shipper.work()),
+            asyncio.create_task(forgetting.work()),
             *([asyncio.create_task(self._outbound.work())] if self._outbound is not None else []),
         ]
 

@@ -333,6 +333,7 @@ def test_what_the_chart_sets_is_configuration(rendered: list[Any], stand_ins: di
                 shared if "gateway" in one["metadata"]["name"] else {}, stand_ins, one["data"]["licet.toml"]
             )
             assert made["gateway"].inject or made["node"].servers
+            assert (made["gateway"].inject or made["node"]).keep_days == 2, "no volume fills up for ever"
             if made["gateway"].inject:
                 assert made["gateway"].inject.pull_secrets == ("registry",)
                 assert made["gateway"].public_url == "https://licet.example.com"
@@ -623,12 +624,13 @@ def test_another_image_is_none_of_ours(image: str) -> None:
 @pytest.mark.parametrize("own", [None, [{"name": "own"}], [{"name": "registry"}]])
 def test_the_sidecars_image_is_pulled_with_its_own_secret(own: list[dict[str, str]] | None) -> None:
     asked = pod() if own is None else pod(imagePullSecrets=own)
-    private = Injected("registry.example:5000/licet:1", "http://gateway:7400", ("registry",), "512Mi")
+    private = Injected("registry.example:5000/licet:1", "http://gateway:7400", ("registry",), "512Mi", 9)
     answer = reviewed(review(asked), private)["response"]
     spec = jsonpatch.apply_patch(asked, json.loads(base64.b64decode(answer["patch"])))["spec"]
     names = [one["name"] for one in spec["imagePullSecrets"]]
     assert names == [*(one["name"] for one in own or [] if one["name"] != "registry"), "registry"]
     assert spec["volumes"][-1]["emptyDir"]["sizeLimit"] == "512Mi"
+    assert {"name": "LICET_SIDECAR__KEEP_DAYS", "value": "9"} in spec["initContainers"][0]["env"]
 
 
 def made() -> dict[str, Any]:

@@ -25,7 +25,7 @@ async def settled(mesh: Mesh) -> None:
     """Until everything so far is sealed, witnessed and searchable."""
     async with asyncio.timeout(30):
         for part in (mesh.sidecar, mesh.node):
-            while part.shipper._cosigned < part.ledger.size:
+            while part.shipper.cosigned < part.ledger.size:
                 await asyncio.sleep(0.05)
         size = mesh.gateway.ledger.size
         while (await mesh.gateway.ledgers.index.reach()).get(mesh.gateway.ledger.origin, 0) < size:

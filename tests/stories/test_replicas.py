@@ -316,6 +316,28 @@ async def test_a_log_goes_on_at_the_other_gateway(two: Mesh) -> None:
     await eventually(lambda: copies(two.gateway)[first.origin] >= second.size)
 
 
+async def test_a_gateway_that_begins_late_copies_what_others_have_pruned(two: Mesh) -> None:
+    """By its hashes, and what is newer whole; and nothing else waits for it."""
+    turn_to(two, two.gateway)
+    for _ in range(140):
+        assert (await read(two)).status == 200
+    first, b = await witnessed(two), two.replicas["b"]
+    assert (await two.gateway.ledgers.prune(10**17, "operator"))[first.origin] == 256
+    await two.stop_replica("b")
+    shutil.rmtree(two.home / "gateway-b" / "logs")
+    (two.home / "gateway-b" / "index.sqlite").unlink()
+    b = await two.start_replica("b")
+    await eventually(lambda: copies(b).get(first.origin, 0) >= first.size)
+    report = verify(b.witness.path(first.origin), copy=True)
+    assert (report.faults, report.pruned) == ([], 256)
+    assert b._api.services.peers.silent == {}
+    said = [line.entry for _, line in b.ledger.lines() if isinstance(line.entry, entries.Pruned)]
+    assert (first.origin, 256, "main") in [(one.origin, one.first, one.by) for one in said]
+    turn_to(two, b)
+    assert (await read(two)).status == 200
+    assert (await witnessed(two)).size > first.size
+
+
 async def test_a_log_that_begins_anew_does_so_at_both(two: Mesh) -> None:
     turn_to(two, two.gateway)
     await read(two)

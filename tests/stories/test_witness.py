@@ -32,7 +32,7 @@ async def witnessed(mesh: Mesh, part: str = "sidecar") -> Checkpoint:
     """Wait until the part's log is cosigned to its end; what was cosigned."""
     process = getattr(mesh, part)
     async with asyncio.timeout(30):
-        while process.shipper._cosigned < process.ledger.size:
+        while process.shipper.cosigned < process.ledger.size:
             await asyncio.sleep(0.05)
     note = (process.ledger.root / COSIGNED).read_bytes()
     witness, key = checkpoint.parse_witness_vkey(mesh.gateway.witness.vkey)
@@ -71,7 +71,7 @@ async def test_the_copy_goes_on_after_a_restart_of_either_and_after_it_was_lost(
 
 
 async def test_more_than_one_shipment_takes(mesh: Mesh, monkeypatch: Any) -> None:
-    monkeypatch.setattr("sidecar.shipping.MAX_BYTES", 4000)
+    monkeypatch.setattr("trust.ledger.shipment.MAX_BYTES", 4000)
     for _ in range(8):
         await mesh.call(READ, NOTES)
     sealed = await witnessed(mesh)
@@ -259,7 +259,7 @@ async def test_several_sidecars_of_one_agent_have_a_log_each(mesh: Mesh) -> None
             assert (answer.status, answer.json["audit"]["origin"]) == (200, f"{ORIGIN}/{instance}")
             assert (await mesh.act(sidecar, "workbench/nothing", {})).status == 403
         async with asyncio.timeout(30):
-            while not all(s.shipper._cosigned >= s.ledger.size for s in made.values()):
+            while not all(s.shipper.cosigned >= s.ledger.size for s in made.values()):
                 await asyncio.sleep(0.05)
             told: set[str] = set()
             while told != {f"{ORIGIN}/pod-a", f"{ORIGIN}/pod-b"}:

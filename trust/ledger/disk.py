@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import Final
 
-from trust.ledger.tiles import flush_directory
+from trust.ledger.tiles import flush_path
 
 _FILL_CHUNK: Final = bytes(1 << 20)
 
@@ -29,7 +29,7 @@ class Disk:
     def rename(self, old: Path, new: Path) -> None:
         """Durably."""
         old.rename(new)
-        flush_directory(new.parent)
+        flush_path(new.parent)
 
     def open(self, path: Path) -> int:
         return os.open(path, os.O_RDWR | os.O_DSYNC)

@@ -540,8 +540,9 @@ class Witness(_Entry, frozen=True, tag="witness"):
 
 
 class Pruned(_Entry, frozen=True, tag="pruned"):
-    """The gateway forgot the entries of the log ``origin`` below ``first``, because they were from before ``before_us``
-    (Unix microseconds); their hashes stay. ``by``: who wanted that."""
+    """Whoever says this forgets the entries of the log ``origin`` below ``first``, because they are from before
+    ``before_us`` (Unix microseconds), or has got no more than their hashes; those stay. ``by``: who wanted that, or
+    from whom they came so."""
 
     origin: str
     first: Count
@@ -646,10 +647,10 @@ def may_stand_in(entry: AnyEntry, kind: str) -> bool:
         case "sidecar":
             loaded = isinstance(entry, Bundle) and entry.event == "loaded"
             own = isinstance(entry, Outcome) and entry.step == 10
-            return own or loaded or isinstance(entry, Start | End | Intent | Refusal | Hold | Gap)
+            return own or loaded or isinstance(entry, Start | End | Intent | Refusal | Hold | Gap | Pruned)
         case "node":
             own = isinstance(entry, Outcome | Dispatch) and entry.step == 9
-            return own or isinstance(entry, Start | End | Refusal | Gap)
+            return own or isinstance(entry, Start | End | Refusal | Gap | Pruned)
     return kind == "gateway"
 
 
@@ -685,6 +686,21 @@ def encode(entry: AnyEntry) -> bytes:
 def stamped(stamp: Stamp, entry: bytes) -> bytes:
     """The exact bytes of one log entry."""
     return b'{"stamp":%b,"entry":%b}' % (_encoder.encode(stamp), entry)
+
+
+class _Stamped(msgspec.Struct, frozen=True):
+    stamp: Stamp
+
+
+_stamps: Final = msgspec.json.Decoder(_Stamped)
+
+
+def stamp_of(data: bytes) -> Stamp:
+    """Only the stamp of an entry, whatever it says; :class:`Unverifiable` if it has none."""
+    try:
+        return _stamps.decode(data).stamp
+    except msgspec.DecodeError as bad:
+        raise Unverifiable(Reason.MALFORMED_REQUEST, f"not a ledger entry: {bad}") from None
 
 
 def decode(data: bytes) -> Line:

@@ -10,16 +10,18 @@ from __future__ import annotations
 import fcntl
 import os
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Self
 
 from trust.identity.keys import SecretKey
-from trust.ledger import checkpoint, entries
+from trust.ledger import checkpoint, entries, pruning
 from trust.ledger.checkpoint import Checkpoint
 from trust.ledger.disk import Disk
 from trust.ledger.entries import AnyEntry, Gap, Line, Stamp
 from trust.ledger.frames import HEADER, Scan, Tail
 from trust.ledger.merkle import EMPTY_ROOT, TILE_WIDTH, leaf_hash
+from trust.ledger.pruning import first_kept
 from trust.ledger.sealer import Sealer
 from trust.ledger.segments import SEGMENT_BYTES, Segment, Segments
 from trust.ledger.tiles import TileWriter, read_entries, read_hashes, write_atomically
@@ -160,6 +162,13 @@ class Ledger:
         """Everything that was written after *wall_us* (Unix microseconds), and some of what was before."""
         yield from self.lines(self._segments.start_of(wall_us, lambda data: entries.decode(data).stamp.wall_us))
 
+    def prune(self, first: int) -> None:
+        """Forget the entries below index *first*, which begins a tile, but for their hashes; frames as far as whole
+        segments are below it. Somebody else must have them."""
+        pruning.flush_hashes(self.root, first)
+        pruning.drop(self.root, first)
+        self._segments.forget(first)
+
     def close(self) -> None:
         self._writer.close()
         self._sealer.close()
@@ -191,12 +200,14 @@ def _begin(root: Path, origin: str, key: SecretKey, clock: Clock) -> None:
 def _recover(root: Path, origin: str, key: SecretKey, segments: Segments, boot: str) -> tuple[TileWriter, Gap | None]:
     """The tiles up to the last valid frame, and what had to be cut after it."""
     sealed = _last_checkpoint(root, origin, key)
-    tiles = resume_tiles(root, sealed) or TileWriter(root)
+    pruned = _pruned(root, sealed)
+    tiles = resume_tiles(root, sealed) or whole_tiles(root, pruned)
+    segments.forget(pruned)  # what a crash while it was pruned has left
     existing = segments.all()
     if not existing and not sealed.size:
         segments.start(0)
         return tiles, None
-    end, tail = 0, None
+    end, tail = min(pruned, existing[0].first) if existing else 0, None
     for segment, following in zip(existing, [*existing[1:], None], strict=True):
         if segment.first != end:
             raise LedgerDamaged(f"{root}: entries {end} to {segment.first - 1} are missing")
@@ -226,6 +237,17 @@ def _recover(root: Path, origin: str, key: SecretKey, segments: Segments, boot: 
     return tiles, Gap("torn_tail", f"{tail.torn_bytes} bytes after entry {end - 1}, kept in {torn.name}")
 
 
+def _pruned(root: Path, sealed: Checkpoint) -> int:
+    """The index of the first entry that has to be here."""
+    try:
+        pruned = first_kept(root)
+    except Unverifiable as bad:
+        raise LedgerDamaged(bad.detail) from None
+    if pruned > sealed.size:
+        raise LedgerDamaged(f"{root}: entries below {pruned} were pruned, it says, and {sealed.size} were sealed")
+    return pruned
+
+
 def _stranded(segment: Segment, tail: Tail) -> int | None:
     """The index of a whole entry behind the first frame that cannot be read: then this is no torn tail."""
     data = segment.path.read_bytes()[: tail.offset + tail.torn_bytes]
@@ -246,6 +268,28 @@ def _last_checkpoint(root: Path, origin: str, key: SecretKey) -> Checkpoint:
         return checkpoint.open_checkpoint(path.read_bytes(), origin, key.public)
     except Unverifiable as bad:
         raise LedgerDamaged(f"{path}: {bad.detail}") from None
+
+
+def whole_tiles(root: Path, size: int) -> TileWriter:
+    """The tile writer as it was at *size* entries, which fill tiles, or as far before as what lies here is whole: the
+    hashes of what was pruned, then entries that have the hashes that lie beside them."""
+    tiles = TileWriter(root)
+    try:
+        pruned = first_kept(root)
+        for number in range(size // TILE_WIDTH):
+            leaves = read_hashes(root, 0, number, TILE_WIDTH)
+            if number < pruned // TILE_WIDTH:
+                for leaf in leaves:
+                    tiles.append_pruned(leaf)
+                continue
+            bundle = list(islice(read_entries(root, size, number), TILE_WIDTH))
+            if [leaf_hash(data) for data in bundle] != leaves:
+                break
+            for data, leaf in zip(bundle, leaves, strict=True):
+                tiles.append(data, leaf)
+    except Unverifiable:
+        pass  # what is behind it comes again, from who has it
+    return tiles
 
 
 def resume_tiles(root: Path, sealed: Checkpoint) -> TileWriter | None:

@@ -7,14 +7,16 @@ has their root. Then the tiles, and last the checkpoint, are written; what is on
 from __future__ import annotations
 
 from collections.abc import Container
+from itertools import count
 from pathlib import Path
 
 from trust.identity.keys import PublicKey
 from trust.ledger import checkpoint, entries
 from trust.ledger.checkpoint import Checkpoint
-from trust.ledger.log import resume_tiles
-from trust.ledger.merkle import EMPTY_ROOT, leaf_hash
-from trust.ledger.tiles import TileWriter, write_atomically
+from trust.ledger.log import resume_tiles, whole_tiles
+from trust.ledger.merkle import EMPTY_ROOT, HASH_BYTES, TILE_WIDTH, leaf_hash
+from trust.ledger.pruning import MARK, drop, first_kept, flush_hashes
+from trust.ledger.tiles import write_atomically
 from trust.reasons import Reason, Unverifiable, visible
 
 
@@ -30,12 +32,19 @@ class Mirror:
         self._origin = origin
         self._key = key
         self.known = known
+        self._pruned = 0
         sealed = self._kept()
-        self._tiles = resume_tiles(root, sealed) or TileWriter(root)
-        if self.size == known.size and self._tiles.edge.root() != known.root:
-            raise Forked(f"the first {known.size} entries of {origin} are not those that were witnessed")
+        if not sealed.size:
+            (root / MARK).unlink(missing_ok=True)  # of a beginning that came to nothing
+        resumed = resume_tiles(root, sealed)
+        self._is_whole = resumed is not None
+        self._tiles = resumed or whole_tiles(root, sealed.size)
+        if self._is_whole and self.size == known.size:
+            self._require_witnessed()
         if sealed.size > known.size:
             self.known = sealed  # what is kept was looked at when it came
+        if self.size == self.known.size:
+            self._require_witnessed()
 
     def _kept(self) -> Checkpoint:
         try:
@@ -67,8 +76,43 @@ class Mirror:
                 told = f"entry {index} of {self._origin} tells of {visible(named)}, which is another's"
                 raise Unverifiable(Reason.MALFORMED_REQUEST, told)
             self._tiles.append(data, leaf_hash(data))
-            if index + 1 == self.known.size and self._tiles.edge.root() != self.known.root:
-                raise Forked(f"the first {self.known.size} entries of {self._origin} are not those that were witnessed")
+            if index + 1 == self.known.size:
+                self._require_witnessed()
+
+    def take_pruned(self, first: int, hashes: list[bytes], *, by_writer: bool = False) -> None:
+        """Of the entries from index *first* on, up to where a tile ends, whoever ships them has only the *hashes* left.
+        From their writer only of what was witnessed before: otherwise a log could keep to itself what it says."""
+        end = first + len(hashes)
+        if first != self.size or end % TILE_WIDTH or not hashes or {len(one) for one in hashes} != {HASH_BYTES}:
+            told = f"hashes of entries {first} to {end}; expected them from {self.size} to where a tile ends"
+            raise Unverifiable(Reason.MALFORMED_REQUEST, told)
+        if by_writer and end > self.known.size:
+            raise Forked(
+                f"the entries of {self._origin} below {end} were pruned where they were written, and only "
+                f"{self.known.size} were ever witnessed here: a gateway that was restored from a backup that is older "
+                "than the keep_days of its sidecars and nodes cannot get them back"
+            )
+        for index, leaf in enumerate(hashes, first):
+            self._tiles.append_pruned(leaf)
+            if index + 1 == self.known.size:
+                self._require_witnessed()
+        self._pruned = end
+
+    def _require_witnessed(self) -> None:
+        """As many entries as were witnessed have the root that they had."""
+        if self._tiles.edge.root() == self.known.root:
+            self._is_whole = True
+            return
+        if not self._is_whole:  # what was left here after a crash is not what it seemed
+            aside = (self._root.with_name(f"{self._root.name}.damaged-{number}") for number in count(1))
+            self._root.rename(next(path for path in aside if not path.exists()))
+            raise Unverifiable(Reason.OVERLOADED, f"the copy of {self._origin} was damaged and begins anew; ship on")
+        raise Forked(f"the first {self.known.size} entries of {self._origin} are not those that were witnessed")
+
+    @property
+    def newly_pruned(self) -> int:
+        """The index below which :meth:`keep` will forget everything, because only hashes of it came; 0 if none did."""
+        return self._pruned if self._pruned > first_kept(self._root) else 0
 
     def check(self, note: bytes) -> Checkpoint:
         """The checkpoint in *note*, if it seals exactly what was taken and takes nothing back."""
@@ -85,5 +129,8 @@ class Mirror:
         """Write what *note* seals, which :meth:`check` has looked at, and *note* with its cosignature."""
         self._tiles.write_partial()
         write_atomically(self._root / "vkey", checkpoint.vkey(self._origin, self._key).encode() + b"\n")
+        if self.newly_pruned:
+            flush_hashes(self._root, self._pruned)
+            drop(self._root, self._pruned)
         write_atomically(self._root / "checkpoint", note, flush=True)
         self.known = sealed

@@ -1,4 +1,7 @@
-"""Pruning: old entries go, tile by tile; their hashes stay, so that everything after them is proved as before."""
+"""Pruning: old entries go, tile by tile; their hashes stay, so that everything after them is proved as before.
+
+A copy is pruned by who keeps it. A writer may prune its own log as far as somebody else has it: then its frames go too.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ from typing import Final
 
 from trust.ledger import entries
 from trust.ledger.merkle import TILE_WIDTH
-from trust.ledger.tiles import read_entries, tile_path, write_atomically
+from trust.ledger.tiles import flush_path, read_entries, remove_tile, tile_path, write_atomically
 from trust.reasons import Reason, Unverifiable
 
 MARK: Final = "pruned"
@@ -32,7 +35,7 @@ def first_to_keep(root: Path, size: int, before_us: int) -> int:
     first = first_kept(root)
     while first + TILE_WIDTH < size:
         bundle = read_entries(root, first + TILE_WIDTH, first // TILE_WIDTH)
-        if any(entries.decode(data).stamp.wall_us >= before_us for data in bundle):
+        if any(entries.stamp_of(data).wall_us >= before_us for data in bundle):
             break
         first += TILE_WIDTH
     return first
@@ -40,9 +43,23 @@ def first_to_keep(root: Path, size: int, before_us: int) -> int:
 
 def prune(root: Path, size: int, before_us: int) -> int:
     """Forget them; the index of the first entry that is kept."""
-    begin, first = first_kept(root), first_to_keep(root, size, before_us)
+    first = first_to_keep(root, size, before_us)
+    drop(root, first)
+    return first
+
+
+def drop(root: Path, first: int) -> None:
+    """Forget what is below index *first*, which begins a tile."""
+    begin = first_kept(root)
     if first > begin:
         write_atomically(root / MARK, f"{first}\n".encode(), flush=True)  # said before it is done: a crash leaves waste
     for number in range(begin // TILE_WIDTH, first // TILE_WIDTH):
-        (root / tile_path("entries", number, TILE_WIDTH)).unlink(missing_ok=True)
-    return first
+        remove_tile(root / tile_path("entries", number, TILE_WIDTH))
+
+
+def flush_hashes(root: Path, first: int) -> None:
+    """Make durable the hashes of the entries from what is kept to index *first*: nothing else will be left of them."""
+    numbers = range(first_kept(root) // TILE_WIDTH, first // TILE_WIDTH)
+    paths = [root / tile_path(0, number, TILE_WIDTH) for number in numbers]
+    for path in [*paths, *{path.parent for path in paths}]:
+        flush_path(path)

@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import zip_longest
+from itertools import pairwise, zip_longest
 from pathlib import Path
 from typing import Final
 
@@ -52,6 +52,14 @@ class Segments:
     def all(self) -> list[Segment]:
         """In order of their entries."""
         return [Segment(path, int(path.stem)) for path in sorted(self.directory.glob("[0-9]*.segment"))]
+
+    def forget(self, first: int) -> None:
+        """Remove the files in which every entry is below index *first*, the oldest first; the last one stays."""
+        kept = self.all()
+        for segment, following in pairwise(kept):
+            if following.first > first:
+                break
+            segment.path.unlink(missing_ok=True)
 
     def resume(self, segment: Segment, tail: Tail, torn_copy: Path) -> None:
         """Go on after the last valid frame of *segment*; what stands after it is kept aside, then zeroed."""

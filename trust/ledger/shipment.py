@@ -3,26 +3,36 @@
 from __future__ import annotations
 
 import re
+from itertools import islice
+from pathlib import Path
 from typing import Annotated, Final
 
 import msgspec
 
-from trust.ledger.tiles import pack_entries, unpack_entries
+from trust.ledger.merkle import TILE_WIDTH
+from trust.ledger.pruning import first_kept
+from trust.ledger.tiles import pack_entries, read_entries, read_hashes, unpack_entries
 from trust.reasons import Reason, Unverifiable, visible
 
 SHIPMENT_TYPE: Final = "application/licet-shipment"
 MAX_SHIPMENT_BYTES: Final = 2 << 20
+MAX_BYTES: Final = 1 << 20
+"""Of the entries that are shipped at once."""
+TILES_OF_HASHES: Final = 100
+"""So many at once."""
 _LENGTH_BYTES: Final = 4
 _INSTANCE: Final = re.compile(r"[a-z0-9][a-z0-9.\-]{0,62}")
 
 
-class Shipment(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class Shipment(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """Entries from index ``first`` on; ``checkpoint`` (a signed note) comes with the last of those that it seals.
-    ``vkey`` is the log's verifier key."""
+    ``vkey`` is the log's verifier key. ``pruned``: these are the hashes of entries that whoever ships them has not any
+    more, up to where a tile ends."""
 
     vkey: Annotated[str, msgspec.Meta(max_length=400)]
     first: Annotated[int, msgspec.Meta(ge=0)]
     checkpoint: Annotated[str, msgspec.Meta(max_length=4000)] = ""
+    pruned: bool = False
 
 
 class Received(msgspec.Struct, frozen=True):
@@ -46,6 +56,25 @@ def is_log_of(origin: str, trust_domain: str, kind: str, name: str) -> bool:
     """Whether *origin* is a log of this workload, whichever instance writes it."""
     own = log_of(trust_domain, kind, name)
     return origin == own or (origin.startswith(own + "/") and _INSTANCE.fullmatch(origin[len(own) + 1 :]) is not None)
+
+
+def following(root: Path, vkey: str, first: int, sealed: int, note: bytes) -> bytes:
+    """What the log under *root*, of *sealed* entries as *note* says, has from index *first* on, as much as one shipment
+    takes."""
+    begin, bundle = first_kept(root), first // TILE_WIDTH
+    if first < begin:
+        end = min(begin, (bundle + TILES_OF_HASHES) * TILE_WIDTH)
+        hashes = [one for at in range(bundle, end // TILE_WIDTH) for one in read_hashes(root, 0, at, TILE_WIDTH)]
+        return pack(Shipment(vkey, first, pruned=True), hashes[first - bundle * TILE_WIDTH :])
+    found: list[bytes] = []
+    size = 0
+    for entry in islice(read_entries(root, sealed, bundle), first - bundle * TILE_WIDTH, None):
+        size += len(entry) + 2
+        if size > MAX_BYTES:
+            break
+        found.append(entry)
+    whole = first + len(found) == sealed
+    return pack(Shipment(vkey, first, note.decode() if whole else ""), found)
 
 
 def pack(shipment: Shipment, entries: list[bytes]) -> bytes:

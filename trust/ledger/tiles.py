@@ -67,12 +67,22 @@ def write_atomically(path: Path, data: bytes, *, flush: bool = False) -> None:
         os.unlink(temporary)
         raise
     if flush:
-        flush_directory(path.parent)
+        flush_path(path.parent)
 
 
-def flush_directory(path: Path) -> None:
-    """Make the names in *path* durable."""
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+def remove_tile(path: Path) -> None:
+    """Remove a tile, whole or partial."""
+    path.unlink(missing_ok=True)
+    partial = path.with_name(path.name + ".p")
+    if partial.is_dir():
+        for old in partial.iterdir():
+            old.unlink()
+        partial.rmdir()
+
+
+def flush_path(path: Path) -> None:
+    """Make durable what a file holds, or the names in a directory."""
+    fd = os.open(path, os.O_RDONLY)
     try:
         os.fsync(fd)
     finally:
@@ -91,14 +101,22 @@ class TileWriter:
         """Take over the entries of the last, partial bundle."""
         self._entries = entries
 
+    def append_pruned(self, leaf: bytes) -> None:
+        """An entry of which only the hash is left; whole bundles of them come one after the other."""
+        self._entries = []
+        self._grow(leaf)
+
     def append(self, entry: bytes, leaf: bytes) -> None:
         self._entries.append(entry)
-        for level, number, hashes in self.edge.append(leaf):
-            self._write(tile_path(level, number, TILE_WIDTH), b"".join(hashes))
+        self._grow(leaf)
         if len(self._entries) == TILE_WIDTH:
             number = self.edge.size // TILE_WIDTH - 1
             self._write(tile_path("entries", number, TILE_WIDTH), pack_entries(self._entries))
             self._entries = []
+
+    def _grow(self, leaf: bytes) -> None:
+        for level, number, hashes in self.edge.append(leaf):
+            self._write(tile_path(level, number, TILE_WIDTH), b"".join(hashes))
 
     def write_partial(self) -> None:
         """Write the right edge, so that a checkpoint of this size can be verified."""

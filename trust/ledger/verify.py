@@ -122,10 +122,11 @@ def verify(
 
 
 class _Frames:
-    """The durable frames of a log, asked for in order; what is missing among them is a fault."""
+    """The durable frames of a log, asked for in order; what is missing among them is a fault, unless it was pruned."""
 
     def __init__(self, root: Path, report: Report) -> None:
         self._report = report
+        self._pruned = report.pruned
         self._frames = iter(Segments(root / "wal", Disk(), SEGMENT_BYTES).frames(0))
         self.expected = 0
         self._next = self._read()
@@ -133,8 +134,9 @@ class _Frames:
     def _read(self) -> tuple[int, bytes] | None:
         found = next(self._frames, None)
         if found is not None:
-            if found[0] != self.expected:
-                self._report.faults.append(f"frames {self.expected} to {found[0] - 1} are missing or damaged")
+            if found[0] > max(self.expected, self._pruned):
+                missing = max(self.expected, self._pruned)
+                self._report.faults.append(f"frames {missing} to {found[0] - 1} are missing or damaged")
             self.expected = found[0] + 1
         return found
 
@@ -158,12 +160,16 @@ def _check(root: Path, sealed: Checkpoint, report: Report, judge: Judge | None) 
     frames must be the same entries and go on without a gap."""
     if not report.copy and not (root / "wal").is_dir():
         report.faults.append(f"{root / 'wal'} is missing: the durable frames")
-    frames, edge = _Frames(root, report), Edge()
     try:
         report.pruned = first_kept(root)
-        if report.pruned > sealed.size:
-            report.faults.append(f"entries below {report.pruned} were pruned, it says, and {sealed.size} were sealed")
-            return
+    except Unverifiable as bad:
+        report.faults.append(bad.detail)
+        return
+    if report.pruned > sealed.size:
+        report.faults.append(f"entries below {report.pruned} were pruned, it says, and {sealed.size} were sealed")
+        return
+    frames, edge = _Frames(root, report), Edge()
+    try:
         for number in range(report.pruned // TILE_WIDTH):
             for index, leaf in enumerate(read_hashes(root, 0, number, TILE_WIDTH), number * TILE_WIDTH):
                 frame = frames.take(index)
