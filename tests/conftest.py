@@ -25,6 +25,7 @@ settings.register_profile("soak", max_examples=3000, deadline=None, suppress_hea
 
 TOGETHER = {
     "test_bad_input": "bad input",
+    "test_go_sumdb": "go",
     "test_chaos": "fleets",
     "test_partitions": "fleets",
     "test_processes": "processes",

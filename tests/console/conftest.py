@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import AsyncIterator
+import subprocess
+import time
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,15 +19,38 @@ from tests.mesh import REPOSITORY, Mesh
 AXE = REPOSITORY / "gateway/console/npm/node_modules/axe-core/axe.min.js"
 DESK = {"width": 1280, "height": 900}
 PHONE = {"width": 390, "height": 844}
+FLAGS = (
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+)
 expect.set_options(timeout=30_000)  # what never comes fails a test, and not what a busy machine draws slowly
 
 
+@pytest.fixture(scope="session")
+def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of one for all tests of this process: starting it takes longer than most of them."""
+    found, home = shutil.which("chromium"), tmp_path_factory.mktemp("chromium")
+    assert found, "chromium is a Debian package that `make debian` installs"
+    command = [found, "--headless", "--remote-debugging-port=0", f"--user-data-dir={home}", *FLAGS, "about:blank"]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        told = home / "DevToolsActivePort"
+        while not told.exists() or len(told.read_text().split()) < 2:
+            assert process.poll() is None, "chromium ended at once"
+            time.sleep(0.02)
+        yield f"http://127.0.0.1:{told.read_text().split()[0]}"
+        process.kill()
+
+
 @pytest.fixture
-async def browser() -> AsyncIterator[Browser]:
+async def browser(chromium: str) -> AsyncIterator[Browser]:
+    """Each test has contexts of its own in it, which end with the test."""
     async with async_playwright() as play:
-        found = shutil.which("chromium")
-        assert found, "chromium is a Debian package that `make debian` installs"
-        browser = await play.chromium.launch(executable_path=found, args=["--no-sandbox"])
+        browser = await play.chromium.connect_over_cdp(chromium)
         yield browser
         await browser.close()
 

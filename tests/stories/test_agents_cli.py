@@ -6,15 +6,19 @@ import asyncio
 import json
 import os
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 
+from tests import zygote
 from tests.mesh import REPOSITORY, Mesh
 from trust.ledger.entries import Admin, Intent, Kill, Revocation
 
 pytestmark = pytest.mark.slow
 READ, NOTES = "workbench/read_file", {"path": "notes.txt"}
+WAITING = ThreadPoolExecutor(16)
+"""For commands that run; the mesh beside them has threads of its own."""
 
 
 async def licet(mesh: Mesh, *words: str, **environ: str) -> tuple[int, str, str]:
@@ -27,13 +31,8 @@ async def licet(mesh: Mesh, *words: str, **environ: str) -> tuple[int, str, str]
         "LICET_SIDECAR__PORT": str(mesh.sidecar.port),
         "COLUMNS": "200",
     }
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "licet", *words,
-        cwd=REPOSITORY, env={**inherited, **settings, **environ},
-        stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
-    )  # fmt: skip
-    out, err = await process.communicate()
-    return process.returncode or 0, out.decode(), err.decode()
+    given = {**inherited, **settings, **environ}
+    return await asyncio.get_running_loop().run_in_executor(WAITING, zygote.licet, [*words], given, REPOSITORY)
 
 
 async def fine(mesh: Mesh, *words: str, **environ: str) -> str:

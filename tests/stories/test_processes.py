@@ -22,6 +22,7 @@ import pytest
 from edge.judging import Judge
 from licet import ledgers
 from loadtests.servers import free_port
+from tests import zygote
 from tests.mesh import REPOSITORY
 from trust.ledger.entries import Dispatch, Intent, Outcome
 from trust.ledger.verify import verify
@@ -65,11 +66,9 @@ def until(process: subprocess.Popen[str], text: str) -> str:
 
 
 def licet(env: dict[str, str], *arguments: str, code: int = 0) -> str:
-    done = subprocess.run(
-        [sys.executable, "-m", "licet", *arguments], env=env, cwd=REPOSITORY, capture_output=True, text=True, timeout=60
-    )
-    assert done.returncode == code, done.stdout + done.stderr
-    return done.stdout
+    ended, out, err = zygote.licet([*arguments], env, REPOSITORY)
+    assert ended == code, out + err
+    return out
 
 
 def test_up_works_from_nothing_and_every_command_of_its_text_does_what_it_says(tmp_path: Path) -> None:
