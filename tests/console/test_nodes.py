@@ -28,7 +28,7 @@ async def fleet(tmp_path: Path) -> AsyncIterator[Mesh]:
         yield mesh
 
 
-async def test_the_pages_are_accessible_and_fit_a_phone(fleet: Mesh, browser: Browser, tmp_path: Path) -> None:
+async def test_the_pages_are_accessible_and_fit_a_phone(fleet: Mesh, browser: Browser) -> None:
     await fleet.call("bank/look", {"text": "x"}, run="r1")
     await settled(fleet)
     desk, phone = await screen(fleet, browser), await screen(fleet, browser, viewport=PHONE)
@@ -39,7 +39,7 @@ async def test_the_pages_are_accessible_and_fit_a_phone(fleet: Mesh, browser: Br
                 if await summary.evaluate("e => e.tagName") == "SUMMARY":
                     await summary.click()
             name = f"{path.replace('/', '-')}-{'desk' if one is desk else 'phone'}"
-            assert await one.violations(tmp_path / name) == [], path
+            assert await one.violations(name) == [], path
             wide = await one.page.evaluate("document.documentElement.scrollWidth - innerWidth")
             assert wide <= 0, f"{path} is {wide} pixels too wide"
     assert desk.complaints + phone.complaints == []

@@ -9,7 +9,6 @@ import shutil
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
@@ -70,7 +69,7 @@ async def configured(mesh: Mesh, issuer: str, secret: str = "s:e cret", **more: 
     await mesh.start_gateway()
 
 
-async def test_in_a_browser_at_a_certified_provider(mesh: Mesh, browser: Browser, tmp_path: Path) -> None:
+async def test_in_a_browser_at_a_certified_provider(mesh: Mesh, browser: Browser) -> None:
     port = free_port()
     await configured(mesh, f"http://127.0.0.1:{port}")
     async with certified(mesh, port):
@@ -79,7 +78,7 @@ async def test_in_a_browser_at_a_certified_provider(mesh: Mesh, browser: Browser
 
         async def at_the_issuer(name: str) -> None:
             await desk.go("/console/history?state=denied")
-            assert await desk.violations(tmp_path / "sign-in") == []
+            assert await desk.violations("sign-in") == []
             await desk.page.get_by_role("link", name="At 127.0.0.1").click()
             await desk.page.get_by_placeholder("Enter any login").fill(name)
             await desk.page.get_by_placeholder("and password").fill("whatever")

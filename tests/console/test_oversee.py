@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from pathlib import Path
 
 import pytest
 from playwright.async_api import Browser, expect
@@ -35,15 +34,13 @@ async def busy(mesh: Mesh) -> Mesh:
     return mesh
 
 
-async def test_every_page_is_accessible_by_day_and_by_night_and_fits_a_phone(
-    busy: Mesh, browser: Browser, tmp_path: Path
-) -> None:
+async def test_every_page_is_accessible_by_day_and_by_night_and_fits_a_phone(busy: Mesh, browser: Browser) -> None:
     desk, phone = await screen(busy, browser), await screen(busy, browser, viewport=PHONE)
     for path in PAGES:
         for one in (desk, phone):
             assert await one.go(f"/console/{path}") == 200
             name = f"{path.replace('/', '-')}-{'desk' if one is desk else 'phone'}"
-            assert await one.violations(tmp_path / name) == [], path
+            assert await one.violations(name) == [], path
             if tables := await one.page.get_by_text("As a table").all():
                 for table in tables:
                     await table.click()
@@ -93,9 +90,7 @@ async def test_an_agent_is_stopped_and_goes_on(busy: Mesh, browser: Browser) -> 
     assert await other.go("/console/agents/nobody") == 404
 
 
-async def test_policies_say_who_activated_what_and_what_would_change(
-    busy: Mesh, browser: Browser, tmp_path: Path
-) -> None:
+async def test_policies_say_who_activated_what_and_what_would_change(busy: Mesh, browser: Browser) -> None:
     desk = await screen(busy, browser)
     await desk.go("/console/policies")
     main = desk.page.locator("main")

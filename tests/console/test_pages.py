@@ -31,9 +31,7 @@ async def told(mesh: Mesh) -> Mesh:
     return mesh
 
 
-async def test_every_page_is_accessible_by_day_and_by_night_and_fits_a_phone(
-    told: Mesh, browser: Browser, tmp_path: Path
-) -> None:
+async def test_every_page_is_accessible_by_day_and_by_night_and_fits_a_phone(told: Mesh, browser: Browser) -> None:
     desk, phone = await screen(told, browser), await screen(told, browser, viewport=PHONE)
     await desk.go("/console/ledger?decision=deny&agent=demo")
     entry = await desk.page.locator("a.place").first.get_attribute("href")

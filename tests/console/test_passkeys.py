@@ -99,18 +99,18 @@ def yes(mesh: Mesh, approval: str, who: str, key: Authenticator) -> dict[str, st
     }
 
 
-async def test_made_signed_in_with_and_approved_with(mesh: Mesh, browser: Browser, tmp_path: Path) -> None:
+async def test_made_signed_in_with_and_approved_with(mesh: Mesh, browser: Browser) -> None:
     desk = await screen(mesh, browser, "fay")
     await with_authenticator(desk)
     await desk.go("/console/you")
     await desk.page.get_by_label("Name").fill("laptop")
     await desk.page.get_by_role("button", name="Add a passkey").click()
     await expect(desk.page.get_by_role("table")).to_contain_text("laptop")
-    assert await desk.violations(tmp_path / "you") == []
+    assert await desk.violations("you") == []
     await expect(desk.page.locator("main")).to_contain_text("sign in with one of them")
     await desk.page.get_by_role("button", name="Sign out").click()
     await desk.go("/console/you")
-    assert await desk.violations(tmp_path / "sign-in") == []
+    assert await desk.violations("sign-in") == []
     await desk.page.get_by_role("button", name="With a passkey").click()
     await desk.page.wait_for_url("**/console/you")
     await expect(desk.page.locator("main")).to_contain_text("by a passkey")
@@ -121,7 +121,7 @@ async def test_made_signed_in_with_and_approved_with(mesh: Mesh, browser: Browse
     await desk.go("/console/queue")
     card = desk.page.locator(f"#{approval}")
     await expect(card).to_contain_text("signed with your passkey")
-    assert await desk.violations(tmp_path / "card") == []
+    assert await desk.violations("card") == []
     await card.get_by_label("Reason").first.fill("rent")
     await card.get_by_role("button", name="Approve").click()
     await expect(desk.page.get_by_role("status").first).to_contain_text("approved")
@@ -146,7 +146,7 @@ async def test_by_keys_and_a_no_needs_no_passkey(mesh: Mesh, browser: Browser) -
     assert state(mesh, approval) == "denied"
 
 
-async def test_without_a_passkey_that_fits_nothing_is_sent(mesh: Mesh, browser: Browser, tmp_path: Path) -> None:
+async def test_without_a_passkey_that_fits_nothing_is_sent(mesh: Mesh, browser: Browser) -> None:
     await signing(mesh)
     approval = await held(mesh)
     desk, phone = await screen(mesh, browser, "fay"), await screen(mesh, browser, "ada", viewport=PHONE)
@@ -156,7 +156,7 @@ async def test_without_a_passkey_that_fits_nothing_is_sent(mesh: Mesh, browser: 
     await expect(desk.page.get_by_role("alert").first).to_contain_text("nothing was sent", timeout=70_000)
     assert state(mesh, approval) == "pending"
     await phone.go("/console/you")
-    assert await phone.violations(tmp_path / "phone") == []
+    assert await phone.violations("phone") == []
     mute = await screen(mesh, browser, "fay", javascript=False)
     await mute.go("/console/queue")
     await mute.page.locator(f"#{approval}").get_by_role("button", name="Approve").click()
