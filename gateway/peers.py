@@ -146,17 +146,17 @@ class Peers:
 
     async def _copy(self, peer: Peer, log: Known) -> None:
         """Until as much of *log* is here as was said, or no more comes."""
-        while (have := self._witness.copied(log.origin)) is not None and have < log.size:
+        while (have := await self._witness.copied(log.origin)) is not None and have < log.size:
             data = await self._get(peer, f"{LOG}?origin={log.origin}&first={have}")
             shipped, bundle = await asyncio.to_thread(shipment.unpack, data)
             await self._witness.adopt(log.origin, shipped, bundle, peer.name)
-            if self._witness.copied(log.origin) == have:
+            if await self._witness.copied(log.origin) == have:
                 return
 
     def _has_more(self, origin: str, have: int) -> bool:
         """Whether another gateway has more of a log than this one, which copies it."""
-        told = (heard for name, heard in self._heard.items() if name not in self.silent)
-        return any(heard.get(origin, 0) > have for heard in told)
+        heard = (self._heard.get(one.name, {}) for one in self.others() if one.name not in self.silent)
+        return any(logs.get(origin, 0) > have for logs in heard)
 
     def others(self) -> list[Peer]:
         """The gateways that can be asked."""

@@ -98,7 +98,7 @@ class Witness:
             raise Unverifiable(Reason.NOT_YOURS, told)
         async with self._busy[origin]:
             await self._meet(origin, shipment.vkey)
-            mirror = self._mirror(origin)
+            mirror = await self._mirror(origin)
             if shipment.first != mirror.size or (shipment.pruned and self.elsewhere(origin, mirror.size)):
                 return Received(mirror.size)
             try:
@@ -210,15 +210,17 @@ class Witness:
                 raise Unverifiable(Reason.NOT_FOUND, f'no log "{visible(origin)}" is witnessed; witnessed: {names}')
             await self._records.change(entries.Log(event, origin, by=by, reason=reason))
 
-    def _mirror(self, origin: str) -> Mirror:
-        """Our copy, which has to agree with whatever any gateway cosigned."""
+    async def _mirror(self, origin: str) -> Mirror:
+        """Our copy, which has to agree with whatever any gateway cosigned; for who has it to himself. It is opened in a
+        thread: after a crash all of it is read."""
         known = self._records.store.get(LogRecord, origin)
         if known is None:
             raise Unverifiable(Reason.NOT_FOUND, f"no log {origin}")
         mirror = self._mirrors.get(origin)
         if mirror is None or (mirror.known.size < known.size <= mirror.size):
             _, key = checkpoint.parse_vkey(known.vkey)
-            mirror = self._mirrors[origin] = Mirror(self.path(origin), origin, key, seen(known))
+            mirror = await asyncio.to_thread(Mirror, self.path(origin), origin, key, seen(known))
+            self._mirrors[origin] = mirror
         elif mirror.known.size < known.size:
             mirror.known = seen(known)
         return mirror
@@ -231,22 +233,23 @@ class Witness:
             if self._records.store.get(LogRecord, origin) is None:
                 await self._records.change(entries.Log("met", origin, vkey))
 
-    def copied(self, origin: str) -> int | None:
+    async def copied(self, origin: str) -> int | None:
         """How many entries of a log are here; None for one that is not copied."""
         known = self._records.store.get(LogRecord, origin)
         if known is None or known.wrong or origin == self._records.ledger.origin or self._busy[origin].locked():
             return None
-        try:
-            return self._mirror(origin).size
-        except (Forked, Unverifiable):
-            return None
+        async with self._busy[origin]:
+            try:
+                return (await self._mirror(origin)).size
+            except (Forked, Unverifiable):
+                return None
 
     async def adopt(self, origin: str, shipment: Shipment, bundle: list[bytes], by: str) -> None:
         """What the gateway *by* has of a log. It proves itself: the log's key signed it, and if it is not a gateway's
         own, it was cosigned."""
         async with self._busy[origin]:
             known = self._records.store.get(LogRecord, origin)
-            mirror = self._mirror(origin)
+            mirror = await self._mirror(origin)
             if known is None or shipment.vkey != known.vkey or shipment.first != mirror.size:
                 return
             try:

@@ -173,14 +173,14 @@ def test_a_mark_that_is_none_removes_nothing(written: Path, text: str) -> None:
 # On its way to the witness
 
 
-def ship(written: Path, mirror: Mirror) -> None:
+def ship(written: Path, mirror: Mirror, *, by_writer: bool = True) -> None:
     """All that *mirror* has not."""
     vkey, note = (written / "vkey").read_text().strip(), (written / "checkpoint").read_bytes()
     end = sealed(written)
     while True:
         head, bundle = shipment.unpack(shipment.following(written, vkey, mirror.size, end.size, note))
         if head.pruned:
-            mirror.take_pruned(head.first, bundle, by_writer=True)
+            mirror.take_pruned(head.first, bundle, by_writer=by_writer)
         else:
             mirror.take(head.first, bundle)
         if head.checkpoint:
@@ -245,7 +245,7 @@ def test_what_are_no_hashes_is_refused(written: Path, tmp_path: Path, hashes: li
 
 
 def test_a_copy_that_has_a_beginning_forgets_it_with_what_follows(written: Path, tmp_path: Path) -> None:
-    """It was away for longer than everybody else keeps entries."""
+    """The gateway was away for longer than the others keep entries."""
     early = tmp_path / "early"
     fill(early, 300)
     mirror = copy_of(tmp_path / "copy", NOTHING)
@@ -253,10 +253,26 @@ def test_a_copy_that_has_a_beginning_forgets_it_with_what_follows(written: Path,
     fill(early, 900, boot="b2")
     known = sealed(early)
     forget(early, 768)
-    ship(early, copy_of(tmp_path / "copy", known))
+    ship(early, copy_of(tmp_path / "copy", known), by_writer=False)
     report = verify(tmp_path / "copy", copy=True)
     assert (report.faults, report.pruned, report.sealed) == ([], 768, sealed(early).size)
     assert sorted(path.name for path in (tmp_path / "copy/tile/entries").glob("[0-9]*"))[0] == "003"
+
+
+def test_no_writer_makes_a_witness_forget(written: Path, tmp_path: Path) -> None:
+    """A copy lost its end, and its writer says that there is no more than hashes of what was there."""
+    copy, early = tmp_path / "copy", tmp_path / "early"
+    fill(early, 300)
+    ship(early, copy_of(copy, NOTHING))
+    fill(early, 900, boot="b2")
+    known = sealed(early)
+    forget(early, 768)
+    with pytest.raises(Unverifiable, match="ended at 300; it is kept aside"):
+        ship(early, copy_of(copy, known))
+    ship(early, copy_of(copy, known))
+    assert verify(copy, copy=True).pruned == 768
+    kept = verify(tmp_path / "copy.aside-1", copy=True)
+    assert (kept.faults, kept.sealed, kept.pruned) == ([], 300, 0)
 
 
 def test_a_copy_whose_last_tiles_a_crash_took_goes_on_where_it_is_whole(written: Path, tmp_path: Path) -> None:
@@ -286,7 +302,7 @@ def test_a_copy_that_seems_whole_and_is_not_begins_anew(written: Path, tmp_path:
     known = sealed(copy)
     with pytest.raises(Unverifiable, match="was damaged and begins anew"):
         ship(written, copy_of(copy, known))
-    assert [path.name.split("-")[0] for path in tmp_path.glob("copy.*")] == ["copy.damaged"]
+    assert [path.name for path in tmp_path.glob("copy.*")] == ["copy.aside-1"]
     ship(written, copy_of(copy, known))
     assert verify(copy, copy=True).holds
 

@@ -86,6 +86,11 @@ class Mirror:
         if first != self.size or end % TILE_WIDTH or not hashes or {len(one) for one in hashes} != {HASH_BYTES}:
             told = f"hashes of entries {first} to {end}; expected them from {self.size} to where a tile ends"
             raise Unverifiable(Reason.MALFORMED_REQUEST, told)
+        if by_writer and self.size > max(self._pruned, first_kept(self._root)):
+            # Nobody but we forgets what we have: what is here stays, and hashes begin another copy.
+            self._set_aside()
+            told = f"the copy of {self._origin} ended at {self.size}; it is kept aside, and begins anew: ship on"
+            raise Unverifiable(Reason.OVERLOADED, told)
         if by_writer and end > self.known.size:
             raise Forked(
                 f"the entries of {self._origin} below {end} were pruned where they were written, and only "
@@ -104,10 +109,13 @@ class Mirror:
             self._is_whole = True
             return
         if not self._is_whole:  # what was left here after a crash is not what it seemed
-            aside = (self._root.with_name(f"{self._root.name}.damaged-{number}") for number in count(1))
-            self._root.rename(next(path for path in aside if not path.exists()))
+            self._set_aside()
             raise Unverifiable(Reason.OVERLOADED, f"the copy of {self._origin} was damaged and begins anew; ship on")
         raise Forked(f"the first {self.known.size} entries of {self._origin} are not those that were witnessed")
+
+    def _set_aside(self) -> None:
+        aside = (self._root.with_name(f"{self._root.name}.aside-{number}") for number in count(1))
+        self._root.rename(next(path for path in aside if not path.exists()))
 
     @property
     def newly_pruned(self) -> int:
