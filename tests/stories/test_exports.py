@@ -11,14 +11,14 @@ import pyarrow.parquet
 import pytest
 from playwright.async_api import Browser, expect
 
-from tests.console.conftest import browser, screen
+from tests.console.conftest import browser, chromium, screen
 from tests.mesh import Mesh
 from tests.stories.test_agents_cli import as_json, fine, licet
 from tests.stories.test_asking import settled
 from trust.ledger import entries
 from trust.ledger.entries import Query
 
-__all__ = ["browser"]
+__all__ = ["browser", "chromium"]
 pytestmark = pytest.mark.slow
 READ, NOTES = "workbench/read_file", {"path": "notes.txt"}
 

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from playwright.async_api import Browser
 
-from tests.console.conftest import browser, screen
+from tests.console.conftest import browser, chromium, screen
 from tests.mesh import Mesh, policy_files
 from tests.stories.test_agents_cli import fine, licet
 from tests.stories.test_asking import settled
@@ -25,7 +25,7 @@ from trust.ledger.entries import Query
 from trust.verifier.notes import Fault
 from trust.verifier.pack import Pack, Report
 
-__all__ = ["browser"]
+__all__ = ["browser", "chromium"]
 pytestmark = pytest.mark.slow
 READ, NOTES = "workbench/read_file", {"path": "notes.txt"}
 Files = dict[str, bytes]
