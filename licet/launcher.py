@@ -42,8 +42,9 @@ class NotStarted(Exception):
 
 @dataclass
 class Launcher:
-    """``start`` returns when all parts are ready; ``stop`` ends them all within two seconds. *mesh*: three nodes of
-    three kinds, and a model that plays back a script unless *model_url* names another."""
+    """``start`` returns when all parts are ready; ``stop`` ends them all within two seconds, and what they may take to
+    finish what they have in hand (``drain_s``). *mesh*: three nodes of three kinds, and a model that plays back a
+    script unless *model_url* names another."""
 
     settings: Settings
     mesh: bool = False
@@ -248,7 +249,8 @@ class Launcher:
     def stop(self) -> None:
         for process in self.parts.values():
             _signal(process, signal.SIGTERM)
-        deadline = time.monotonic() + STOP_WITHIN_S
+        parts = (self.settings.gateway, self.settings.sidecar, self.settings.node)
+        deadline = time.monotonic() + STOP_WITHIN_S + max(part.drain_s for part in parts)
         for process in self.parts.values():
             try:
                 process.wait(max(0.0, deadline - time.monotonic()))

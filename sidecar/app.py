@@ -38,9 +38,10 @@ from sidecar.answers import Refused
 from sidecar.callers import DELEGATION_HEADER, Callers
 from sidecar.config import SidecarConfig, Worker
 from sidecar.decided import Decided
+from sidecar.enrolment import CURRENT_KEY, ENROLMENT
 from sidecar.forgetting import Forgetting
 from sidecar.guests import Guests
-from sidecar.identity import CURRENT_KEY, ENROLMENT, Identity, NotEnrolled
+from sidecar.identity import Identity, NotEnrolled
 from sidecar.ingress import actions
 from sidecar.ingress.common import require_run
 from sidecar.ingress.oauth import METADATA, OAuth

@@ -17,40 +17,17 @@ import msgspec
 from edge import keyservice, tls
 from edge.client import Broken, Client, Reply, Unreachable
 from edge.clock import SystemClock, new_nonce
+from sidecar.enrolment import CURRENT_KEY, ENROLMENT, RECERTIFY_S, Enrolment, FormerKey
 from trust.identity import httpsig, jws, session, wit
 from trust.identity.keys import Exchange, PublicKey, SecretKey, Signer, b64url, unb64url
 from trust.ledger.tiles import write_atomically
 from trust.reasons import Reason, Unverifiable
 
-ENROLMENT: Final = "enrolment.json"
-CURRENT_KEY: Final = "identity.key"
 NEXT_KEY: Final = "identity.next.key"
 RENEW_BEFORE_S: Final = 600
-RECERTIFY_S: Final = 8 * 3600
-"""A certificate lives a day."""
 GIVE_UP_S: Final = 5.0
 REOPEN_BEFORE_S: Final = 60
 """A session is replaced while it still holds, so that no request has to wait for the next one."""
-
-
-class FormerKey(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A key that was replaced: ``key`` (raw, base64url) still ends chains until ``until`` (Unix seconds)."""
-
-    key: str
-    until: int
-
-
-class Enrolment(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What the gateway said when the key was bound; kept in ``enrolment.json``."""
-
-    kind: str
-    name: str
-    did: str
-    wit: str
-    trust_domain: str
-    audience: str
-    gateway_key: dict[str, str]
-    former: tuple[FormerKey, ...] = ()
 
 
 class _Session(msgspec.Struct, frozen=True):

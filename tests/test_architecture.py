@@ -112,6 +112,12 @@ def test_each_dependency_has_its_doors() -> None:
         assert importers == doors, library
 
 
+def test_the_command_line_starts_without_what_servers_need() -> None:
+    asked = "import sys, licet.cli.agents, licet.cli.approvals, licet.cli.asking; print('aiohttp' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", asked], cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
+
+
 def test_duckdb_runs_in_a_process_of_its_own() -> None:
     """It is started by its path: nobody imports it, least of all who holds a key."""
     assert not {m.name for m in ALL if "gateway.duck" in m.imports}

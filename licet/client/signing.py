@@ -23,7 +23,7 @@ import msgspec
 from edge import tls
 from edge.clock import new_nonce
 from licet.client.api import Api
-from sidecar.identity import CURRENT_KEY, ENROLMENT, RECERTIFY_S, Enrolment
+from sidecar.enrolment import CURRENT_KEY, ENROLMENT, RECERTIFY_S, Enrolment
 from trust.identity import httpsig, wit
 from trust.identity.keys import PublicKey, SecretKey, Signer, b64url
 from trust.ledger.tiles import write_atomically

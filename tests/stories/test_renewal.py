@@ -10,7 +10,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from sidecar.identity import ENROLMENT, Enrolment
+from sidecar.enrolment import ENROLMENT, Enrolment
 from tests.mesh import Mesh
 from trust.identity import wit
 from trust.reasons import Reason, Unverifiable

@@ -15,7 +15,8 @@ from edge.stopping import Stopped, until
 from gateway.config import BreakerConfig
 from sidecar.app import Sidecar
 from sidecar.config import ToolServer
-from sidecar.identity import CURRENT_KEY, NEXT_KEY, Gateways, Identity
+from sidecar.enrolment import CURRENT_KEY
+from sidecar.identity import NEXT_KEY, Gateways, Identity
 from tests.mesh import Mesh, policy_files
 from trust import feed, wire
 from trust.canonical import digest_of
