@@ -22,6 +22,7 @@ from gateway.state import (
     Heard,
     KeyHolder,
     Killed,
+    Lacking,
     LogRecord,
     Moved,
     NodeRecord,
@@ -330,6 +331,10 @@ def _log(store: Store, entry: entries.Log) -> None:
         store.put(entry.origin, LogRecord(entry.origin, entry.vkey))
     elif entry.event == "renewed":
         store.delete(LogRecord, entry.origin)  # whoever comes next under this origin is met anew
+        if entry.pruned:
+            store.put(entry.origin, Lacking(entry.origin, entry.pruned))
+        else:
+            store.delete(Lacking, entry.origin)
     elif known is not None and entry.event == "closed":
         store.put(entry.origin, replace(known, closed=entry.reason))
     elif known is not None:

@@ -105,6 +105,8 @@ class Index:
         self.agents_of: AgentsOf = lambda _namespace: []
         self.stuck: dict[str, str] = {}
         self.generation = 0
+        self._firsts: dict[str, int] = {}
+        """Below which index nothing is here of each log."""
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="index")
         self._db: sqlite3.Connection = self._thread.submit(self._open, path).result()
 
@@ -148,7 +150,11 @@ class Index:
         """One batch, in one transaction."""
         self._db.execute("INSERT OR IGNORE INTO source (origin, next) VALUES (?, 0)", (source.origin,))
         number, start = self._db.execute("SELECT id, next FROM source WHERE origin = ?", (source.origin,)).fetchone()
-        start = max(start, source.first)
+        first = source.first
+        if first > self._firsts.get(source.origin, 0):
+            self._forget(number, first)  # by whoever it was pruned
+            self._firsts[source.origin] = first
+        start = max(start, first)
         lines = [entries.decode(data) for data in islice(source.entries(start), BATCH)]
         found = [rows.row(line) for line in lines]
         if found:
@@ -203,13 +209,16 @@ class Index:
         def work() -> None:
             known = self._db.execute("SELECT id FROM source WHERE origin = ?", (origin,)).fetchone()
             if known is not None:
-                with self._transaction():
-                    for table in ("entry", "policy"):
-                        self._db.execute(f"DELETE FROM {table} WHERE source = ? AND place < ?", (*known, first))  # noqa: S608
-                    self._db.execute('DELETE FROM metered WHERE source = ? AND "index" < ?', (*known, first))
+                self._forget(known[0], first)
 
         self.generation += 1
         await self._in_thread(work)
+
+    def _forget(self, source: int, first: int) -> None:
+        with self._transaction():
+            for table in ("entry", "policy"):
+                self._db.execute(f"DELETE FROM {table} WHERE source = ? AND place < ?", (source, first))  # noqa: S608
+            self._db.execute('DELETE FROM metered WHERE source = ? AND "index" < ?', (source, first))
 
     async def forget(self, origin: str) -> None:
         """A log that began anew is read from its beginning."""
@@ -221,6 +230,7 @@ class Index:
                     for table in ("entry", "policy", "metered"):
                         self._db.execute(f"DELETE FROM {table} WHERE source = ?", known)  # noqa: S608
                     self._db.execute("DELETE FROM source WHERE id = ?", known)
+            self._firsts.pop(origin, None)
 
         self.generation += 1
         await self._in_thread(work)

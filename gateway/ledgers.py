@@ -29,7 +29,7 @@ from trust.ledger import checkpoint, entries, proofs
 from trust.ledger.entries import Deed
 from trust.ledger.merkle import TILE_WIDTH
 from trust.ledger.proofs import Tree
-from trust.ledger.pruning import first_kept, first_to_keep, prune
+from trust.ledger.pruning import first_kept, first_to_keep
 from trust.ledger.rows import Row
 from trust.ledger.tiles import read_entries
 from trust.ledger.verify import Undecidable
@@ -247,7 +247,7 @@ class Ledgers:
             first = await asyncio.to_thread(first_to_keep, log.root, log.size, before_us)
             if first > log.first:
                 await self._records.note(entries.Pruned(log.origin, first, before_us, by))
-                await asyncio.to_thread(prune, log.root, log.size, before_us)
+                await self._witness.prune(log.origin, first)
                 await self.index.prune(log.origin, first)
                 found[log.origin] = first
         return found

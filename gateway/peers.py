@@ -90,6 +90,7 @@ class Peers:
         """Why a gateway does not tell what its logs are, by its name."""
         self._heard: dict[str, dict[str, int]] = {}
         """How much each gateway has of each log, as it last said."""
+        self._stuck: set[tuple[str, str]] = set()
         witness.elsewhere = self._has_more
 
     # Asked
@@ -133,7 +134,7 @@ class Peers:
             known = msgspec.json.decode(await self._get(peer, LOGS), type=list[Known])
             self._heard[peer.name] = {log.origin: log.size for log in known}
             for log in known:
-                await self._copy(peer, log)
+                await self._copy_one(peer, log)
             if self.silent.pop(peer.name, ""):
                 _log.warning("gateway %s is heard again", peer.name)
         except (Unreachable, Broken, Unverifiable, msgspec.DecodeError) as bad:
@@ -143,6 +144,16 @@ class Peers:
             self.silent[peer.name] = why
         except Exception:
             _log.exception("copying the logs of gateway %s failed; it is tried again", peer.name)
+
+    async def _copy_one(self, peer: Peer, log: Known) -> None:
+        """One log that cannot be copied hides no other."""
+        try:
+            await self._copy(peer, log)
+            self._stuck.discard((peer.name, log.origin))
+        except (Unverifiable, msgspec.DecodeError) as bad:
+            if (peer.name, log.origin) not in self._stuck:
+                _log.warning("%s is not copied from gateway %s, trying again: %s", log.origin, peer.name, bad)
+            self._stuck.add((peer.name, log.origin))
 
     async def _copy(self, peer: Peer, log: Known) -> None:
         """Until as much of *log* is here as was said, or no more comes."""
@@ -154,9 +165,9 @@ class Peers:
                 return
 
     def _has_more(self, origin: str, have: int) -> bool:
-        """Whether another gateway has more of a log than this one, which copies it."""
-        heard = (self._heard.get(one.name, {}) for one in self.others() if one.name not in self.silent)
-        return any(logs.get(origin, 0) > have for logs in heard)
+        """Whether another gateway has more of a log than this one, which copies it, or has not been asked yet."""
+        names = [one.name for one in self.others() if one.name not in self.silent]
+        return any(name not in self._heard or self._heard[name].get(origin, 0) > have for name in names)
 
     def others(self) -> list[Peer]:
         """The gateways that can be asked."""

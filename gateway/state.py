@@ -255,6 +255,13 @@ class LogRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     closed: str = ""
 
 
+class Lacking(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Of the log *origin* nobody has what is below index *below*, an operator said: hashes are enough."""
+
+    origin: str
+    below: int
+
+
 class Peer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A gateway that shares the state: its log, by which key that is signed, and where the others reach it."""
 

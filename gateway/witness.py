@@ -17,18 +17,21 @@ from typing import Final, Literal
 from edge.clock import SystemClock
 from gateway.gaps import SILENT_US
 from gateway.records import Records
-from gateway.state import AgentRecord, LogRecord, NodeRecord
+from gateway.state import AgentRecord, Lacking, LogRecord, NodeRecord
 from trust.identity.keys import SecretKey
 from trust.identity.wit import Workload
-from trust.ledger import checkpoint, entries
+from trust.ledger import checkpoint, entries, pruning
 from trust.ledger.checkpoint import Checkpoint
 from trust.ledger.entries import AnyEntry
 from trust.ledger.merkle import EMPTY_ROOT
-from trust.ledger.mirror import Forked, Mirror
+from trust.ledger.mirror import Forked, Mirror, Unfit
 from trust.ledger.shipment import Received, Shipment, is_log_of
 from trust.reasons import Reason, Unverifiable, visible
 
 TELL_S: Final = 30.0
+ASIDE: Final = ".aside"
+MAX_NOTE: Final = 2000
+"""Of a checkpoint that is shipped here; with our line it must fit into what other gateways take."""
 _KINDS: Final = {"agent": "sidecar", "node": "node"}
 _log = logging.getLogger("licet.gateway")
 
@@ -56,9 +59,16 @@ class Witness:
         """A log begins anew: the copy of the former one is kept aside, on every gateway."""
         if isinstance(entry, entries.Log) and entry.event == "renewed":
             self._mirrors.pop(entry.origin, None)
-            path = self.path(entry.origin)
-            if path.exists():
-                path.rename(path.with_name(f"{path.name}.until-{int(self._clock.now())}"))
+            self._put_aside(entry.origin)
+
+    def _put_aside(self, origin: str) -> Path:
+        """Where the copy of a log lies from now on; no log has this directory for its own."""
+        path, aside = self.path(origin), self._directory / ASIDE
+        where = aside / f"{path.name}.until-{self._clock.wall_us()}"
+        if path.exists():
+            aside.mkdir(mode=0o700, exist_ok=True)
+            path.rename(where)
+        return where
 
     def listen(self, listener: Callable[[str], None]) -> None:
         """Call *listener* with the origin of each log that was cosigned further."""
@@ -96,13 +106,20 @@ class Witness:
         if not is_log_of(origin, workload.trust_domain, _KINDS[workload.kind], workload.name):
             told = f"a verifier key of {visible(origin)}; expected one of a log of {workload.name}"
             raise Unverifiable(Reason.NOT_YOURS, told)
+        if len(shipment.checkpoint) > MAX_NOTE:
+            told = f"a checkpoint of {len(shipment.checkpoint)} characters; it may have {MAX_NOTE}"
+            raise Unverifiable(Reason.MALFORMED_REQUEST, told)
         async with self._busy[origin]:
-            await self._meet(origin, shipment.vkey)
-            mirror = await self._mirror(origin)
-            if shipment.first != mirror.size or (shipment.pruned and self.elsewhere(origin, mirror.size)):
-                return Received(mirror.size)
+            known = await self._meet(origin, shipment.vkey)
             try:
+                mirror = await self._mirror(origin)
+                comes_from_there = shipment.pruned and not known.wrong and self.elsewhere(origin, mirror.size)
+                if shipment.first != mirror.size or comes_from_there:
+                    return Received(mirror.size)
                 return await self._take(workload, origin, mirror, shipment, bundle)
+            except Unfit as bad:
+                await self._begin_anew(origin, bad)
+                raise Unverifiable(Reason.OVERLOADED, f"the copy of {origin} begins anew: {bad}; ship on") from None
             except Exception as bad:
                 # What was taken and not sealed is nothing, and of what could not be written memory knows too much.
                 self._mirrors.pop(origin, None)
@@ -125,7 +142,7 @@ class Witness:
         self, workload: Workload, origin: str, mirror: Mirror, shipment: Shipment, bundle: list[bytes]
     ) -> Received:
         if shipment.pruned:
-            await asyncio.to_thread(mirror.take_pruned, shipment.first, bundle, by_writer=True)
+            await asyncio.to_thread(mirror.take_pruned, shipment.first, bundle, shipment.pruned, by_writer=True)
         else:
             await asyncio.to_thread(mirror.take, shipment.first, bundle, self._may_name(workload))
         if not shipment.checkpoint:
@@ -133,7 +150,8 @@ class Witness:
         note = shipment.checkpoint.encode()
         sealed = mirror.check(note)
         line = checkpoint.cosign(note, self.name, self._key, int(self._clock.now()))
-        if sealed.size > mirror.known.size:
+        known = self._records.store.get(LogRecord, origin)
+        if sealed.size > mirror.known.size or known is None or known.size < sealed.size:
             await self._remember(origin, mirror, sealed)
         await self._tell_pruned(origin, mirror, workload.name)
         await asyncio.to_thread(mirror.keep, sealed, note + line)
@@ -150,8 +168,7 @@ class Witness:
     async def _remember(self, origin: str, mirror: Mirror, sealed: Checkpoint) -> None:
         """Before it is said: whoever holds the cosignature may rely on it. Where others wait for the turn meanwhile, in
         our own log and copy, and for all of them twice a minute: they copy the log, and would find a fork so."""
-        root = base64.b64encode(sealed.root).decode("ascii")
-        seen = entries.Witness(origin, sealed.size, root, sealed.time_ms)
+        seen = _entry_of(sealed)
         now = self._clock.mono()
         if self._records.shared and now - self._told.get(origin, float("-inf")) < TELL_S:
             await self._records.note(seen)
@@ -164,19 +181,32 @@ class Witness:
             await self._records.change(seen)
         self._told[origin] = now
 
-    async def _meet(self, origin: str, vkey: str) -> None:
+    async def _begin_anew(self, origin: str, why: Unfit) -> None:
+        """Our copy is put aside, and what was seen of the log stays known to all."""
+        self._mirrors.pop(origin, None)
+        known = self._records.store.get(LogRecord, origin)
+        if known is None or known.size < why.known.size:
+            async with self._records.deciding:
+                await self._records.change(_entry_of(why.known))
+        where = self._put_aside(origin)
+        _log.error("the copy of %s is kept in %s, and begins anew: %s", origin, where, why)
+        await self._records.note(entries.Gap("copy_aside", f"{origin}: {why}; it is kept in {ASIDE}/{where.name}"))
+
+    async def _meet(self, origin: str, vkey: str) -> LogRecord:
         known = self._records.store.get(LogRecord, origin)
         if known is None:
             async with self._records.deciding:
                 await self._records.change(entries.Log("met", origin, vkey))
-        elif known.closed:
+            return LogRecord(origin, vkey)
+        if known.closed:
             todo = f"if it is not, `licet audit renew {origin} --reason …`"
             raise Unverifiable(Reason.FORKED, f"{origin} was closed, as gone for good: {known.closed}; {todo}")
-        elif known.vkey != vkey:
+        if known.vkey != vkey:
             detail = "it came with another key than before, as if it had begun anew"
             await self._alarm(origin, detail)
             todo = f"an operator looks at it, then `licet audit renew {origin} --reason …`"
             raise Unverifiable(Reason.FORKED, f"{origin}: {detail}; {todo}")
+        return known
 
     async def _alarm(self, origin: str, detail: str) -> None:
         """Recorded once for each thing that is wrong."""
@@ -187,9 +217,10 @@ class Witness:
         async with self._records.deciding:
             await self._records.change(entries.Log("forked", origin, detail=detail))
 
-    async def renew(self, origin: str, by: str, reason: str) -> None:
-        """A person knows why a log begins anew; the copy of the former one is kept aside."""
-        await self._said_of("renewed", origin, by, reason)
+    async def renew(self, origin: str, by: str, reason: str, pruned: int = 0) -> None:
+        """A person knows why a log begins anew, or that nobody has any more what is below index *pruned*; the copy of
+        the former one is kept aside."""
+        await self._said_of("renewed", origin, by, reason, pruned)
 
     async def close(self, origin: str, by: str, reason: str) -> None:
         """A person knows that whoever wrote a log is gone for good: nobody misses what is newer, and nothing more is
@@ -201,14 +232,16 @@ class Witness:
             raise Unverifiable(Reason.MALFORMED_REQUEST, told)
         await self._said_of("closed", origin, by, reason)
 
-    async def _said_of(self, event: Literal["renewed", "closed"], origin: str, by: str, reason: str) -> None:
+    async def _said_of(
+        self, event: Literal["renewed", "closed"], origin: str, by: str, reason: str, pruned: int = 0
+    ) -> None:
         if not reason.strip():
             raise Unverifiable(Reason.MALFORMED_REQUEST, "say why: the reason is recorded")
         async with self._busy[origin], self._records.deciding:
             if self._records.store.get(LogRecord, origin) is None:
                 names = ", ".join(log.origin for log in self.logs()) or "none"
                 raise Unverifiable(Reason.NOT_FOUND, f'no log "{visible(origin)}" is witnessed; witnessed: {names}')
-            await self._records.change(entries.Log(event, origin, by=by, reason=reason))
+            await self._records.change(entries.Log(event, origin, by=by, reason=reason, pruned=pruned))
 
     async def _mirror(self, origin: str) -> Mirror:
         """Our copy, which has to agree with whatever any gateway cosigned; for who has it to himself. It is opened in a
@@ -219,11 +252,23 @@ class Witness:
         mirror = self._mirrors.get(origin)
         if mirror is None or (mirror.known.size < known.size <= mirror.size):
             _, key = checkpoint.parse_vkey(known.vkey)
-            mirror = await asyncio.to_thread(Mirror, self.path(origin), origin, key, seen(known))
+            lacking = self._records.store.get(Lacking, origin)
+            lacks = lacking.below if lacking is not None else 0
+            mirror = await asyncio.to_thread(Mirror, self.path(origin), origin, key, seen(known), lacks)
             self._mirrors[origin] = mirror
         elif mirror.known.size < known.size:
             mirror.known = seen(known)
         return mirror
+
+    async def prune(self, origin: str, first: int) -> None:
+        """Forget what our copy of a log has below index *first*, which begins a tile."""
+        async with self._busy[origin]:
+            await asyncio.to_thread(self._prune, self.path(origin), first)
+
+    @staticmethod
+    def _prune(root: Path, first: int) -> None:
+        pruning.flush_hashes(root, first)
+        pruning.drop(root, first)
 
     # What other gateways have
 
@@ -241,7 +286,10 @@ class Witness:
         async with self._busy[origin]:
             try:
                 return (await self._mirror(origin)).size
-            except (Forked, Unverifiable):
+            except Unfit as bad:
+                await self._begin_anew(origin, bad)
+                return 0
+            except Forked:
                 return None
 
     async def adopt(self, origin: str, shipment: Shipment, bundle: list[bytes], by: str) -> None:
@@ -249,13 +297,17 @@ class Witness:
         own, it was cosigned."""
         async with self._busy[origin]:
             known = self._records.store.get(LogRecord, origin)
-            mirror = await self._mirror(origin)
-            if known is None or shipment.vkey != known.vkey or shipment.first != mirror.size:
-                return
             try:
-                take = mirror.take_pruned if shipment.pruned else mirror.take
-                await asyncio.to_thread(take, shipment.first, bundle)
+                mirror = await self._mirror(origin)
+                if known is None or shipment.vkey != known.vkey or shipment.first != mirror.size:
+                    return
+                if shipment.pruned:
+                    await asyncio.to_thread(mirror.take_pruned, shipment.first, bundle, shipment.pruned)
+                else:
+                    await asyncio.to_thread(mirror.take, shipment.first, bundle)
                 await self._adopted(origin, mirror, shipment.checkpoint.encode(), by)
+            except Unfit as bad:
+                await self._begin_anew(origin, bad)
             except Exception as bad:
                 self._mirrors.pop(origin, None)
                 if not isinstance(bad, Forked):
@@ -273,6 +325,11 @@ class Witness:
         self._seen_us[origin] = at_s * 1_000_000
         for listener in self._listeners:
             listener(origin)
+
+
+def _entry_of(sealed: Checkpoint) -> entries.Witness:
+    root = base64.b64encode(sealed.root).decode("ascii")
+    return entries.Witness(sealed.origin, sealed.size, root, sealed.time_ms)
 
 
 def seen(known: LogRecord) -> Checkpoint:

@@ -13,10 +13,10 @@ from edge.durable import DurableLedger
 from sidecar.shipping import Shipper
 from trust.ledger import entries
 from trust.ledger.pruning import first_kept, first_to_keep
-from trust.ledger.writer import LedgerUnavailable
 
 EVERY_S: Final = 3600.0
 FIRST_AFTER_S: Final = 60.0
+WITNESSED_WITHIN_S: Final = 60.0
 DAY_US: Final = 86_400 * 1_000_000
 _log = logging.getLogger("licet")
 
@@ -53,15 +53,18 @@ class Forgetting:
             wait = EVERY_S
             try:
                 await self.forget(self._clock.wall_us() - self._keep_days * DAY_US)
-            except (OSError, LedgerUnavailable):
+            except Exception:
                 _log.exception("old entries could not be forgotten; it is tried again in an hour")
 
     async def forget(self, before_us: int) -> int:
         """Forget what is from before then (Unix microseconds) and with the gateway; the index of the first entry that
         stays. It is recorded first, so that a hole is never without its reason."""
         root = self._ledger.root
+        if self._shipper.unwitnessed_s() > WITNESSED_WITHIN_S:
+            return first_kept(root)  # a gateway that is away may come back with less
         first = await asyncio.to_thread(first_to_keep, root, self._shipper.cosigned, before_us)
         if first > first_kept(root):
+            await self._ledger.require_hashes(first)
             await self._keep()
             await self._ledger.append(entries.Pruned(self._ledger.origin, first, before_us, "keep_days"))
             await self._ledger.prune(first)

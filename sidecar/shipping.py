@@ -44,7 +44,7 @@ class Shipper:
         self._seen_at = clock.mono()
         self._shipped_at = float("-inf")
         self.cosigned = 0
-        """So many entries the gateway has, as it said since this process began."""
+        """So many entries the gateway has, as it said last."""
         self.fault = ""
 
     async def work(self) -> None:
@@ -97,6 +97,7 @@ class Shipper:
             received = await self._send(
                 await asyncio.to_thread(shipment.following, self._root, self._vkey, self._there, sealed, note)
             )
+            self.cosigned = min(self.cosigned, received.size)  # it may have lost some
             if received.cosignature:
                 self._keep(note, received.cosignature.encode())
                 self.cosigned, self._there = sealed, received.size

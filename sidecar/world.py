@@ -192,11 +192,12 @@ class World:
 
     async def tell_again(self) -> None:
         """Record once more which bundle decides: an entry that said so may be forgotten, and an older bundle must never
-        come back."""
-        if self.bundle is not None:
-            content = self.bundle.content
-            told = entries.Bundle("loaded", content.version, self.bundle.digest, not_after=content.not_after)
-            await self._ledger.append(told)
+        come back. :class:`Unverifiable` if none does."""
+        if self.bundle is None:
+            raise Unverifiable(Reason.NO_BUNDLE, "no bundle decides here; which was the newest stands only in the log")
+        content = self.bundle.content
+        told = entries.Bundle("loaded", content.version, self.bundle.digest, not_after=content.not_after)
+        await self._ledger.append(told)
 
     def is_revoked(self) -> bool:
         """Who was revoked gets no policies any more, and need not be refused them twice a second."""

@@ -42,6 +42,7 @@ class _Erase(_Subject, frozen=True, forbid_unknown_fields=True):
 class _Renew(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     origin: str
     reason: str
+    pruned: Annotated[int, msgspec.Meta(ge=0, le=10**15)] = 0
 
 
 class Ledger:
@@ -153,7 +154,7 @@ class Ledger:
 
     async def _renew(self, incoming: Incoming, person: Person) -> Response:
         asked = decode(incoming, _Renew)
-        await self._s.witness.renew(asked.origin, person.name, asked.reason)
+        await self._s.witness.renew(asked.origin, person.name, asked.reason, asked.pruned)
         await self._s.ledgers.index.forget(asked.origin)
         return json_response({"renewed": asked.origin}, 201)
 

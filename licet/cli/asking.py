@@ -436,9 +436,11 @@ def close(
 def renew(
     origin: str,
     reason: str = typer.Option(..., "--reason", help="Why its log begins anew, such as a disk that was replaced."),
+    pruned: int = typer.Option(0, "--pruned-below", min=0, help="Nobody has its entries below this index any more."),
     token_file: Path | None = As,
     as_json: bool = Json,
 ) -> None:
     """Let a log begin anew under another key; the copy of the former one is kept beside the gateway."""
-    told = gateway(token_file).call("POST", "/v1/ledger/renew", {"origin": origin, "reason": reason}).body
+    asked = {"origin": origin, "reason": reason, "pruned": pruned}
+    told = gateway(token_file).call("POST", "/v1/ledger/renew", asked).body
     show(told, as_json, lambda: say(f"{origin} may begin anew; what it was is kept"))

@@ -14,6 +14,9 @@ from pydantic import ValidationError
 
 from edge.blobs import Blobs
 from edge.clock import SystemClock
+from gateway.questions import Filter
+from gateway.state import Lacking, LogRecord
+from gateway.witness import ASIDE
 from sidecar.app import Sidecar
 from sidecar.config import NodeConfig, SidecarConfig
 from sidecar.forgetting import DAY_US, Forgetting
@@ -22,9 +25,12 @@ from tests.mesh import Mesh
 from tests.stories.test_agents_cli import fine
 from tests.stories.test_asking import settled
 from tests.stories.test_witness import ORIGIN, READ, witnessed
-from trust.ledger import entries
+from trust.ledger import entries, shipment
+from trust.ledger.log import LedgerDamaged
 from trust.ledger.pruning import first_kept
+from trust.ledger.shipment import Shipment
 from trust.ledger.verify import verify
+from trust.reasons import Unverifiable
 
 LATER_US = 10**17
 
@@ -100,6 +106,123 @@ async def test_a_gateway_that_lost_its_copy_gets_hashes_and_says_so(talked: Mesh
     answer = await talked.admin("GET", f"/v1/ledger/entry?origin={ORIGIN}&index=3")
     assert (answer.status, "was pruned" in answer.json["detail"]) == (404, True)
     assert (await talked.admin("GET", f"/v1/ledger/entry?origin={ORIGIN}&index=256")).status == 200
+
+
+@pytest.mark.slow
+async def test_what_nobody_has_is_given_up_by_a_person(talked: Mesh) -> None:
+    """The gateway came back from a backup that is older than what its sidecar keeps."""
+    await forgetting(talked.sidecar).forget(LATER_US)
+    witness, shipper = talked.gateway.witness, talked.sidecar.shipper
+    await witness.renew(ORIGIN, "op", "as if it was restored")
+    async with asyncio.timeout(30):
+        while f"licet audit renew {ORIGIN} --pruned-below 256" not in shipper.fault:
+            await asyncio.sleep(0.05)
+    assert "only 0 were ever witnessed here" in talked.gateway.records.store.get(LogRecord, ORIGIN).wrong
+    await fine(talked, "audit", "renew", ORIGIN, "--pruned-below", "256", "--reason", "the backup was too old")
+    shipper.cosigned = 0
+    await witnessed(talked)
+    report = verify(witness.path(ORIGIN), copy=True)
+    assert (report.faults, report.pruned) == ([], 256)
+    renewed = [e for e in talked.entries("gateway") if isinstance(e, entries.Log) and e.event == "renewed"]
+    assert (renewed[-1].by, renewed[-1].pruned) == ("operator", 256)
+    await witness.renew(ORIGIN, "op", "a new disk")
+    assert talked.gateway.records.store.get(Lacking, ORIGIN) is None
+
+
+@pytest.mark.slow
+async def test_a_copy_that_lost_its_end_is_kept_aside_and_that_is_said(talked: Mesh) -> None:
+    for _ in range(130):
+        await talked.call(READ, {"path": "notes.txt"})
+    await settled(talked)
+    assert await forgetting(talked.sidecar).forget(LATER_US) == 512
+    witness, shipper = talked.gateway.witness, talked.sidecar.shipper
+    before, copy = await witnessed(talked), witness.path(ORIGIN)
+    witness._mirrors.clear()
+    for tile in copy.glob("tile/*/00[1-9]*"):
+        shutil.rmtree(tile) if tile.is_dir() else tile.unlink()
+    shipper._there = shipper.cosigned = 0
+    async with asyncio.timeout(30):
+        while not (witness.path(ORIGIN) / "pruned").exists() or (await witnessed(talked)).size < before.size:
+            await asyncio.sleep(0.05)
+    report = verify(copy, copy=True)
+    assert (report.faults, report.pruned) == ([], 512)
+    (aside,) = (copy.parent / ASIDE).iterdir()
+    assert (aside / "tile/entries/000").exists(), "what it still had is there"
+    (gap,) = [e for e in talked.entries("gateway") if isinstance(e, entries.Gap)]
+    assert gap.what == "copy_aside"
+    assert "it ended at 256, and of what follows only hashes are left" in gap.detail
+    assert aside.name in gap.detail
+    await settled(talked)
+    rows = (await talked.gateway.ledgers.index.find(Filter(origin=ORIGIN, limit=1000, oldest_first=True))).rows
+    assert rows[0].index == 512, "what cannot be read any more is not found either"
+
+
+@pytest.mark.slow
+async def test_nothing_goes_while_the_gateway_is_away(talked: Mesh, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may come back with less."""
+    monkeypatch.setattr("sidecar.forgetting.WITNESSED_WITHIN_S", 1.0)
+    monkeypatch.setattr("sidecar.shipping.IDLE_S", 0.1)
+    await talked.stop("gateway")
+    await asyncio.sleep(2.5)
+    assert await forgetting(talked.sidecar).forget(LATER_US) == 0
+    await talked.start_gateway()
+
+
+@pytest.mark.slow
+async def test_what_goes_wrong_once_is_tried_again(talked: Mesh, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sidecar.forgetting.FIRST_AFTER_S", 0.01)
+    monkeypatch.setattr("sidecar.forgetting.EVERY_S", 0.01)
+    monkeypatch.setattr("sidecar.forgetting.DAY_US", -60_000_000)
+    bundle = talked.node.ledger.root / "tile/entries/000"
+    whole = bundle.read_bytes()
+    bundle.write_bytes(b"")
+    task = asyncio.create_task(forgetting(talked.node).work())
+    await asyncio.sleep(0.5)
+    assert (task.done(), first_kept(talked.node.ledger.root)) == (False, 0)
+    bundle.write_bytes(whole)
+    async with asyncio.timeout(30):
+        while first_kept(talked.node.ledger.root) == 0:
+            await asyncio.sleep(0.05)
+    task.cancel()
+
+
+@pytest.mark.slow
+async def test_a_tile_that_a_power_failure_emptied_stops_it(talked: Mesh) -> None:
+    """Nothing but these hashes would be left."""
+    tile = talked.node.ledger.root / "tile/0/000"
+    tile.write_bytes(bytes(len(tile.read_bytes())))
+    with pytest.raises(LedgerDamaged, match="tile 0/0 is not the hashes of its entries"):
+        await forgetting(talked.node).forget(LATER_US)
+    assert first_kept(talked.node.ledger.root) == 0
+    assert not [line for _, line in talked.node.ledger.lines() if isinstance(line.entry, entries.Pruned)]
+
+
+@pytest.mark.slow
+async def test_a_sidecar_without_a_bundle_forgets_nothing(talked: Mesh) -> None:
+    """Which was the newest stands only in its log."""
+    talked.sidecar.world.bundle = None
+    with pytest.raises(Unverifiable, match="no bundle decides here"):
+        await forgetting(talked.sidecar).forget(LATER_US)
+    assert first_kept(talked.sidecar.ledger.root) == 0
+
+
+@pytest.mark.slow
+async def test_a_writer_puts_no_copy_away(talked: Mesh) -> None:
+    """It offers hashes for what comes next, of which nobody knows anything."""
+    talked.sidecar._tasks[3].cancel()
+    sealed = await witnessed(talked)
+    count = -sealed.size % 256
+    vkey = (talked.sidecar.ledger.root / "vkey").read_text().strip()
+    body = shipment.pack(Shipment(vkey, sealed.size, pruned=sealed.size + count), [b"x" * 32] * count)
+    headers = {"Content-Type": shipment.SHIPMENT_TYPE}
+    async with talked.sidecar.identity.send("POST", "/v1/ledger", body, headers) as reply:
+        assert reply.status == 409, await reply.read()
+    report = verify(talked.gateway.witness.path(ORIGIN), copy=True)
+    assert (report.faults, report.sealed) == ([], sealed.size)
+    note = "x" * 2001
+    body = shipment.pack(Shipment(vkey, sealed.size, note), [])
+    async with talked.sidecar.identity.send("POST", "/v1/ledger", body, headers) as reply:
+        assert (reply.status, b"may have 2000" in await reply.read()) == (400, True)
 
 
 @pytest.mark.slow

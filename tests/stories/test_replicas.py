@@ -28,6 +28,7 @@ from gateway.app import Gateway
 from gateway.config import GatewayConfig
 from gateway.people import People
 from gateway.state import LogRecord, Peer
+from gateway.witness import ASIDE
 from licet.client import Api, Unavailable
 from loadtests.servers import Redis, free_ports
 from tests.mesh import REPOSITORY, SEGMENT, Answer, Mesh
@@ -338,6 +339,56 @@ async def test_a_gateway_that_begins_late_copies_what_others_have_pruned(two: Me
     assert (await witnessed(two)).size > first.size
 
 
+async def test_what_all_know_of_a_log_catches_up_when_it_is_quiet(two: Mesh, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Growth is told to all twice a minute, and so is the last of it."""
+    monkeypatch.setattr("gateway.witness.TELL_S", 2.0)
+    monkeypatch.setattr("sidecar.shipping.IDLE_S", 0.2)
+    turn_to(two, two.gateway)
+    for _ in range(3):
+        await read(two)
+        sealed = await witnessed(two)
+
+    def known() -> int:
+        record = two.gateway.records.store.get(LogRecord, sealed.origin)
+        return record.size if record else 0
+
+    await eventually(lambda: known() >= sealed.size)
+
+
+async def test_one_log_that_cannot_be_copied_hides_no_other(two: Mesh, monkeypatch: pytest.MonkeyPatch) -> None:
+    turn_to(two, two.gateway)
+    await read(two)
+    first, b = await witnessed(two, "node"), two.replicas["b"]
+    peers, honest = b._api.services.peers, two.gateway._api.services.peers.shipped
+
+    async def broken(origin: str, start: int) -> bytes:
+        return b"\0\0\0\2{}" if origin == first.origin else await honest(origin, start)
+
+    monkeypatch.setattr(two.gateway._api.services.peers, "shipped", broken)
+    await read(two)
+    second = await witnessed(two)
+    await eventually(lambda: copies(b).get(second.origin, 0) >= second.size)
+    assert peers.silent == {}
+    await eventually(lambda: ("main", first.origin) in peers._stuck)
+    monkeypatch.undo()
+    third = await witnessed(two, "node")
+    await eventually(lambda: copies(b).get(third.origin, 0) >= third.size)
+    await eventually(lambda: not peers._stuck)
+
+
+async def test_who_was_not_asked_yet_may_have_more(two: Mesh) -> None:
+    """Until then no writer's hashes are taken for what another gateway may have whole."""
+    peers = two.replicas["b"]._api.services.peers
+    origin = two.sidecar.ledger.origin
+    await eventually(lambda: not peers._has_more(origin, 10**9))
+    peers._heard.clear()
+    assert peers._has_more(origin, 10**9)
+    await eventually(lambda: not peers._has_more(origin, 10**9))
+    assert peers._has_more(origin, -1)
+    peers.silent["main"] = "it is gone"
+    assert not peers._has_more(origin, -1)
+
+
 async def test_a_log_that_begins_anew_does_so_at_both(two: Mesh) -> None:
     turn_to(two, two.gateway)
     await read(two)
@@ -348,7 +399,7 @@ async def test_a_log_that_begins_anew_does_so_at_both(two: Mesh) -> None:
     answer = await ask(two, two.gateway, "POST", "/v1/ledger/renew", body)
     assert answer.status == 201, answer.body
     await eventually(lambda: not (b.witness.path(first.origin) / "checkpoint").exists() or copies(b)[first.origin] > 0)
-    assert list((b.config.home / "logs").glob("*sidecar_demo.until-*"))
+    assert list((b.config.home / "logs" / ASIDE).glob("*sidecar_demo.until-*"))
     await read(two)
     await eventually(lambda: copies(b).get(first.origin, 0) >= first.size)
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from gateway.witness import ASIDE
 from sidecar.app import Sidecar
 from sidecar.config import SidecarConfig
 from sidecar.shipping import COSIGNED
@@ -150,7 +151,7 @@ async def test_a_sidecar_that_begins_anew_waits_for_a_person(mesh: Mesh) -> None
         await mesh.gateway.witness.renew("nobody", "op", "x")
     await mesh.gateway.witness.renew(ORIGIN, "op", "the disk was replaced")
     await witnessed(mesh)
-    kept = [path for path in (mesh.home / "gateway" / "logs").iterdir() if ".until-" in path.name]
+    kept = [*(mesh.home / "gateway" / "logs" / ASIDE).iterdir()]
     assert len(kept) == 1
     assert Tree(Path(kept[0]), sealed.size).root() == sealed.root
 

@@ -10,13 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.trust.test_ledger import KEY, ORIGIN, SEGMENT, flip, open_ledger
-from trust.ledger import checkpoint, log, pruning, shipment
+from trust.ledger import checkpoint, log, pruning, sealer, shipment, tiles
 from trust.ledger.checkpoint import Checkpoint
 from trust.ledger.disk import Disk
-from trust.ledger.entries import Gap
+from trust.ledger.entries import Gap, Pruned
 from trust.ledger.log import LedgerDamaged, whole_tiles
 from trust.ledger.merkle import EMPTY_ROOT
-from trust.ledger.mirror import Forked, Mirror
+from trust.ledger.mirror import Forked, Mirror, Unfit
 from trust.ledger.pruning import MARK, first_kept
 from trust.ledger.segments import Segments
 from trust.ledger.verify import verify
@@ -52,6 +52,8 @@ def firsts(root: Path) -> list[int]:
 
 def forget(root: Path, first: int) -> None:
     ledger = open_ledger(root, boot="forgets")
+    ledger.require_hashes(first)
+    ledger.append(Pruned(ORIGIN, first, 1, "test"))
     ledger.prune(first)
     ledger.close()
 
@@ -68,12 +70,12 @@ def test_frames_and_entries_go_and_the_log_goes_on(written: Path) -> None:
     for more in (0, 400):
         fill(written, more, boot=f"b{more}")
         report = verify(written)
-        assert (report.faults, report.sealed, report.pruned) == ([], SIZE + more, 768)
+        assert (report.faults, report.sealed, report.pruned) == ([], SIZE + 1 + more, 768)
         assert "the entries below 768 were pruned: only their hashes are here" in report.words()
     ledger = open_ledger(written, boot="reads")
     *_, (index, last) = ledger.lines()
     ledger.close()
-    assert (index, last.entry) == (SIZE + 399, Gap("test", "entry 399 " + "y" * 200))
+    assert (index, last.entry) == (SIZE + 400, Gap("test", "entry 399 " + "y" * 200))
     forget(written, 1280)
     assert (verify(written).faults, firsts(written)[0] > 768) == ([], True)
 
@@ -86,7 +88,7 @@ def test_after_a_power_failure_it_is_put_together_from_hashes_and_frames(written
     (written / "tile/entries/003").unlink()
     fill(written, 10, boot="after")
     report = verify(written)
-    assert (report.faults, report.sealed, report.pruned) == ([], SIZE + 10, 768)
+    assert (report.faults, report.sealed, report.pruned) == ([], SIZE + 11, 768)
 
 
 @pytest.mark.parametrize("how", ["missing", "another"])
@@ -128,6 +130,7 @@ def test_a_crash_while_it_forgets_loses_nothing_else(written: Path, monkeypatch:
         write(path, data, flush=flush)
 
     ledger = open_ledger(written, boot="dies")
+    ledger.append(Pruned(ORIGIN, 768, 1, "test"))
     with monkeypatch.context() as patched:
         patched.setattr(Path, "unlink", unlink)
         patched.setattr(pruning, "write_atomically", mark)
@@ -141,7 +144,7 @@ def test_a_crash_while_it_forgets_loses_nothing_else(written: Path, monkeypatch:
     assert verify(written).faults == []
     fill(written, 5, boot="after")
     report = verify(written)
-    assert (report.faults, report.sealed, report.pruned) == ([], SIZE + 5, 768 if at else 0)
+    assert (report.faults, report.sealed, report.pruned) == ([], SIZE + 6, 768 if at else 0)
     if at:
         assert firsts(written)[0] > 0, "what the crash left is gone"
 
@@ -180,7 +183,7 @@ def ship(written: Path, mirror: Mirror, *, by_writer: bool = True) -> None:
     while True:
         head, bundle = shipment.unpack(shipment.following(written, vkey, mirror.size, end.size, note))
         if head.pruned:
-            mirror.take_pruned(head.first, bundle, by_writer=by_writer)
+            mirror.take_pruned(head.first, bundle, head.pruned, by_writer=by_writer)
         else:
             mirror.take(head.first, bundle)
         if head.checkpoint:
@@ -209,7 +212,7 @@ def test_a_witness_that_lost_its_copy_gets_hashes_for_what_is_gone(
         ship(written, copy_of(copy, known))
     report = verify(copy, copy=True)
     assert (report.faults, report.pruned) == ([], first * 256)
-    assert report.sealed == sealed(written).size == SIZE + more
+    assert report.sealed == sealed(written).size == SIZE + 1 + more
     fill(written, 7, boot="b3")
     ship(written, copy_of(copy, sealed(copy)))
     report = verify(copy, copy=True)
@@ -239,40 +242,98 @@ def test_hashes_of_another_log_are_a_fork(written: Path, tmp_path: Path) -> None
 def test_what_are_no_hashes_is_refused(written: Path, tmp_path: Path, hashes: list[bytes]) -> None:
     mirror = copy_of(tmp_path / "copy", sealed(written))
     with pytest.raises(Unverifiable, match="expected them from 0 to where a tile ends"):
-        mirror.take_pruned(0, hashes)
+        mirror.take_pruned(0, hashes, 256)
     with pytest.raises(Unverifiable, match="expected them from 0"):
-        mirror.take_pruned(256, [b"x" * 32] * 256)
+        mirror.take_pruned(256, [b"x" * 32] * 256, 512)
 
 
-def test_a_copy_that_has_a_beginning_forgets_it_with_what_follows(written: Path, tmp_path: Path) -> None:
-    """The gateway was away for longer than the others keep entries."""
-    early = tmp_path / "early"
-    fill(early, 300)
-    mirror = copy_of(tmp_path / "copy", NOTHING)
-    ship(early, mirror)
-    fill(early, 900, boot="b2")
-    known = sealed(early)
-    forget(early, 768)
-    ship(early, copy_of(tmp_path / "copy", known), by_writer=False)
-    report = verify(tmp_path / "copy", copy=True)
-    assert (report.faults, report.pruned, report.sealed) == ([], 768, sealed(early).size)
-    assert sorted(path.name for path in (tmp_path / "copy/tile/entries").glob("[0-9]*"))[0] == "003"
-
-
-def test_no_writer_makes_a_witness_forget(written: Path, tmp_path: Path) -> None:
-    """A copy lost its end, and its writer says that there is no more than hashes of what was there."""
+@pytest.mark.parametrize("by_writer", [True, False])
+def test_nobody_makes_a_witness_forget(written: Path, tmp_path: Path, by_writer: bool) -> None:
+    """A copy ends early, and whoever ships says that there is no more than hashes of what was there."""
     copy, early = tmp_path / "copy", tmp_path / "early"
     fill(early, 300)
     ship(early, copy_of(copy, NOTHING))
     fill(early, 900, boot="b2")
     known = sealed(early)
     forget(early, 768)
-    with pytest.raises(Unverifiable, match="ended at 300; it is kept aside"):
-        ship(early, copy_of(copy, known))
-    ship(early, copy_of(copy, known))
-    assert verify(copy, copy=True).pruned == 768
-    kept = verify(tmp_path / "copy.aside-1", copy=True)
-    assert (kept.faults, kept.sealed, kept.pruned) == ([], 300, 0)
+    with pytest.raises(Unfit, match="it ended at 300, and of what follows only hashes are left") as found:
+        ship(early, copy_of(copy, known), by_writer=by_writer)
+    assert found.value.known == known
+    report = verify(copy, copy=True)
+    assert (report.faults, report.sealed, report.pruned) == ([], 300, 0), "it is untouched"
+
+
+def test_a_copy_that_is_whole_is_not_put_away(written: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    ship(written, copy_of(copy, NOTHING))
+    mirror = copy_of(copy, sealed(copy))
+    more = -mirror.size % 256
+    with pytest.raises(Forked):
+        mirror.take_pruned(mirror.size, [b"x" * 32] * more, mirror.size + more, by_writer=True)
+
+
+def test_hashes_are_enough_where_a_person_said_so(written: Path, tmp_path: Path) -> None:
+    """After a backup that was too old."""
+    forget(written, 768)
+    for lacks in (512, 768):
+        mirror = Mirror(tmp_path / f"copy-{lacks}", ORIGIN, KEY.public, NOTHING, lacks)
+        if lacks == 768:
+            ship(written, mirror)
+        else:
+            with pytest.raises(Forked, match="--pruned-below 768"):
+                ship(written, mirror)
+    assert verify(tmp_path / "copy-768", copy=True).pruned == 768
+
+
+def test_a_tile_that_is_full_is_durable_before_anything_vouches_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flushed: set[Path] = set()
+    honest, write = tiles.flush_path, sealer.write_atomically
+
+    def flush(path: Path) -> None:
+        flushed.add(path)
+        honest(path)
+
+    def vouch(path: Path, data: bytes, *, flush: bool = False) -> None:
+        size = checkpoint.open_checkpoint(data, ORIGIN, KEY.public).size
+        for number in range(size // 256):
+            full = [tmp_path / "log" / tiles.tile_path(level, number, 256) for level in (0, "entries")]
+            assert {*full, *(one.parent for one in full)} <= flushed
+        write(path, data, flush=flush)
+
+    monkeypatch.setattr(tiles, "flush_path", flush)
+    monkeypatch.setattr(sealer, "write_atomically", vouch)
+    fill(tmp_path / "log", 700)
+    assert sealed(tmp_path / "log").size == 700
+    monkeypatch.setattr(sealer, "write_atomically", write)
+    flushed.clear()
+    mirror = copy_of(tmp_path / "copy", NOTHING)
+    ship(tmp_path / "log", mirror)
+    assert {tmp_path / "copy" / tiles.tile_path("entries", number, 256) for number in (0, 1)} <= flushed
+
+
+def test_what_are_not_the_hashes_is_noticed_before_anything_is_removed(written: Path) -> None:
+    """A power failure emptied a tile that nobody has looked at since."""
+    (written / "tile/0/001").write_bytes(b"")
+    ledger = open_ledger(written)
+    with pytest.raises(Unverifiable, match="too short"):
+        ledger.require_hashes(768)
+    flip(written / "tile/0/002", 40)
+    (written / "tile/0/001").unlink()
+    shutil.copy(written / "tile/0/000", written / "tile/0/001")
+    with pytest.raises(LedgerDamaged, match="tile 0/1 is not the hashes"):
+        ledger.require_hashes(768)
+    ledger.close()
+
+
+def test_a_hole_that_no_entry_tells_of_is_a_fault(written: Path) -> None:
+    ledger = open_ledger(written)
+    ledger.prune(768)
+    ledger.close()
+    report = verify(written)
+    assert report.faults == ["the entries below 768 are gone, and no entry says that they were pruned"]
+    assert not report.holds
 
 
 def test_a_copy_whose_last_tiles_a_crash_took_goes_on_where_it_is_whole(written: Path, tmp_path: Path) -> None:
@@ -291,7 +352,7 @@ def test_a_copy_whose_last_tiles_a_crash_took_goes_on_where_it_is_whole(written:
     assert whole_tiles(copy, 1024).edge.size == 256
 
 
-def test_a_copy_that_seems_whole_and_is_not_begins_anew(written: Path, tmp_path: Path) -> None:
+def test_a_copy_that_seems_whole_and_is_not_is_no_fork(written: Path, tmp_path: Path) -> None:
     """An entry and its hash were changed together, so only the root tells."""
     copy, other = tmp_path / "copy", tmp_path / "other"
     ship(written, copy_of(copy, NOTHING))
@@ -300,11 +361,8 @@ def test_a_copy_that_seems_whole_and_is_not_begins_anew(written: Path, tmp_path:
         shutil.copy(other / name, copy / name)
     shutil.rmtree(copy / "tile/1")
     known = sealed(copy)
-    with pytest.raises(Unverifiable, match="was damaged and begins anew"):
+    with pytest.raises(Unfit, match="after a crash it had not the root that was witnessed"):
         ship(written, copy_of(copy, known))
-    assert [path.name for path in tmp_path.glob("copy.*")] == ["copy.aside-1"]
-    ship(written, copy_of(copy, known))
-    assert verify(copy, copy=True).holds
 
 
 def test_whole_tiles_are_those_of_the_log(whole: Path) -> None:

@@ -518,8 +518,9 @@ class Breaker(_Entry, frozen=True, tag="breaker"):
 
 class Log(_Entry, frozen=True, tag="log"):
     """The gateway meets the log ``origin``, whose verifier key is ``vkey`` (``met``), a person lets it begin anew under
-    another key (``renewed``), or it contradicts what was seen of it (``forked``; ``detail`` says how), or a person says
-    that whoever wrote it is gone for good (``closed``)."""
+    another key (``renewed``; below ``pruned`` hashes are enough, since nobody has these entries any more), or it
+    contradicts what was seen of it (``forked``; ``detail`` says how), or a person says that whoever wrote it is gone
+    for good (``closed``)."""
 
     event: Literal["met", "renewed", "forked", "closed"]
     origin: str
@@ -527,6 +528,7 @@ class Log(_Entry, frozen=True, tag="log"):
     by: str = ""
     reason: str = ""
     detail: str = ""
+    pruned: Count = 0
 
 
 class Witness(_Entry, frozen=True, tag="witness"):

@@ -7,7 +7,6 @@ has their root. Then the tiles, and last the checkpoint, are written; what is on
 from __future__ import annotations
 
 from collections.abc import Container
-from itertools import count
 from pathlib import Path
 
 from trust.identity.keys import PublicKey
@@ -24,14 +23,25 @@ class Forked(Exception):
     """The log's key signed two logs, or took something back; ``args`` says what was found."""
 
 
-class Mirror:
-    """Of the log *origin* with *key*, under *root*. *known* is the last checkpoint that was seen of it."""
+class Unfit(Exception):
+    """The copy, and not the log, is not what it should be: whoever keeps it puts it aside and begins another.
+    ``known``: what was seen of the log."""
 
-    def __init__(self, root: Path, origin: str, key: PublicKey, known: Checkpoint) -> None:
+    def __init__(self, detail: str, known: Checkpoint) -> None:
+        super().__init__(detail)
+        self.known = known
+
+
+class Mirror:
+    """Of the log *origin* with *key*, under *root*. *known* is the last checkpoint that was seen of it. *lacks*: below
+    this index its writer may have only hashes, because a person said so."""
+
+    def __init__(self, root: Path, origin: str, key: PublicKey, known: Checkpoint, lacks: int = 0) -> None:
         self._root = root
         self._origin = origin
         self._key = key
         self.known = known
+        self._lacks = lacks
         self._pruned = 0
         sealed = self._kept()
         if not sealed.size:
@@ -79,24 +89,23 @@ class Mirror:
             if index + 1 == self.known.size:
                 self._require_witnessed()
 
-    def take_pruned(self, first: int, hashes: list[bytes], *, by_writer: bool = False) -> None:
-        """Of the entries from index *first* on, up to where a tile ends, whoever ships them has only the *hashes* left.
-        From their writer only of what was witnessed before: otherwise a log could keep to itself what it says."""
+    def take_pruned(self, first: int, hashes: list[bytes], below: int, *, by_writer: bool = False) -> None:
+        """Of the entries from index *first* on, up to where a tile ends, whoever ships them has only the *hashes* left,
+        as of all *below* an index. From their writer only of what was witnessed before: otherwise a log could keep to
+        itself what it says."""
         end = first + len(hashes)
         if first != self.size or end % TILE_WIDTH or not hashes or {len(one) for one in hashes} != {HASH_BYTES}:
             told = f"hashes of entries {first} to {end}; expected them from {self.size} to where a tile ends"
             raise Unverifiable(Reason.MALFORMED_REQUEST, told)
-        if by_writer and self.size > max(self._pruned, first_kept(self._root)):
-            # Nobody but we forgets what we have: what is here stays, and hashes begin another copy.
-            self._set_aside()
-            told = f"the copy of {self._origin} ended at {self.size}; it is kept aside, and begins anew: ship on"
-            raise Unverifiable(Reason.OVERLOADED, told)
-        if by_writer and end > self.known.size:
+        if by_writer and end > max(self.known.size, self._lacks):
             raise Forked(
-                f"the entries of {self._origin} below {end} were pruned where they were written, and only "
-                f"{self.known.size} were ever witnessed here: a gateway that was restored from a backup that is older "
-                "than the keep_days of its sidecars and nodes cannot get them back"
+                f"the entries of {self._origin} below {below} were pruned where they were written, and only "
+                f"{self.known.size} were ever witnessed here, as after a backup that is older than keep_days; nobody "
+                f"can bring them: `licet audit renew {self._origin} --pruned-below {below} --reason …`"
             )
+        if self.size > max(self._pruned, first_kept(self._root)):
+            # Nobody but we forgets what we have.
+            raise Unfit(f"it ended at {self.size}, and of what follows only hashes are left", self.known)
         for index, leaf in enumerate(hashes, first):
             self._tiles.append_pruned(leaf)
             if index + 1 == self.known.size:
@@ -109,13 +118,8 @@ class Mirror:
             self._is_whole = True
             return
         if not self._is_whole:  # what was left here after a crash is not what it seemed
-            self._set_aside()
-            raise Unverifiable(Reason.OVERLOADED, f"the copy of {self._origin} was damaged and begins anew; ship on")
+            raise Unfit("after a crash it had not the root that was witnessed", self.known)
         raise Forked(f"the first {self.known.size} entries of {self._origin} are not those that were witnessed")
-
-    def _set_aside(self) -> None:
-        aside = (self._root.with_name(f"{self._root.name}.aside-{number}") for number in count(1))
-        self._root.rename(next(path for path in aside if not path.exists()))
 
     @property
     def newly_pruned(self) -> int:
@@ -136,6 +140,7 @@ class Mirror:
     def keep(self, sealed: Checkpoint, note: bytes) -> None:
         """Write what *note* seals, which :meth:`check` has looked at, and *note* with its cosignature."""
         self._tiles.write_partial()
+        self._tiles.flush()
         write_atomically(self._root / "vkey", checkpoint.vkey(self._origin, self._key).encode() + b"\n")
         if self.newly_pruned:
             flush_hashes(self._root, self._pruned)

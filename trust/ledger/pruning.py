@@ -41,13 +41,6 @@ def first_to_keep(root: Path, size: int, before_us: int) -> int:
     return first
 
 
-def prune(root: Path, size: int, before_us: int) -> int:
-    """Forget them; the index of the first entry that is kept."""
-    first = first_to_keep(root, size, before_us)
-    drop(root, first)
-    return first
-
-
 def drop(root: Path, first: int) -> None:
     """Forget what is below index *first*, which begins a tile."""
     begin = first_kept(root)

@@ -80,6 +80,7 @@ class Sealer:
             entry = self._written.popleft()
             self._tiles.append(entry, leaf_hash(entry))
         self._tiles.write_partial()
+        self._tiles.flush()
         edge = self._tiles.edge
         claim = Checkpoint(self._origin, edge.size, edge.root(), self._clock.wall_us() // 1000)
         write_atomically(self._root / "checkpoint", checkpoint.seal(claim, self._key), flush=True)

@@ -26,13 +26,13 @@ _INSTANCE: Final = re.compile(r"[a-z0-9][a-z0-9.\-]{0,62}")
 
 class Shipment(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """Entries from index ``first`` on; ``checkpoint`` (a signed note) comes with the last of those that it seals.
-    ``vkey`` is the log's verifier key. ``pruned``: these are the hashes of entries that whoever ships them has not any
-    more, up to where a tile ends."""
+    ``vkey`` is the log's verifier key. ``pruned``: these are hashes, of entries that whoever ships them has not any
+    more below this index; they go to where a tile ends."""
 
     vkey: Annotated[str, msgspec.Meta(max_length=400)]
     first: Annotated[int, msgspec.Meta(ge=0)]
     checkpoint: Annotated[str, msgspec.Meta(max_length=4000)] = ""
-    pruned: bool = False
+    pruned: Annotated[int, msgspec.Meta(ge=0)] = 0
 
 
 class Received(msgspec.Struct, frozen=True):
@@ -65,7 +65,7 @@ def following(root: Path, vkey: str, first: int, sealed: int, note: bytes) -> by
     if first < begin:
         end = min(begin, (bundle + TILES_OF_HASHES) * TILE_WIDTH)
         hashes = [one for at in range(bundle, end // TILE_WIDTH) for one in read_hashes(root, 0, at, TILE_WIDTH)]
-        return pack(Shipment(vkey, first, pruned=True), hashes[first - bundle * TILE_WIDTH :])
+        return pack(Shipment(vkey, first, pruned=begin), hashes[first - bundle * TILE_WIDTH :])
     found: list[bytes] = []
     size = 0
     for entry in islice(read_entries(root, sealed, bundle), first - bundle * TILE_WIDTH, None):

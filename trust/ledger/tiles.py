@@ -1,7 +1,7 @@
 """The C2SP tlog-tiles layout on disk: ``tile/<L>/<N>[.p/<W>]`` and ``tile/entries/<N>[.p/<W>]``.
 
-Source: c2sp.org/tlog-tiles. Tiles are derived from the durable frames and can be made again from them, so
-they are replaced atomically but not flushed one by one.
+Source: c2sp.org/tlog-tiles. Tiles are replaced atomically. Those that are full are flushed before the checkpoint that
+vouches for them; partial ones are derived from the frames, and can be made again.
 """
 
 from __future__ import annotations
@@ -96,6 +96,7 @@ class TileWriter:
         self._root = root
         self.edge = Edge()
         self._entries: list[bytes] = []
+        self._unflushed: list[Path] = []
 
     def resume_entries(self, entries: list[bytes]) -> None:
         """Take over the entries of the last, partial bundle."""
@@ -118,6 +119,12 @@ class TileWriter:
         for level, number, hashes in self.edge.append(leaf):
             self._write(tile_path(level, number, TILE_WIDTH), b"".join(hashes))
 
+    def flush(self) -> None:
+        """Make durable the tiles that became full: nobody looks at them again, and a power failure could empty them."""
+        paths, self._unflushed = self._unflushed, []
+        for path in [*paths, *{path.parent for path in paths}]:
+            flush_path(path)
+
     def write_partial(self) -> None:
         """Write the right edge, so that a checkpoint of this size can be verified."""
         size = self.edge.size
@@ -131,6 +138,8 @@ class TileWriter:
     def _write(self, relative: str, data: bytes) -> None:
         path = self._root / relative
         write_atomically(path, data)
+        if not path.parent.name.endswith(".p"):
+            self._unflushed.append(path)
         stale = path.parent if path.parent.name.endswith(".p") else path.with_name(path.name + ".p")
         for old in stale.glob("[0-9]*") if stale.is_dir() else ():
             if old != path:

@@ -17,7 +17,7 @@ from trust.identity.keys import PublicKey
 from trust.ledger import checkpoint, entries
 from trust.ledger.checkpoint import Checkpoint
 from trust.ledger.disk import Disk
-from trust.ledger.entries import Line
+from trust.ledger.entries import Line, Pruned
 from trust.ledger.merkle import EMPTY_ROOT, TILE_WIDTH, Edge, leaf_hash
 from trust.ledger.proofs import Tree, require_consistent
 from trust.ledger.pruning import first_kept
@@ -54,6 +54,7 @@ class Report:
     votes: int = 0
     kept: int = 0
     pruned: int = 0
+    said_pruned: int = 0
     faults: list[str] = field(default_factory=list)
 
     @property
@@ -194,6 +195,8 @@ def _check(root: Path, sealed: Checkpoint, report: Report, judge: Judge | None) 
     for index, data in frames.rest():
         if index >= sealed.size:
             _check_entry(data, index, sealed.origin, report, judge)
+    if report.pruned > report.said_pruned and not report.copy:
+        report.faults.append(f"the entries below {report.pruned} are gone, and no entry says that they were pruned")
     report.entries = sealed.size if report.copy else frames.expected
     if report.entries < sealed.size:
         report.faults.append(
@@ -227,6 +230,8 @@ def _check_entry(data: bytes, index: int, origin: str, report: Report, judge: Ju
     except Unverifiable as bad:
         report.faults.append(f"entry {index}: {bad.detail}")
         return
+    if isinstance(line.entry, Pruned) and line.entry.origin == origin:
+        report.said_pruned = max(report.said_pruned, line.entry.first)
     if line.stamp.seq != index or line.stamp.origin != origin:
         report.faults.append(f"entry {index} says that it is {line.stamp.origin}#{line.stamp.seq}")
     if judge is not None:
