@@ -341,7 +341,6 @@ async def test_a_gateway_that_begins_late_copies_what_others_have_pruned(two: Me
 
 async def test_what_all_know_of_a_log_catches_up_when_it_is_quiet(two: Mesh, monkeypatch: pytest.MonkeyPatch) -> None:
     """Growth is told to all twice a minute, and so is the last of it."""
-    monkeypatch.setattr("gateway.witness.TELL_S", 2.0)
     monkeypatch.setattr("sidecar.shipping.IDLE_S", 0.2)
     turn_to(two, two.gateway)
     for _ in range(3):
@@ -352,6 +351,8 @@ async def test_what_all_know_of_a_log_catches_up_when_it_is_quiet(two: Mesh, mon
         record = two.gateway.records.store.get(LogRecord, sealed.origin)
         return record.size if record else 0
 
+    assert known() < sealed.size
+    monkeypatch.setattr("gateway.witness.TELL_S", 1.0)
     await eventually(lambda: known() >= sealed.size)
 
 
