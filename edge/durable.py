@@ -146,10 +146,6 @@ class DurableLedger:
         self._ledger.commit()
         return self._ledger.since(wall_us)
 
-    async def require_hashes(self, first: int) -> None:
-        """:class:`LedgerDamaged` unless what would be left of the entries below index *first* is their hashes."""
-        await asyncio.to_thread(self._ledger.require_hashes, first)
-
     async def prune(self, first: int) -> None:
         """Forget the entries below index *first*, which somebody else keeps, but for their hashes."""
         await asyncio.to_thread(self._ledger.prune, first)

@@ -153,6 +153,7 @@ class Index:
         first = source.first
         if first > self._firsts.get(source.origin, 0):
             self._forget(number, first)  # by whoever it was pruned
+            self.generation += 1
             self._firsts[source.origin] = first
         start = max(start, first)
         lines = [entries.decode(data) for data in islice(source.entries(start), BATCH)]

@@ -29,7 +29,7 @@ from trust.ledger import checkpoint, entries, proofs
 from trust.ledger.entries import Deed
 from trust.ledger.merkle import TILE_WIDTH
 from trust.ledger.proofs import Tree
-from trust.ledger.pruning import first_kept, first_to_keep
+from trust.ledger.pruning import first_kept, first_to_keep, require_hashes
 from trust.ledger.rows import Row
 from trust.ledger.tiles import read_entries
 from trust.ledger.verify import Undecidable
@@ -133,7 +133,9 @@ class Ledgers:
         self._blobs = Blobs(self.home / "blobs")
         self.index = Index(path, self.sources)
         self._room = Room(self.index)
+        self._anew: set[str] = set()
         witness.listen(lambda _origin: self._wake.set())
+        witness.on_anew = self._anew.add
 
     def sources(self) -> Iterator[Source]:
         """All logs, as far as they are sealed (and, but for our own, cosigned)."""
@@ -162,6 +164,8 @@ class Ledgers:
         """Keep the index current, for ever."""
         while True:
             try:
+                while self._anew:
+                    await self.index.forget(self._anew.pop())
                 found = await self.index.follow()
                 self._followed.set()  # whoever waits looks again; who comes later waits for the next time
                 self._followed = asyncio.Event()
@@ -244,12 +248,16 @@ class Ledgers:
         for log in self.sealed_logs():
             if log.origin.split("/")[1] == "gateway":
                 continue
-            first = await asyncio.to_thread(first_to_keep, log.root, log.size, before_us)
-            if first > log.first:
-                await self._records.note(entries.Pruned(log.origin, first, before_us, by))
-                await self._witness.prune(log.origin, first)
-                await self.index.prune(log.origin, first)
-                found[log.origin] = first
+            try:
+                first = await asyncio.to_thread(first_to_keep, log.root, log.size, before_us)
+                if first > log.first:
+                    await asyncio.to_thread(require_hashes, log.root, first)
+                    await self._records.note(entries.Pruned(log.origin, first, before_us, by))
+                    await self._witness.prune(log.origin, first)
+                    await self.index.prune(log.origin, first)
+                    found[log.origin] = first
+            except (Unverifiable, OSError) as bad:
+                _log.error("the copy of %s is not pruned: %s", log.origin, bad)
         return found
 
     async def sql(self, text: str, by: str) -> Answer:

@@ -150,7 +150,7 @@ class Peers:
         try:
             await self._copy(peer, log)
             self._stuck.discard((peer.name, log.origin))
-        except (Unverifiable, msgspec.DecodeError) as bad:
+        except (Unverifiable, msgspec.DecodeError, OSError) as bad:
             if (peer.name, log.origin) not in self._stuck:
                 _log.warning("%s is not copied from gateway %s, trying again: %s", log.origin, peer.name, bad)
             self._stuck.add((peer.name, log.origin))
@@ -162,11 +162,12 @@ class Peers:
             shipped, bundle = await asyncio.to_thread(shipment.unpack, data)
             await self._witness.adopt(log.origin, shipped, bundle, peer.name)
             if await self._witness.copied(log.origin) == have:
-                return
+                raise Unverifiable(Reason.UNWITNESSED, f"nothing of it is taken after {have} entries")
 
     def _has_more(self, origin: str, have: int) -> bool:
-        """Whether another gateway has more of a log than this one, which copies it, or has not been asked yet."""
+        """Whether another gateway has more of a log than so many entries, and gives it, or has not been asked yet."""
         names = [one.name for one in self.others() if one.name not in self.silent]
+        names = [name for name in names if (name, origin) not in self._stuck]
         return any(name not in self._heard or self._heard[name].get(origin, 0) > have for name in names)
 
     def others(self) -> list[Peer]:

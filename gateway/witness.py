@@ -53,6 +53,8 @@ class Witness:
         """When each log's size was last changed for all gateways."""
         self.elsewhere: Callable[[str, int], bool] = lambda _origin, _have: False
         """Whether another gateway has more of a log than so many entries, which then come from there."""
+        self.on_anew: Callable[[str], object] = lambda _origin: None
+        """Called when the copy of a log is put aside, and another begins."""
         records.listen(self._on_change)
 
     def _on_change(self, entry: AnyEntry) -> None:
@@ -60,6 +62,7 @@ class Witness:
         if isinstance(entry, entries.Log) and entry.event == "renewed":
             self._mirrors.pop(entry.origin, None)
             self._put_aside(entry.origin)
+            self.on_anew(entry.origin)
 
     def _put_aside(self, origin: str) -> Path:
         """Where the copy of a log lies from now on; no log has this directory for its own."""
@@ -68,7 +71,13 @@ class Witness:
         if path.exists():
             aside.mkdir(mode=0o700, exist_ok=True)
             path.rename(where)
+            self.on_anew(origin)
         return where
+
+    def _is_of(self, origin: str, known: LogRecord) -> bool:
+        """Whether the copy that is here, if one is, is of the log with this key."""
+        vkey = self.path(origin) / "vkey"
+        return not vkey.exists() or vkey.read_text().strip() == known.vkey
 
     def listen(self, listener: Callable[[str], None]) -> None:
         """Call *listener* with the origin of each log that was cosigned further."""
@@ -113,13 +122,14 @@ class Witness:
             known = await self._meet(origin, shipment.vkey)
             try:
                 mirror = await self._mirror(origin)
-                comes_from_there = shipment.pruned and not known.wrong and self.elsewhere(origin, mirror.size)
+                wanted = max(mirror.size, shipment.pruned - 1)
+                comes_from_there = shipment.pruned and not known.wrong and self.elsewhere(origin, wanted)
                 if shipment.first != mirror.size or comes_from_there:
                     return Received(mirror.size)
                 return await self._take(workload, origin, mirror, shipment, bundle)
             except Unfit as bad:
                 await self._begin_anew(origin, bad)
-                raise Unverifiable(Reason.OVERLOADED, f"the copy of {origin} begins anew: {bad}; ship on") from None
+                return Received(0)
             except Exception as bad:
                 # What was taken and not sealed is nothing, and of what could not be written memory knows too much.
                 self._mirrors.pop(origin, None)
@@ -184,9 +194,9 @@ class Witness:
     async def _begin_anew(self, origin: str, why: Unfit) -> None:
         """Our copy is put aside, and what was seen of the log stays known to all."""
         self._mirrors.pop(origin, None)
-        known = self._records.store.get(LogRecord, origin)
-        if known is None or known.size < why.known.size:
-            async with self._records.deciding:
+        async with self._records.deciding:
+            known = self._records.store.get(LogRecord, origin)
+            if known is not None and known.size < why.known.size and self._is_of(origin, known):
                 await self._records.change(_entry_of(why.known))
         where = self._put_aside(origin)
         _log.error("the copy of %s is kept in %s, and begins anew: %s", origin, where, why)
@@ -196,8 +206,10 @@ class Witness:
         known = self._records.store.get(LogRecord, origin)
         if known is None:
             async with self._records.deciding:
-                await self._records.change(entries.Log("met", origin, vkey))
-            return LogRecord(origin, vkey)
+                known = self._records.store.get(LogRecord, origin)
+                if known is None:
+                    await self._records.change(entries.Log("met", origin, vkey))
+                    return LogRecord(origin, vkey)
         if known.closed:
             todo = f"if it is not, `licet audit renew {origin} --reason …`"
             raise Unverifiable(Reason.FORKED, f"{origin} was closed, as gone for good: {known.closed}; {todo}")
@@ -252,9 +264,14 @@ class Witness:
         mirror = self._mirrors.get(origin)
         if mirror is None or (mirror.known.size < known.size <= mirror.size):
             _, key = checkpoint.parse_vkey(known.vkey)
+            if not self._is_of(origin, known):
+                self._put_aside(origin)  # it began anew while this gateway did not hear of it
             lacking = self._records.store.get(Lacking, origin)
-            lacks = lacking.below if lacking is not None else 0
+            lacks = lacking.below if lacking is not None and not known.size else 0
             mirror = await asyncio.to_thread(Mirror, self.path(origin), origin, key, seen(known), lacks)
+            now = self._records.store.get(LogRecord, origin)
+            if now is None or now.vkey != known.vkey:
+                raise Unverifiable(Reason.OVERLOADED, f"{origin} began anew at this moment; ship on")
             self._mirrors[origin] = mirror
         elif mirror.known.size < known.size:
             mirror.known = seen(known)
@@ -289,7 +306,7 @@ class Witness:
             except Unfit as bad:
                 await self._begin_anew(origin, bad)
                 return 0
-            except Forked:
+            except (Forked, Unverifiable):
                 return None
 
     async def adopt(self, origin: str, shipment: Shipment, bundle: list[bytes], by: str) -> None:

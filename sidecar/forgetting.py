@@ -12,7 +12,7 @@ from edge.clock import SystemClock
 from edge.durable import DurableLedger
 from sidecar.shipping import Shipper
 from trust.ledger import entries
-from trust.ledger.pruning import first_kept, first_to_keep
+from trust.ledger.pruning import first_kept, first_to_keep, require_hashes
 
 EVERY_S: Final = 3600.0
 FIRST_AFTER_S: Final = 60.0
@@ -64,7 +64,7 @@ class Forgetting:
             return first_kept(root)  # a gateway that is away may come back with less
         first = await asyncio.to_thread(first_to_keep, root, self._shipper.cosigned, before_us)
         if first > first_kept(root):
-            await self._ledger.require_hashes(first)
+            await asyncio.to_thread(require_hashes, root, first)
             await self._keep()
             await self._ledger.append(entries.Pruned(self._ledger.origin, first, before_us, "keep_days"))
             await self._ledger.prune(first)

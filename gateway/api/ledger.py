@@ -16,6 +16,7 @@ from gateway.ledgers import Ledgers
 from gateway.questions import MAX_ROWS, Filter
 from gateway.state import Person
 from trust.ledger import entries
+from trust.ledger.merkle import TILE_WIDTH
 from trust.reasons import Reason, Unverifiable, visible
 
 FACETS: Final = ("kind", "decision", "reason", "agent", "server", "tool", "node")
@@ -42,7 +43,7 @@ class _Erase(_Subject, frozen=True, forbid_unknown_fields=True):
 class _Renew(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     origin: str
     reason: str
-    pruned: Annotated[int, msgspec.Meta(ge=0, le=10**15)] = 0
+    pruned: Annotated[int, msgspec.Meta(ge=0, le=10**15, multiple_of=TILE_WIDTH)] = 0
 
 
 class Ledger:
@@ -155,7 +156,6 @@ class Ledger:
     async def _renew(self, incoming: Incoming, person: Person) -> Response:
         asked = decode(incoming, _Renew)
         await self._s.witness.renew(asked.origin, person.name, asked.reason, asked.pruned)
-        await self._s.ledgers.index.forget(asked.origin)
         return json_response({"renewed": asked.origin}, 201)
 
     async def _close(self, incoming: Incoming, person: Person) -> Response:

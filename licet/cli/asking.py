@@ -436,7 +436,12 @@ def close(
 def renew(
     origin: str,
     reason: str = typer.Option(..., "--reason", help="Why its log begins anew, such as a disk that was replaced."),
-    pruned: int = typer.Option(0, "--pruned-below", min=0, help="Nobody has its entries below this index any more."),
+    pruned: int = typer.Option(
+        0,
+        "--pruned-below",
+        min=0,
+        help="Nobody has its entries below this index any more, as its writer says: who lies about it hides so much.",
+    ),
     token_file: Path | None = As,
     as_json: bool = Json,
 ) -> None:

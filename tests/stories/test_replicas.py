@@ -27,6 +27,7 @@ import pytest
 from gateway.app import Gateway
 from gateway.config import GatewayConfig
 from gateway.people import People
+from gateway.questions import Filter
 from gateway.state import LogRecord, Peer
 from gateway.witness import ASIDE
 from licet.client import Api, Unavailable
@@ -377,6 +378,54 @@ async def test_one_log_that_cannot_be_copied_hides_no_other(two: Mesh, monkeypat
     await eventually(lambda: not peers._stuck)
 
 
+async def test_two_keys_for_one_log_meet_one_gateway_each(two: Mesh) -> None:
+    """At the same moment: one of them is that of the log, and the other is refused, wherever it came."""
+    origin = two.sidecar.ledger.origin + "/pod-x"
+    vkeys = [checkpoint.vkey(origin, SecretKey.generate().public) for _ in range(2)]
+    witnesses = two.gateway.witness, two.replicas["b"].witness
+    met = await asyncio.gather(
+        *(one._meet(origin, vkey) for one, vkey in zip(witnesses, vkeys, strict=True)), return_exceptions=True
+    )
+    (refused,) = [one for one in met if isinstance(one, Exception)]
+    assert "another key than before" in str(refused)
+    kept = vkeys[0] if met[1] is refused else vkeys[1]
+    for gateway in (two.gateway, two.replicas["b"]):
+        await eventually(lambda gateway=gateway: gateway.records.store.get(LogRecord, origin) is not None)
+        assert gateway.records.store.get(LogRecord, origin).vkey == kept
+
+
+async def test_a_gateway_that_was_away_while_a_log_began_anew_keeps_the_former_copy_aside(two: Mesh) -> None:
+    turn_to(two, two.gateway)
+    await read(two)
+    first, b = await witnessed(two), two.replicas["b"]
+    await eventually(lambda: copies(b).get(first.origin, 0) >= first.size)
+    await two.stop_replica("b")
+    await two.stop("sidecar")
+    shutil.rmtree(two.home / "sidecar" / "ledger")
+    (two.home / "sidecar" / "ledger.key").unlink()
+    answer = await ask(two, two.gateway, "POST", "/v1/ledger/renew", {"origin": first.origin, "reason": "a new disk"})
+    assert answer.status == 201, answer.body
+    await two.start_sidecar()
+    await read(two)
+    second = await witnessed(two)
+    b = await two.start_replica("b")
+    copy, vkey = b.witness.path(first.origin) / "vkey", (two.sidecar.ledger.root / "vkey").read_text()
+    await eventually(lambda: copy.exists() and copy.read_text() == vkey)
+    await eventually(lambda: copies(b).get(first.origin, 0) >= second.size)
+    assert verify(b.witness.path(first.origin), copy=True).faults == []
+    (aside,) = (b.config.home / "logs" / ASIDE).iterdir()
+    assert Tree(aside, first.size).root() == first.root
+
+    async def indexed() -> list[int]:
+        page = await b.ledgers.index.find(Filter(origin=first.origin, limit=1000, oldest_first=True))
+        return [row.index for row in page.rows]
+
+    async with asyncio.timeout(30):
+        while len(rows := await indexed()) < second.size:
+            await asyncio.sleep(0.05)
+    assert rows == list(range(len(rows))), "nothing of the former log, and all of this"
+
+
 async def test_who_was_not_asked_yet_may_have_more(two: Mesh) -> None:
     """Until then no writer's hashes are taken for what another gateway may have whole."""
     peers = two.replicas["b"]._api.services.peers
@@ -386,6 +435,9 @@ async def test_who_was_not_asked_yet_may_have_more(two: Mesh) -> None:
     assert peers._has_more(origin, 10**9)
     await eventually(lambda: not peers._has_more(origin, 10**9))
     assert peers._has_more(origin, -1)
+    peers._stuck.add(("main", origin))
+    assert not peers._has_more(origin, -1), "and what it does not give it has not"
+    peers._stuck.clear()
     peers.silent["main"] = "it is gone"
     assert not peers._has_more(origin, -1)
 

@@ -52,7 +52,7 @@ def firsts(root: Path) -> list[int]:
 
 def forget(root: Path, first: int) -> None:
     ledger = open_ledger(root, boot="forgets")
-    ledger.require_hashes(first)
+    pruning.require_hashes(root, first)
     ledger.append(Pruned(ORIGIN, first, 1, "test"))
     ledger.prune(first)
     ledger.close()
@@ -283,6 +283,9 @@ def test_hashes_are_enough_where_a_person_said_so(written: Path, tmp_path: Path)
             with pytest.raises(Forked, match="--pruned-below 768"):
                 ship(written, mirror)
     assert verify(tmp_path / "copy-768", copy=True).pruned == 768
+    mirror = Mirror(tmp_path / "copy-more", ORIGIN, KEY.public, NOTHING, 10**12)
+    with pytest.raises(Unverifiable, match="up to 1024, of which 768 were pruned"):
+        mirror.take_pruned(0, [b"x" * 32] * 1024, 768, by_writer=True)
 
 
 def test_a_tile_that_is_full_is_durable_before_anything_vouches_for_it(
@@ -318,12 +321,12 @@ def test_what_are_not_the_hashes_is_noticed_before_anything_is_removed(written: 
     (written / "tile/0/001").write_bytes(b"")
     ledger = open_ledger(written)
     with pytest.raises(Unverifiable, match="too short"):
-        ledger.require_hashes(768)
+        pruning.require_hashes(written, 768)
     flip(written / "tile/0/002", 40)
     (written / "tile/0/001").unlink()
     shutil.copy(written / "tile/0/000", written / "tile/0/001")
-    with pytest.raises(LedgerDamaged, match="tile 0/1 is not the hashes"):
-        ledger.require_hashes(768)
+    with pytest.raises(Unverifiable, match="tile 0/1 is not the hashes"):
+        pruning.require_hashes(written, 768)
     ledger.close()
 
 

@@ -162,16 +162,9 @@ class Ledger:
         """Everything that was written after *wall_us* (Unix microseconds), and some of what was before."""
         yield from self.lines(self._segments.start_of(wall_us, lambda data: entries.decode(data).stamp.wall_us))
 
-    def require_hashes(self, first: int) -> None:
-        """:class:`LedgerDamaged` unless what would be left of the entries below index *first* is their hashes."""
-        for number in range(first_kept(self.root) // TILE_WIDTH, first // TILE_WIDTH):
-            bundle = islice(read_entries(self.root, first, number), TILE_WIDTH)
-            if [leaf_hash(data) for data in bundle] != read_hashes(self.root, 0, number, TILE_WIDTH):
-                raise LedgerDamaged(f"{self.root}: tile 0/{number} is not the hashes of its entries")
-
     def prune(self, first: int) -> None:
         """Forget the entries below index *first*, which begins a tile, but for their hashes; frames as far as whole
-        segments are below it. Somebody else must have them, and :meth:`require_hashes` have found the hashes right."""
+        segments are below it. Somebody else must have them, and ``pruning.require_hashes`` have found their hashes."""
         pruning.flush_hashes(self.root, first)
         pruning.drop(self.root, first)
         self._segments.forget(first)

@@ -97,6 +97,8 @@ class Mirror:
         if first != self.size or end % TILE_WIDTH or not hashes or {len(one) for one in hashes} != {HASH_BYTES}:
             told = f"hashes of entries {first} to {end}; expected them from {self.size} to where a tile ends"
             raise Unverifiable(Reason.MALFORMED_REQUEST, told)
+        if end > below:
+            raise Unverifiable(Reason.MALFORMED_REQUEST, f"hashes of entries up to {end}, of which {below} were pruned")
         if by_writer and end > max(self.known.size, self._lacks):
             raise Forked(
                 f"the entries of {self._origin} below {below} were pruned where they were written, and only "

@@ -6,12 +6,13 @@ A copy is pruned by who keeps it. A writer may prune its own log as far as someb
 from __future__ import annotations
 
 import re
+from itertools import islice
 from pathlib import Path
 from typing import Final
 
 from trust.ledger import entries
-from trust.ledger.merkle import TILE_WIDTH
-from trust.ledger.tiles import flush_path, read_entries, remove_tile, tile_path, write_atomically
+from trust.ledger.merkle import TILE_WIDTH, leaf_hash
+from trust.ledger.tiles import flush_path, read_entries, read_hashes, remove_tile, tile_path, write_atomically
 from trust.reasons import Reason, Unverifiable
 
 MARK: Final = "pruned"
@@ -48,6 +49,15 @@ def drop(root: Path, first: int) -> None:
         write_atomically(root / MARK, f"{first}\n".encode(), flush=True)  # said before it is done: a crash leaves waste
     for number in range(begin // TILE_WIDTH, first // TILE_WIDTH):
         remove_tile(root / tile_path("entries", number, TILE_WIDTH))
+
+
+def require_hashes(root: Path, first: int) -> None:
+    """:class:`Unverifiable` unless what would be left of the entries below index *first* is their hashes."""
+    for number in range(first_kept(root) // TILE_WIDTH, first // TILE_WIDTH):
+        bundle = islice(read_entries(root, first, number), TILE_WIDTH)
+        if [leaf_hash(data) for data in bundle] != read_hashes(root, 0, number, TILE_WIDTH):
+            told = f"{root}: tile 0/{number} is not the hashes of its entries"
+            raise Unverifiable(Reason.MALFORMED_REQUEST, told)
 
 
 def flush_hashes(root: Path, first: int) -> None:

@@ -137,9 +137,11 @@ class TileWriter:
 
     def _write(self, relative: str, data: bytes) -> None:
         path = self._root / relative
-        write_atomically(path, data)
         if not path.parent.name.endswith(".p"):
+            if path.exists() and path.read_bytes() == data:
+                return  # it may be all that is left
             self._unflushed.append(path)
+        write_atomically(path, data)
         stale = path.parent if path.parent.name.endswith(".p") else path.with_name(path.name + ".p")
         for old in stale.glob("[0-9]*") if stale.is_dir() else ():
             if old != path:
