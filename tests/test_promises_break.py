@@ -66,7 +66,7 @@ BREAKS = {
     ),
     "7 what cannot be read any more is still found": (
         "gateway/index.py", "        if first > self._firsts.get(source.origin, 0):\n", "        if False:\n",
-        FORGOTTEN + "test_a_copy_that_lost_its_end_is_kept_aside_and_that_is_said",
+        "tests/trust/test_pruning.py::test_the_index_forgets_what_its_copy_has_not_any_more",
     ),
     "7 a writer makes a witness forget": (
         "trust/ledger/mirror.py", "        if self.size > max(self._pruned, first_kept(self._root)):\n", "        if False:\n",

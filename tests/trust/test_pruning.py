@@ -87,6 +87,18 @@ def test_pruning_hides_no_tampering(log: Path) -> None:
     assert not verify(log, copy=True).holds
 
 
+async def test_the_index_forgets_what_its_copy_has_not_any_more(log: Path, tmp_path: Path) -> None:
+    """Whoever pruned it."""
+    index = Index(tmp_path / "index.sqlite", lambda: [Sealed.at(log)])
+    assert await index.follow() == 700
+    generation = index.generation
+    prune(log, 700, LATER_US)
+    await index.follow()
+    assert len((await index.find(Filter(limit=1000))).rows) == 188
+    assert index.generation > generation, "what was copied from it is read again"
+    index.close()
+
+
 async def test_the_index_made_anew_after_pruning_has_the_same_content(log: Path, tmp_path: Path) -> None:
     index = Index(tmp_path / "index.sqlite", lambda: [Sealed.at(log)])
     assert await index.follow() == 700
