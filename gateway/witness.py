@@ -29,6 +29,7 @@ from trust.ledger.shipment import Received, Shipment, is_log_of
 from trust.reasons import Reason, Unverifiable, visible
 
 TELL_S: Final = 30.0
+JUST_NOW_US: Final = 60_000_000
 ASIDE: Final = ".aside"
 MAX_NOTE: Final = 2000
 """Of a checkpoint that is shipped here; with our line it must fit into what other gateways take."""
@@ -123,8 +124,8 @@ class Witness:
             try:
                 mirror = await self._mirror(origin)
                 wanted = max(mirror.size, shipment.pruned - 1)
-                comes_from_there = shipment.pruned and not known.wrong and self.elsewhere(origin, wanted)
-                if shipment.first != mirror.size or comes_from_there:
+                comes_from_there = self._seen_elsewhere(known) or self.elsewhere(origin, wanted)
+                if shipment.first != mirror.size or (shipment.pruned and not known.wrong and comes_from_there):
                     return Received(mirror.size)
                 return await self._take(workload, origin, mirror, shipment, bundle)
             except Unfit as bad:
@@ -137,6 +138,11 @@ class Witness:
                     raise
                 await self._alarm(origin, str(bad))
                 raise Unverifiable(Reason.FORKED, str(bad)) from None
+
+    def _seen_elsewhere(self, known: LogRecord) -> bool:
+        """Whether another gateway may have cosigned more of a log just now, which is copied from there a moment later.
+        Else its writer could ship to one, and have another put its copy aside, again and again."""
+        return self._records.shared and self._clock.wall_us() - known.at_us < JUST_NOW_US
 
     def _may_name(self, workload: Workload) -> frozenset[str] | None:
         """A sidecar tells of its own agent and its guests; a node of a namespace of the agents there."""

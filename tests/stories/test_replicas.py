@@ -35,10 +35,14 @@ from loadtests.servers import Redis, free_ports
 from tests.mesh import REPOSITORY, SEGMENT, Answer, Mesh
 from tests.stories.test_witness import shipped, witnessed
 from trust.identity.keys import SecretKey
+from trust.identity.wit import Workload
 from trust.ledger import checkpoint, entries
 from trust.ledger.checkpoint import Checkpoint
 from trust.ledger.log import LedgerDamaged
+from trust.ledger.merkle import leaf_hash
 from trust.ledger.proofs import Tree
+from trust.ledger.shipment import Shipment
+from trust.ledger.tiles import read_entries
 from trust.ledger.verify import verify
 
 pytestmark = pytest.mark.slow
@@ -424,6 +428,36 @@ async def test_a_gateway_that_was_away_while_a_log_began_anew_keeps_the_former_c
         while len(rows := await indexed()) < second.size:
             await asyncio.sleep(0.05)
     assert rows == list(range(len(rows))), "nothing of the former log, and all of this"
+
+
+async def test_a_writer_cannot_have_a_copy_put_aside_that_is_only_a_moment_behind(
+    two: Mesh, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It ships to one gateway, and offers the other hashes of what that has not copied yet."""
+    monkeypatch.setattr("gateway.witness.TELL_S", 0.1)
+    turn_to(two, two.gateway)
+    await read(two)
+    first, b = await witnessed(two), two.replicas["b"]
+    origin, vkey = first.origin, (two.sidecar.ledger.root / "vkey").read_text().strip()
+    await eventually(lambda: copies(b).get(origin, 0) >= first.size)
+
+    async def nothing(*_: Any) -> None:
+        pass
+
+    monkeypatch.setattr(b._api.services.peers, "_copy_one", nothing)
+    for _ in range(140):
+        await read(two)
+    await witnessed(two)
+    await eventually(lambda: b.records.store.get(LogRecord, origin).size >= 256)
+    have = copies(b)[origin]
+    assert 0 < have < 256
+    leaves = [leaf_hash(entry) for entry in read_entries(two.sidecar.ledger.root, 256)][have:]
+    asked = Shipment(vkey, have, pruned=256)
+    monkeypatch.setattr(b.witness, "elsewhere", lambda _origin, _have: False)
+    workload = Workload("licet.local", "agent", "demo", "", SecretKey.generate().public, 0, 0)
+    received = await b.witness.receive(workload, asked, leaves)
+    assert received.size == have
+    assert not (b.config.home / "logs" / ASIDE).exists()
 
 
 async def test_who_was_not_asked_yet_may_have_more(two: Mesh) -> None:
