@@ -32,6 +32,10 @@ BREAKS = {
         "gateway/witness.py", "self._records.shared and self._clock.wall_us() - known.at_us < JUST_NOW_US", "False",
         "tests/stories/test_replicas.py::test_a_writer_cannot_have_a_copy_put_aside_that_is_only_a_moment_behind",
     ),
+    "7 a writer says that another log was pruned": (
+        "trust/ledger/mirror.py", "isinstance(line.entry, entries.Pruned) and kind != \"gateway\" and", "False and",
+        FORGETTING + "test_no_writer_says_that_another_log_was_pruned",
+    ),
     "7 two keys are met for one log": (
         "gateway/witness.py", "                known = self._records.store.get(LogRecord, origin)\n                if known is None:\n                    await", "                if known is None:\n                    await",
         "tests/stories/test_replicas.py::test_two_keys_for_one_log_meet_one_gateway_each",

@@ -13,7 +13,7 @@ from tests.trust.test_ledger import KEY, ORIGIN, SEGMENT, flip, open_ledger
 from trust.ledger import checkpoint, log, pruning, sealer, shipment, tiles
 from trust.ledger.checkpoint import Checkpoint
 from trust.ledger.disk import Disk
-from trust.ledger.entries import Gap, Pruned
+from trust.ledger.entries import Gap, Pruned, Stamp, encode, stamped
 from trust.ledger.log import LedgerDamaged, whole_tiles
 from trust.ledger.merkle import EMPTY_ROOT
 from trust.ledger.mirror import Forked, Mirror, Unfit
@@ -270,6 +270,17 @@ def test_a_copy_that_is_whole_is_not_put_away(written: Path, tmp_path: Path) -> 
     more = -mirror.size % 256
     with pytest.raises(Forked):
         mirror.take_pruned(mirror.size, [b"x" * 32] * more, mirror.size + more, by_writer=True)
+
+
+def test_no_writer_says_that_another_log_was_pruned(tmp_path: Path) -> None:
+    for origin, fits in ((ORIGIN, True), ("mesh.test/gateway/main", False)):
+        data = stamped(Stamp(ORIGIN, 0, "b", 1, 1), encode(Pruned(origin, 256, 1, "keep_days")))
+        mirror = copy_of(tmp_path / "copy", NOTHING)
+        if fits:
+            mirror.take(0, [data])
+        else:
+            with pytest.raises(Unverifiable, match="says that another log was pruned"):
+                mirror.take(0, [data])
 
 
 def test_hashes_are_enough_where_a_person_said_so(written: Path, tmp_path: Path) -> None:

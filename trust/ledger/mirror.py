@@ -78,6 +78,9 @@ class Mirror:
             if not entries.may_stand_in(line.entry, kind):
                 told = f"entry {index} of {self._origin} is one that no {kind} writes"
                 raise Unverifiable(Reason.MALFORMED_REQUEST, told)
+            if isinstance(line.entry, entries.Pruned) and kind != "gateway" and line.entry.origin != self._origin:
+                told = f"entry {index} of {self._origin} says that another log was pruned, {visible(line.entry.origin)}"
+                raise Unverifiable(Reason.MALFORMED_REQUEST, told)
             if (stamp.origin, stamp.seq) != (self._origin, index):
                 told = f"entry {index} of {self._origin} says that it is {stamp.origin}#{stamp.seq}"
                 raise Unverifiable(Reason.MALFORMED_REQUEST, told)
